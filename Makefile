@@ -1,0 +1,60 @@
+# `make` or `make help` lists the targets. Every target creates .venv and installs when needed.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := suite,launchers,optimizers,test,dev
+
+# `make run`: training seconds per optimizer, seeds, and where results go.
+SECONDS_EACH ?= 30
+SEEDS ?= 0
+RESULTS ?= results
+# `make reproduce`: which table of the paper.
+TABLE ?= paper/images
+
+.PHONY: help setup run test test-all lint bench reproduce report clean
+
+help:  ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv and install the exact set of constraints.txt
+
+# Reinstalled only when the requirements change.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name one with PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+run: $(STAMP)  ## train SGD, Adam and SNOpt on japanese_vowels, then compare (SECONDS_EACH, SEEDS, RESULTS)
+	$(BIN)/python run.py -m task=japanese_vowels optim=sgd,adam,snopt seed=$(SEEDS) \
+	    train.max_epochs=null train.max_seconds=$(SECONDS_EACH) train.eval_every_seconds=2 \
+	    threads=1 results.root=$(RESULTS)
+	$(BIN)/python -m scripts.report $(RESULTS)
+
+test: $(STAMP)  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+test-all: $(STAMP)  ## run the tests with the slow, gpu and network ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ''
+
+lint: $(STAMP)  ## format check, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## seconds per step, split by bucket, per task
+	$(BIN)/python -m scripts.bench
+
+reproduce: $(STAMP)  ## run and draw a table of the paper (TABLE=paper/images)
+	$(BIN)/python -m scripts.reproduce $(TABLE)
+
+report: $(STAMP)  ## draw what is in RESULTS
+	$(BIN)/python -m scripts.report $(RESULTS)
+
+clean:  ## remove .venv and caches; results stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Thin entry points: ``python -m scripts.report``, ``reproduce``, ``bench``, ``tune``."""

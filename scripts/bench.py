@@ -1,0 +1,123 @@
+"""Costs as ratios measured side by side in one run: ``python -m scripts.bench``.
+
+``step``       seconds of a step per task, and over the bare field work at the same evaluations
+``runner``     the runner against the same loop written by hand
+``snopt``      SNOpt's ordinary and refresh steps over SGD's; memory of a refresh by solver steps
+``gradients``  every way to a gradient beside plain torchdiffeq: time, memory, NFE, error
+``scaling``    growth with batch, width, observations and solver steps: table, plot, exponents
+
+Nothing here is a test: numbers belong to the machine and the moment. Variants take turns within
+rounds, and ratios are medians over rounds with their quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one benchmark, or all; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    # Read when torch is loaded; without them its profiler announces every measurement of memory.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import torch
+
+    from tasks.data.errors import DataError
+    from tasks.report.console import console
+    from tasks.settings import ConfigError
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    out = console()
+    out.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    names = list(SUBJECTS) if options.subject == "all" else [options.subject]
+    try:
+        for name in names:
+            SUBJECTS[name](options, out)
+    except (ConfigError, DataError) as error:
+        console(stderr=True).print(str(error), markup=False)
+        return 1
+    return 0
+
+
+def _step(options: argparse.Namespace, out: Console) -> None:
+    from scripts.benchmarks import step
+
+    step.run(_tasks(options) or step.all_tasks(), options.rounds, out, options.out)
+
+
+def _runner(options: argparse.Namespace, out: Console) -> None:
+    from scripts.benchmarks import overhead
+
+    tasks = _tasks(options) or ["digits", "japanese_vowels"]
+    overhead.run(tasks, options.rounds, options.steps, out, options.out)
+
+
+def _snopt(options: argparse.Namespace, out: Console) -> None:
+    from scripts.benchmarks import curvature
+    from scripts.benchmarks.workloads import NETS
+
+    tasks = _tasks(options) or NETS
+    curvature.run(tasks, options.rounds, options.steps, out, options.out)
+
+
+def _gradients(options: argparse.Namespace, out: Console) -> None:
+    from scripts.benchmarks import gradients
+    from scripts.benchmarks.workloads import NETS
+    from tasks.settings import ConfigError
+
+    tasks = _tasks(options) or NETS
+    ways = [way.strip() for way in options.ways.split(";")] if options.ways else None
+    unknown = [way for way in ways or () if way not in gradients.WAYS]
+    if unknown:
+        raise ConfigError(f"--ways: no {unknown[0]!r}. Choices: {'; '.join(gradients.WAYS)}.")
+    gradients.run(tasks, options.rounds, options.steps, ways, out, options.out)
+
+
+def _scaling(options: argparse.Namespace, out: Console) -> None:
+    from scripts.benchmarks import scaling
+
+    scaling.run(options.rounds, scaling.GRADIENTS, out, options.out, short=options.short)
+
+
+SUBJECTS = {
+    "step": _step,
+    "runner": _runner,
+    "snopt": _snopt,
+    "gradients": _gradients,
+    "scaling": _scaling,
+}
+
+
+def _tasks(options: argparse.Namespace) -> list[str]:
+    return options.task.split(",") if options.task else []
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("subject", nargs="?", default="all", choices=[*SUBJECTS, "all"])
+    parser.add_argument("--task", help="only these tasks, separated by commas")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (7)")
+    parser.add_argument("--steps", type=int, default=60, help="training steps before or in it (60)")
+    parser.add_argument("--threads", type=int, help="threads of torch (its own choice)")
+    parser.add_argument("--ways", help="gradients: only these, separated by semicolons")
+    parser.add_argument("--short", action="store_true", help="scaling: three values of each sweep")
+    parser.add_argument("--out", type=Path, help="folder for CSV files and the plot")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What ``python -m scripts.bench`` measures: one module a subject, none of them a test."""

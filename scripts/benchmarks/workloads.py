@@ -1,0 +1,137 @@
+"""The nets that are measured: a task's own model on one of its own batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+
+from snopt import ODEBlock
+from tasks.batches import Order
+from tasks.cli import CONF, plain
+from tasks.experiment import build_model, build_task, default_data_root
+from tasks.parallel import World
+from tasks.seeding import stream
+from tasks.settings import Settings
+from tasks.task import Batch, Splits, Task
+
+NETS = ("mnist", "japanese_vowels")
+"""The two nets that most bars are set on: the paper's image net, and an ODE-RNN."""
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A task, its data and one batch.
+
+    Attributes:
+        settings: the configuration it came from.
+        batch: the first training batch of seed 0.
+    """
+
+    name: str
+    settings: Settings
+    task: Task
+    splits: Splits
+    batch: Batch
+    device: torch.device
+
+    def model(
+        self, weights: Weights | None = None, solver: Mapping[str, Any] | None = None
+    ) -> nn.Module:
+        """The task's model in training mode.
+
+        Args:
+            weights: a state dict to load; seed 0's initial weights by default.
+            solver: keyword arguments of :class:`snopt.ODEBlock` that replace the configuration's.
+        """
+        config = self.settings.config
+        if solver is not None:
+            changed = {**config["solver"], "options": {}, **_flat(solver)}
+            config = {**config, "solver": changed}
+        model = build_model(Settings.read(config), self.task, World(0, 1, self.device))
+        if weights is not None:
+            model.load_state_dict(dict(weights))
+        return model.train()
+
+    def loss(self, model: nn.Module, batch: Batch | None = None) -> Tensor:
+        """The training loss on a batch, the same noise every time."""
+        batch = self.batch if batch is None else batch
+        noise = stream(0, "noise", self.device)
+        return self.task.loss(self.task.forward(model, batch, noise), batch)
+
+
+def load(
+    task: str, *overrides: str, batch_size: int | None = None, dtype: str = "float32"
+) -> Workload:
+    """A workload from its configuration.
+
+    Args:
+        task: a choice of ``task=``.
+        overrides: further overrides of the command line.
+        batch_size: samples of the batch; the task's own by default.
+        dtype: ``float32`` or ``float64``.
+
+    Raises:
+        ConfigError: there is no such task.
+        DataError: its data are not there.
+    """
+    size = [] if batch_size is None else [f"task.batch_size={batch_size}"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose("config", overrides=[f"task={task}", f"dtype={dtype}", *size, *overrides])
+    settings = Settings.read(plain(config))
+    world = World.join(settings.device)
+    made = build_task(settings)
+    root = settings.config["data"]["root"]
+    folder = Path(root).expanduser() if root else default_data_root()
+    splits = made.load(folder, 0, world.device, getattr(torch, dtype))
+    batch = Order(splits.train, made.batch_size, 0).next()
+    return Workload(task, settings, made, splits, batch, world.device)
+
+
+def trained(workload: Workload, steps: int) -> Weights:
+    """Weights after some Adam steps; solvers and gradients behave differently at untrained ones."""
+    model = workload.model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    order = Order(workload.splits.train, workload.task.batch_size, 0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        workload.loss(model, order.next()).backward()
+        optimizer.step()
+    return copy.deepcopy(model.state_dict())
+
+
+def ode_blocks(model: nn.Module) -> list[ODEBlock]:
+    """The model's ODE blocks."""
+    return [module for module in model.modules() if isinstance(module, ODEBlock)]
+
+
+def nfe(model: nn.Module) -> tuple[int, int]:
+    """Evaluations of the field so far, forward and backward, over all blocks."""
+    found = ode_blocks(model)
+    return sum(b.nfe_forward for b in found), sum(b.nfe_backward for b in found)
+
+
+def training_step(
+    workload: Workload, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, int]:
+    """One step on the workload's batch; the evaluations that it made."""
+    before = nfe(model)
+    optimizer.zero_grad()
+    workload.loss(model).backward()
+    optimizer.step()
+    after = nfe(model)
+    return after[0] - before[0], after[1] - before[1]
+
+
+def _flat(solver: Mapping[str, Any]) -> dict[str, Any]:
+    """Solver settings as the configuration has them: our own options beside the others."""
+    kept = {"steps": None, "max_steps": None, "warm_start": False, "compile": False}
+    return {**kept, **solver}

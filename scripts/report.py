@@ -1,0 +1,58 @@
+"""Draw what a results folder holds: ``python -m scripts.report results/``.
+
+Writes ``comparison.png``, ``report.html``, ``summary.csv`` (one row an optimizer) and ``runs.csv``
+(one row a run), and prints the comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.report import write_report
+from tasks.report.console import console, show
+from tasks.results import ResultsError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the report; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    out, err = console(), console(stderr=True)
+    root = Path(options.results)
+    if not root.is_dir():
+        err.print(f"{root} is not a folder. Train something first: make run, or python run.py.")
+        return 1
+    try:
+        report = write_report(
+            root,
+            options.out,
+            tasks=options.task.split(",") if options.task else None,
+            metric=options.metric,
+            partial=options.partial,
+        )
+    except (ResultsError, OSError) as error:
+        err.print(str(error))
+        return 1
+    show(report.tables, report.left_out, root, out)
+    if not report.tables:
+        wanted = f" of task {options.task}" if options.task else ""
+        err.print(f"{root} holds no finished run{wanted}: nothing to draw.")
+        return 1
+    out.print("\nwrote " + ", ".join(str(path) for path in report.files))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scripts.report", description=__doc__)
+    parser.add_argument("results", nargs="?", default="results", help="folder to read (results)")
+    parser.add_argument("--out", type=Path, help="folder to write to (the one that is read)")
+    parser.add_argument("--task", help="only these tasks, separated by commas")
+    parser.add_argument("--metric", help="test metric to draw instead of each task's own")
+    parser.add_argument("--partial", action="store_true", help="show unfinished runs as well")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

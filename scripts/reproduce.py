@@ -1,0 +1,188 @@
+"""Run what is missing of an experiment, then draw it: ``python -m scripts.reproduce paper/images``.
+
+An experiment is a folder of ``conf/experiment`` with one file a run; ``all`` stands for every one.
+Finished runs are skipped and interrupted ones resumed, so the command can be stopped at any time
+and given again. It writes ``comparison.png``, ``report.html``, ``summary.csv``, and ``table.md``
+with published numbers beside ours, to ``<results>/reproduced/<experiment>/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from scripts.jobs import Job, estimate, experiments, plan
+from scripts.published import PUBLISHED
+from tasks.cli import CONF
+from tasks.report import LeftOut, Report, Run, read_run, write_runs
+from tasks.report.console import console, show
+from tasks.report.runs import UnreadableRunError
+from tasks.report.summary import Row
+from tasks.report.wording import metric_style, number, spread
+from tasks.report.write import save
+from tasks.results import ResultsError
+from tasks.settings import ConfigError
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and draw; returns the exit status."""
+    options = _parser().parse_intermixed_args(arguments)
+    out, err = console(), console(stderr=True)
+    known = experiments()
+    choices = known.get(options.experiment)
+    if choices is None:
+        names = ", ".join(sorted(known)) or "none, conf/experiment holds no folder"
+        err.print(f"{options.experiment}: no such experiment. Choices: {names}.")
+        return 1
+    root = Path(options.results)
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+        extra = [f"results.root={root}", *options.override]
+        jobs = plan(choices, seeds, options.budget, extra)
+    except (ConfigError, ValueError) as error:
+        err.print(str(error))
+        return 1
+    if options.dry_run:
+        _print_plan(jobs, root, out)
+        return 0
+    failed, interrupted = _run(jobs, out)
+    if interrupted:
+        err.print("stopped; the same command continues where it was.")
+        return _INTERRUPTED
+    folder = root / "reproduced" / options.experiment.replace("/", "-")
+    try:
+        report = _draw(jobs, root, folder)
+    except ResultsError as error:
+        err.print(str(error))
+        return 1
+    show(report.tables, report.left_out, root, out)
+    if report.tables:
+        out.print(f"\n{_markdown(report)}\nwrote {folder}")
+    return 1 if failed or not report.tables else 0
+
+
+def _run(jobs: Sequence[Job], out: Console) -> tuple[list[Job], bool]:
+    """Run what is not finished, in order; the jobs that failed, and whether a user stopped it."""
+    failed: list[Job] = []
+    for place, job in enumerate(jobs, start=1):
+        title = f"[{place}/{len(jobs)}] {' '.join(job.overrides)}"
+        if job.finished:
+            out.print(f"{title}: finished before", markup=False)
+            continue
+        out.print(title, markup=False)
+        command = [sys.executable, "run.py", *_absolute(job.overrides)]
+        try:
+            code = subprocess.run(command, cwd=CONF.parent, check=False).returncode
+        except KeyboardInterrupt:
+            return failed, True
+        if code == _INTERRUPTED:
+            return failed, True
+        if code != 0:
+            failed.append(job)
+    return failed, False
+
+
+def _absolute(overrides: Sequence[str]) -> list[str]:
+    """Overrides with the results folder as seen from anywhere; run.py starts in the checkout."""
+    key = "results.root="
+    return [f"{key}{Path(o[len(key) :]).resolve()}" if o.startswith(key) else o for o in overrides]
+
+
+def _draw(jobs: Sequence[Job], root: Path, folder: Path) -> Report:
+    runs: list[Run] = []
+    left_out: list[LeftOut] = []
+    for job in jobs:
+        try:
+            if not job.finished:
+                raise UnreadableRunError("not finished")
+            runs.append(read_run(job.folder))
+        except UnreadableRunError as error:
+            left_out.append(LeftOut(job.folder, str(error)))
+    report = write_runs(runs, left_out, root, folder)
+    if report.tables:
+        text = _markdown(report).encode()
+        save(folder / "table.md", text)
+    return report
+
+
+def _markdown(report: Report) -> str:
+    """Ours beside the published numbers, as a table of Markdown."""
+    lines = [
+        "| task | data | optimizer | seeds | metric | ours: median [range] | published |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    sources = set()
+    for table in report.tables:
+        for row in table.rows:
+            published, source = _published(row)
+            sources.update(source)
+            comparison = row.comparison
+            show_value = metric_style(comparison.metric)
+            cells = (
+                comparison.task,
+                comparison.provenance,
+                row.series.label,
+                str(len(row.series.runs)),
+                f"test {comparison.metric}",
+                spread(row.test_metric, show_value),
+                published,
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    notes = [f"Published: {source}." for source in sorted(sources)]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _published(row: Row) -> tuple[str, list[str]]:
+    found = PUBLISHED.get(row.comparison.task)
+    if found is None or found.metric != row.comparison.metric:
+        return "", []
+    value = found.values.get(row.series.optim)
+    if value is None:
+        return "", []
+    return metric_style(found.metric)(value), [found.source]
+
+
+def _print_plan(jobs: Sequence[Job], root: Path, out: Console) -> None:
+    grid = RichTable("run", "state", "estimated s", box=None, pad_edge=False)
+    total, unknown = 0.0, 0
+    for job in jobs:
+        seconds = estimate(job, root)
+        state = "finished" if job.finished else "resumes" if job.record else "missing"
+        unknown += math.isnan(seconds)
+        total += 0.0 if math.isnan(seconds) else seconds
+        text = "unknown" if math.isnan(seconds) else number(seconds)
+        grid.add_row(" ".join(job.overrides), state, text)
+    out.print(grid)
+    known = len(jobs) - unknown
+    costs = [f"{known} with about {total:.0f} s of training to do"] if known else []
+    if unknown:
+        costs.append(f"{unknown} of unknown cost: no earlier run of the task tells, see --budget")
+    out.print(f"\n{len(jobs)} runs: {', '.join(costs)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scripts.reproduce", description=__doc__)
+    parser.add_argument("experiment", help="a folder of conf/experiment (paper/images), or all")
+    parser.add_argument("--seeds", default="0,1,2", help="separated by commas (0,1,2)")
+    parser.add_argument("--budget", type=float, help="training seconds of each run, at most")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would run")
+    parser.add_argument(
+        "--results",
+        default="results",
+        help="results folder (results)",
+    )
+    parser.add_argument("override", nargs="*", help="overrides for all runs (device=cpu)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""The layer: ``ODEBlock(field, t_span)`` maps x(t0) to x(t1), or to a trajectory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snopt.compiled import compiled_step
+from snopt.errors import SolverError
+from snopt.gradients import GRADIENTS, Observer, Solve, solve
+from snopt.runge_kutta import TABLEAUS, step
+from snopt.solve import REPLAYABLE, Solver, Statistics, options_of, step_grid
+from snopt.state import Layout, State, batch_size
+
+logger = logging.getLogger(__name__)
+
+_OWN_OPTIONS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
+
+
+class ODEBlock(nn.Module):
+    """The flow of ``x' = field(t, x)``, a layer like any other.
+
+    Args:
+        field: a module called as ``field(t, x)``, t a scalar tensor of the state's dtype, x
+            a tensor or a tuple of tensors whose first dimension is the sample. It must treat
+            samples alike and return x's shape(s).
+        t_span: start and end time; the end may lie before the start.
+        method: a method of torchdiffeq, ``"dopri5"`` by default.
+        rtol: relative tolerance, of the state's unit per unit.
+        atol: absolute tolerance, in the state's unit. Loosen both to run faster, tighten them for
+            better gradients.
+        gradient: ``"adjoint"`` and ``"adjoint-seminorm"`` need O(1) memory in the number of steps,
+            ``"checkpoint"`` stores one state per step and is exact for the discrete solve,
+            ``"direct"`` stores everything and is the fastest where memory allows.
+        options: torchdiffeq's options for the method, and
+
+            * ``steps``: that many equal steps per interval, without error control;
+            * ``max_steps``: tries after which a solve is given up;
+            * ``warm_start``: start each adaptive solve with the longest step that the last one
+              kept, instead of searching for a first step; training and evaluation remember
+              apart (default False);
+            * ``compile``: compile the Runge-Kutta step (needs ``steps``; default False);
+            * ``on_failure``: ``"raise"`` (default), or ``"partial"`` to return the state at the
+              last time that was reached, with a warning.
+
+    Attributes:
+        nfe_forward: evaluations of the field in forward solves so far.
+        nfe_backward: evaluations in backward solves so far, not counting curvature.
+        nfe_curvature: evaluations made to measure curvature so far.
+        measured: whether the backward passes that run now are curvature's.
+
+    Raises:
+        ValueError: an argument is outside its range; the message names the range.
+        SolverError: from ``forward`` or ``backward()``, when a solve fails.
+
+    Source: Chen et al., Neural Ordinary Differential Equations, 2018; Kidger et al., Hey,
+    that's not an ODE, 2021 (seminorm).
+    """
+
+    def __init__(
+        self,
+        field: nn.Module,
+        t_span: Sequence[float] = (0.0, 1.0),
+        *,
+        method: str = "dopri5",
+        rtol: float = 1e-3,
+        atol: float = 1e-3,
+        gradient: str = "adjoint",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(field, nn.Module):
+            raise TypeError(
+                f"field must be a torch.nn.Module called as field(t, x), got {type(field).__name__}"
+            )
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient={gradient!r}; choose one of {', '.join(GRADIENTS)}")
+        own = {key: value for key, value in (options or {}).items() if key in _OWN_OPTIONS}
+        passed = {key: value for key, value in (options or {}).items() if key not in own}
+        self.field = field
+        self.t_span = t_span
+        self.gradient = gradient
+        self.solver = Solver(
+            method, float(rtol), float(atol), own.get("steps"), own.get("max_steps"), passed
+        )
+        unknown = sorted(passed.keys() - options_of(method))
+        if unknown:
+            raise ValueError(
+                f"options: {', '.join(unknown)}: not known to {method!r}; choose from "
+                f"{', '.join([*_OWN_OPTIONS, *sorted(options_of(method))])}"
+            )
+        if gradient == "checkpoint" and method not in REPLAYABLE:
+            raise ValueError(
+                f"gradient='checkpoint' repeats single steps, which {method!r} does not allow; "
+                f"choose method from {', '.join(REPLAYABLE)}, or another gradient"
+            )
+        self.warm_start = bool(own.get("warm_start", False))
+        self.on_failure = own.get("on_failure", "raise")
+        if self.on_failure not in ("raise", "partial"):
+            raise ValueError(f"on_failure={self.on_failure!r}; choose raise or partial")
+        self.compile_step = bool(own.get("compile", False))
+        if self.compile_step and self.solver.steps is None:
+            raise ValueError("options={'compile': True} needs a fixed number of steps: add 'steps'")
+        self.nfe_forward = self.nfe_backward = self.nfe_curvature = 0
+        self.samples = 0
+        self.measured = False
+        self.observer: Observer | None = None
+        self._longest: dict[str, float] = {}
+        self._stepper: Callable[..., Tensor] | None = None
+
+    @property
+    def t_span(self) -> tuple[float, float]:
+        """Start and end time."""
+        return self._t_span
+
+    @t_span.setter
+    def t_span(self, span: Sequence[float]) -> None:
+        start, end = (float(t) for t in span)
+        if not (math.isfinite(start) and math.isfinite(end)) or start == end:
+            raise ValueError(f"t_span={tuple(span)}; expected two different finite times")
+        self._t_span = (start, end)
+
+    def forward(self, x: State, t: Tensor | Sequence[float] | None = None) -> State:
+        """Solve from ``x``.
+
+        Args:
+            x: initial state, a floating-point tensor (N, ...) or a tuple of them.
+            t: times of shape (T,), strictly monotone, the first one that of ``x``. Without them the
+                block solves over ``t_span``.
+
+        Returns:
+            x(t1), shaped like ``x``; with ``t`` the trajectory, (T, N, ...), ``x`` itself first.
+
+        Raises:
+            SolverError: the solve failed.
+        """
+        layout = Layout.of(x)
+        flat = layout.pack(x)
+        if not flat.is_floating_point():
+            raise TypeError(f"the state must be floating point, got {flat.dtype}")
+        times = self._times(t)
+        problem = self._problem(layout, flat)
+        if torch.is_grad_enabled() and self.training:
+            self.samples = batch_size(x)
+        try:
+            states = solve(problem, flat, times)
+        except SolverError as error:
+            if self.on_failure != "partial" or t is not None:
+                raise
+            states = self._partial(problem, flat, times, error)
+        if t is not None:
+            return layout.unpack(states)
+        # A tensor of its own: the backward pass needs the states as they are, and what follows may
+        # work in place.
+        return layout.unpack(states[-1].clone())
+
+    @property
+    def unrolls(self) -> bool:
+        """Whether this call may be part of a compiled region: :meth:`unrolled` instead of a call.
+
+        That takes ``options={"compile": True}``, direct backpropagation in training, and nobody who
+        watches the solve.
+        """
+        training = self.training and torch.is_grad_enabled()
+        return training and self.compile_step and self.gradient == "direct" and not self.observer
+
+    def grid(self, like: Tensor) -> Tensor:
+        """Start times of the equal steps over ``t_span``, and their length last: (steps + 1,).
+
+        Args:
+            like: a tensor of the state's dtype and device.
+        """
+        ((_, starts, dt, _),) = step_grid(self._times(None), self.solver.steps or 1, like)
+        return torch.cat([starts, dt[None]])
+
+    def unrolled(self, x: Tensor, grid: Tensor) -> Tensor:
+        """x(t1) as a plain differentiable function, for a compiled region of the caller's own.
+
+        Nothing is counted, checked or watched: tell :meth:`account` of it outside the region.
+
+        Args:
+            x: initial state, one tensor (N, ...).
+            grid: what :meth:`grid` returned.
+        """
+        tableau = TABLEAUS[self.solver.method]
+        for start in grid[:-1].unbind():
+            x = step(self.field, start, grid[-1], x, tableau)
+        return x
+
+    def account(self, x: Tensor, solves: int) -> None:
+        """Count solves by :meth:`unrolled`, and check what they ended in.
+
+        Args:
+            x: the state after the last of them.
+            solves: how many there were.
+
+        Raises:
+            SolverError: the state is not finite.
+        """
+        steps = self.solver.steps or 1
+        nfe = steps * len(TABLEAUS[self.solver.method].nodes)
+        self._count("forward", Statistics(solves * nfe))
+        self.samples = batch_size(x)
+        if not bool(torch.isfinite(x.detach()).all()):
+            dt = (self._t_span[1] - self._t_span[0]) / steps
+            raise SolverError("non-finite state", self._t_span[1] - dt, dt, solves * nfe)
+
+    def _times(self, t: Tensor | Sequence[float] | None) -> Tensor:
+        if t is None:
+            return torch.tensor(self._t_span, dtype=torch.float64)
+        if isinstance(t, Tensor) and t.requires_grad:
+            raise ValueError("gradients with respect to times are not computed; detach t")
+        times = torch.as_tensor(t, dtype=torch.float64).detach().cpu()
+        if times.ndim != 1 or len(times) < 2:
+            raise ValueError(f"t must have shape (T,) with T >= 2, got {tuple(times.shape)}")
+        gaps = times.diff()
+        if not (bool((gaps > 0).all()) or bool((gaps < 0).all())):
+            raise ValueError("t must be strictly increasing or strictly decreasing")
+        return times
+
+    def _problem(self, layout: Layout, flat: Tensor) -> Solve:
+        function = _FlatField(self.field, layout, flat)
+        stepper = None
+        if self.compile_step and not layout.shapes:
+            if self._stepper is None:
+                self._stepper = compiled_step(self.field, self.solver.method)
+            stepper = self._stepper
+        watched = self.training and torch.is_grad_enabled()
+        observer = self.observer if watched else None
+        return Solve(
+            field=function,
+            parameters=tuple(p for p in self.field.parameters() if p.requires_grad),
+            layout=layout,
+            solver=self.solver,
+            gradient=self.gradient,
+            count=self._count,
+            first_step=self._first_step,
+            stepper=stepper,
+            observer=observer,
+            pass_number=0 if observer is None else observer.begin(),
+        )
+
+    def _count(self, direction: str, statistics: Statistics) -> None:
+        name = f"nfe_{direction}"
+        setattr(self, name, getattr(self, name) + statistics.nfe)
+        if self.warm_start and statistics.longest > 0:
+            self._longest[self._memory(direction)] = statistics.longest
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Backward solves inside are curvature's: counted there, and no memory of them is kept."""
+        evaluations, longest = self.nfe_backward, dict(self._longest)
+        outer, self.measured = self.measured, True
+        try:
+            yield
+        finally:
+            self.measured = outer
+            self.nfe_curvature += self.nfe_backward - evaluations
+            self.nfe_backward, self._longest = evaluations, longest
+
+    def _first_step(self, direction: str) -> float | None:
+        if not (self.warm_start and self.solver.adaptive):
+            return None
+        return self._longest.get(self._memory(direction))
+
+    def _memory(self, direction: str) -> str:
+        # Evaluation remembers its own steps, so that it leaves no trace in training.
+        return direction if self.training else f"{direction} in evaluation"
+
+    def _partial(self, problem: Solve, flat: Tensor, times: Tensor, error: SolverError) -> Tensor:
+        reached = error.time if problem.solver.adaptive else self._last_finite(problem, flat, times)
+        logger.warning("solve stopped early, its state at t = %g is used: %s", reached, error)
+        if reached == float(times[0]):
+            return flat.unsqueeze(0)
+        return solve(problem, flat, torch.tensor([float(times[0]), reached], dtype=times.dtype))
+
+    def _last_finite(self, problem: Solve, flat: Tensor, times: Tensor) -> float:
+        """Where fixed steps, which go on whatever happens, were still finite."""
+        reached = float(times[0])
+
+        def on_step(time: float, y: Tensor, dt: float) -> None:
+            nonlocal reached
+            if bool(torch.isfinite(y).all()):
+                reached = time
+
+        with torch.no_grad(), contextlib.suppress(SolverError):
+            problem.integrate("forward", problem.field, flat, times, on_step=on_step)
+        return reached
+
+    def solver_state(self) -> dict[str, Any]:
+        """Counters and warm start as plain numbers, for checkpoints; not in ``state_dict``."""
+        return {
+            "nfe_forward": self.nfe_forward,
+            "nfe_backward": self.nfe_backward,
+            "nfe_curvature": self.nfe_curvature,
+            "longest": dict(self._longest),
+            "t_span": list(self._t_span),
+        }
+
+    def load_solver_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`solver_state` returned."""
+        self.nfe_forward = int(state["nfe_forward"])
+        self.nfe_backward = int(state["nfe_backward"])
+        self.nfe_curvature = int(state["nfe_curvature"])
+        self._longest = {str(key): float(value) for key, value in state["longest"].items()}
+        self.t_span = state["t_span"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A compiled function and a listening optimizer stay behind when the block is pickled.
+        return {**self.__dict__, "_stepper": None, "observer": None}
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows beside the field."""
+        s = self.solver
+        how = f"steps={s.steps}" if s.steps is not None else f"rtol={s.rtol:g}, atol={s.atol:g}"
+        return f"t_span={self._t_span}, method={s.method!r}, {how}, gradient={self.gradient!r}"
+
+
+class _FlatField:
+    """A module's field over one tensor, under the autocast that held when the block was called."""
+
+    def __init__(self, module: nn.Module, layout: Layout, like: Tensor) -> None:
+        self.module, self.layout, self.dtype = module, layout, like.dtype
+        self.device_type = like.device.type
+        self.autocast = torch.is_autocast_enabled(self.device_type)
+        self.autocast_dtype = torch.get_autocast_dtype(self.device_type) if self.autocast else None
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        if not self.autocast:
+            return self.layout.pack(self.module(t, self.layout.unpack(y)))
+        with torch.autocast(self.device_type, dtype=self.autocast_dtype):
+            slope = self.layout.pack(self.module(t, self.layout.unpack(y)))
+        return slope.to(self.dtype)
+
+
+def blocks(model: nn.Module) -> dict[str, ODEBlock]:
+    """Every ODE block inside ``model`` (and ``model`` itself), by module name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
+
+
+def solver_state(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """:meth:`ODEBlock.solver_state` of every block, by module name."""
+    return {name: block.solver_state() for name, block in blocks(model).items()}
+
+
+def load_solver_state(model: nn.Module, state: Mapping[str, Mapping[str, Any]]) -> None:
+    """Restore what :func:`solver_state` returned.
+
+    Raises:
+        KeyError: the state was made by a model with other blocks.
+    """
+    own = blocks(model)
+    if own.keys() != state.keys():
+        raise KeyError(f"solver state of blocks {sorted(state)}, but the model has {sorted(own)}")
+    for name, block in own.items():
+        block.load_solver_state(state[name])

@@ -1,0 +1,357 @@
+"""Layer inputs and output cotangents, gathered while a backward pass runs.
+
+Layers outside ODE blocks are heard through a forward hook that sets a tensor hook on the output (so
+in-place activations are harmless). Layers inside a field are visited at the quadrature nodes of
+the backward solve: the field is evaluated once more at (t, y), its vector-Jacobian product with
+the adjoint taken, and hooks exist only during that visit. Compiled steps and the gradient
+never see one.
+
+With sums over nodes j (weight w_j), samples and locations,
+
+    S_A = sum w z z^T,  S_B = sum w c c^T,  W = sum w (samples),  R = sum w (rows),
+
+where c is autograd's cotangent of a mean loss, the factors of method.md section 5 are
+A = S_A / W and B = W^2 S_B / R: for one solve W is N T, R / W the locations per sample, and N c
+the cotangent of one sample. Several solves, micro-batches and processes simply add up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from snopt.block import ODEBlock
+from snopt.gradients import Solve, vector_jacobian
+from snopt.kronecker import Factors
+from snopt.layers import Layer
+from snopt.nodes import GridNodes, Nodes, StepNodes
+from snopt.state import batch_size
+
+
+@dataclass
+class Sums:
+    """The four sums behind one layer's factors."""
+
+    a: Tensor
+    b: Tensor
+    samples: float = 0.0
+    rows: float = 0.0
+
+    @classmethod
+    def zeros(cls, layer: Layer) -> Sums:
+        """Nothing seen yet."""
+        groups, out, width = layer.shape
+        like = layer.weight.detach()
+        dtype = torch.promote_types(torch.float32, like.dtype)
+        return cls(
+            torch.zeros(groups, width, width, dtype=dtype, device=like.device),
+            torch.zeros(groups, out, out, dtype=dtype, device=like.device),
+        )
+
+    def reduce(self) -> None:
+        """Add up over processes, each of whose losses is a mean of its own."""
+        counts = torch.tensor([self.samples, self.rows], dtype=torch.float64, device=self.a.device)
+        self.b /= dist.get_world_size() ** 2
+        for tensor in (self.a, self.b, counts):
+            dist.all_reduce(tensor)
+        self.samples, self.rows = counts.tolist()
+
+    def factors(self) -> Factors | None:
+        """A and B, or ``None`` if nothing was seen."""
+        if self.samples == 0 or self.rows == 0:
+            return None
+        return Factors(self.a / self.samples, self.b * (self.samples**2 / self.rows))
+
+
+class _Passes:
+    """Counts samples once per forward-and-backward pass, however often a module is used in it."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.current = 0
+        self.counted = -1
+        self.answered = False
+
+    def clear(self) -> None:
+        """Count from nothing; numbers that were given out stay valid."""
+        self.samples, self.counted, self.answered = 0, -1, False
+
+    def forward(self) -> int:
+        """A use in a forward pass; the first after a backward pass begins a new one."""
+        if self.answered:
+            self.current += 1
+            self.answered = False
+        return self.current
+
+    def backward(self, number: int, batch: int) -> bool:
+        """Count the batch and return True if this is the first answer to that pass."""
+        self.answered = True
+        if number == self.counted:
+            return False
+        self.counted = number
+        self.samples += batch
+        return True
+
+
+class _Listener:
+    """A forward hook that falls silent in copies of its module: nobody listens to those."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> None:
+        self.call(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Listener, (_ignore,)
+
+
+def _ignore(*args: Any) -> None:
+    pass
+
+
+class Capture:
+    """Gathers the statistics of armed layers during one or several backward passes.
+
+    Args:
+        layers: all layers by name.
+        blocks: the ODE blocks by name.
+        samples: samples per batch that enter the factors, the first ones; all by default.
+        grid: equally spaced nodes per solve, or ``None`` for the solver's own steps.
+        loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
+
+    Attributes:
+        active: whether the backward pass that runs now counts.
+        with_inputs: whether the input side is counted too; off for further columns of one loss
+            Hessian, whose inputs are the same.
+        starts: initial states of backpropagated solves; a backward pass that asks for the gradients
+            of chosen tensors must ask for these too, or it stops short of the first nodes.
+        seconds: time spent gathering so far.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        blocks: Mapping[str, ODEBlock],
+        *,
+        samples: int | None = None,
+        grid: int | None = None,
+        loss_scale: Callable[[], float] | None = None,
+    ) -> None:
+        self.layers, self.blocks = dict(layers), dict(blocks)
+        self.samples, self.grid, self.loss_scale = samples, grid, loss_scale
+        inside = {id(m) for block in self.blocks.values() for m in block.field.modules()}
+        self.outside = [n for n, layer in self.layers.items() if id(layer.module) not in inside]
+        self.active = True
+        self.with_inputs = True
+        self.starts: list[Tensor] = []
+        self.seconds = 0.0
+        self.sums: dict[str, Sums] = {}
+        self._passes: dict[str, _Passes] = {}
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def armed(self) -> bool:
+        """Whether the next backward pass is watched."""
+        return bool(self.sums)
+
+    @property
+    def batch(self) -> int:
+        """Samples seen since the capture was armed."""
+        return max((p.samples for p in self._passes.values()), default=0)
+
+    def arm(self, names: Iterable[str]) -> None:
+        """Watch these layers from the next forward pass on, starting from nothing."""
+        self.disarm()
+        self.sums = {name: Sums.zeros(self.layers[name]) for name in names}
+        self._passes = {}
+        for name in self.outside:
+            if name in self.sums:
+                layer = self.layers[name]
+                passes = self._passes.setdefault(name, _Passes())
+                hook = _Listener(partial(self._watch_output, layer, passes))
+                self._handles.append(layer.module.register_forward_hook(hook))
+        for name, block in self.blocks.items():
+            modules = {id(m) for m in block.field.modules()}
+            inner = [self.layers[n] for n in self.sums if id(self.layers[n].module) in modules]
+            if inner:
+                passes = self._passes.setdefault(name, _Passes())
+                block.observer = FieldObserver(self, block, inner, passes)
+
+    def clear(self) -> None:
+        """Forget what was gathered; forward passes already made still count when answered."""
+        self.sums = {name: Sums.zeros(self.layers[name]) for name in self.sums}
+        for passes in self._passes.values():
+            passes.clear()
+
+    def disarm(self) -> None:
+        """Remove every hook and observer; the sums are gone."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for block in self.blocks.values():
+            block.observer = None
+        self.sums = {}
+        self.starts = []
+
+    def collect(self, distributed: bool) -> dict[str, Factors | None]:
+        """The factors of every armed layer, summed over processes if asked; then disarm."""
+        found: dict[str, Factors | None] = {}
+        for name, sums in self.sums.items():
+            if distributed:
+                sums.reduce()
+            found[name] = sums.factors()
+        self.disarm()
+        return found
+
+    def add(
+        self, layer: Layer, z: Tensor, g: Tensor, *, batch: int, weight: float, first: bool
+    ) -> None:
+        """One use of a layer.
+
+        Args:
+            layer: the layer.
+            z: its input.
+            g: autograd's cotangent of its output.
+            batch: samples behind this use.
+            weight: quadrature weight, 1 outside blocks.
+            first: whether this is the layer's first use in this node or pass.
+        """
+        sums = self.sums[layer.name]
+        entries = 1 if layer.unbatched(z) else z.shape[0]
+        keep = None
+        if self.samples is not None and entries > 1:
+            keep = math.ceil(self.samples * entries / batch)
+        a, b, rows, used = layer.moments(z, g, keep, self.with_inputs)
+        scale = weight * entries / used
+        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale()
+        sums.b.add_(b, alpha=scale / loss_scale**2)
+        if a is not None:
+            # An input that the whole batch shares (a time, a constant) stands for every sample.
+            shared = batch if entries == 1 else 1
+            sums.a.add_(a, alpha=scale * shared)
+            sums.rows += scale * shared * rows
+            sums.samples += weight * batch if first else 0.0
+
+    def _watch_output(
+        self,
+        layer: Layer,
+        passes: _Passes,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        output: Tensor,
+    ) -> None:
+        if not module.training or not output.requires_grad:
+            return
+        z: Tensor = args[0].detach()
+        number = passes.forward()
+
+        def record(g: Tensor) -> None:
+            if self.active and self.sums:
+                with self.timed(g.device):
+                    batch = 1 if layer.unbatched(z) else z.shape[0]
+                    first = passes.backward(number, batch)
+                    self.add(layer, z, g, batch=batch, weight=1.0, first=first)
+
+        output.register_hook(record)
+
+    @contextmanager
+    def timed(self, device: torch.device) -> Iterator[None]:
+        """Add the time spent inside to :attr:`seconds`."""
+        synchronize(device)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            synchronize(device)
+            self.seconds += time.perf_counter() - begin
+
+
+class FieldObserver:
+    """Visits one block's field at the nodes of its backward solves."""
+
+    def __init__(
+        self, capture: Capture, block: ODEBlock, layers: list[Layer], passes: _Passes
+    ) -> None:
+        self.capture, self.block, self.layers, self.passes = capture, block, layers, passes
+
+    @property
+    def active(self) -> bool:
+        """Whether the backward pass that runs now counts."""
+        return self.capture.active and self.capture.armed
+
+    def begin(self) -> int:
+        """The block is called: the number of the forward pass this belongs to."""
+        return self.passes.forward()
+
+    def start(self, y0: Tensor) -> None:
+        """See :attr:`Capture.starts`."""
+        self.capture.starts.append(y0)
+
+    def nodes(self, solve: Solve, start: float, end: float) -> Nodes:
+        """The quadrature rule for one interval of one solve."""
+
+        def visit(t: float, y: Tensor, a: Tensor, weight: float) -> None:
+            with self.capture.timed(y.device):
+                self._visit(solve, t, y, a, weight)
+
+        if self.capture.grid is None:
+            return StepNodes(visit)
+
+        def slopes(t: float, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                y = y.detach().requires_grad_(True)
+                slope = solve.field(torch.tensor(t, dtype=y.dtype, device=y.device), y)
+            self.block.nfe_curvature += 1
+            return slope.detach(), vector_jacobian([slope], (y,), [-a])[0]
+
+        return GridNodes(visit, slopes, start, end, self.capture.grid)
+
+    def _visit(self, solve: Solve, t: float, y: Tensor, a: Tensor, weight: float) -> None:
+        if weight == 0.0:
+            return
+        batch = batch_size(solve.layout.unpack(y))
+        self.passes.backward(solve.pass_number, batch)
+        uses: list[tuple[Layer, Tensor, GradientEdge]] = []
+
+        def watch(layer: Layer, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            # The place in the graph rather than the tensor: an in-place activation changes that.
+            uses.append((layer, args[0].detach(), get_gradient_edge(output)))
+
+        handles = [x.module.register_forward_hook(partial(watch, x)) for x in self.layers]
+        try:
+            with torch.enable_grad():
+                y = y.detach().requires_grad_(True)
+                slope = solve.field(torch.tensor(t, dtype=y.dtype, device=y.device), y)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.block.nfe_curvature += 1
+        if not uses:
+            return
+        # One derivative, that of the slope: those a field takes itself (a divergence) are part of
+        # the graph, but no cotangents of theirs are counted.
+        cotangents = torch.autograd.grad(slope, [edge for _, _, edge in uses], a, allow_unused=True)
+        seen: set[str] = set()
+        for (layer, z, _), g in zip(uses, cotangents, strict=True):
+            if g is not None:
+                first = layer.name not in seen
+                seen.add(layer.name)
+                self.capture.add(layer, z, g, batch=batch, weight=weight, first=first)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for an accelerator's queue, so that a clock read next is honest."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,148 @@
+"""How well the Kronecker factors describe a model's curvature, measured on a small batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from snopt.curvature import gather
+from snopt.layers import Layer
+from snopt.optimizer import SNOpt
+
+
+@dataclass(frozen=True)
+class LayerDeviation:
+    """One layer's factored block K = A (x) B beside its exact Gauss-Newton block G.
+
+    Attributes:
+        error: |K - G| / |G| in the Frobenius norm; 0 where factoring is exact.
+        cosine: of the angle between K and G; 1 where they differ in scale only.
+        scale: trace of K over trace of G.
+    """
+
+    error: float
+    cosine: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Deviations by layer name; ``print`` shows them as a table."""
+
+    layers: dict[str, LayerDeviation]
+
+    def __str__(self) -> str:
+        width = max([len("layer"), *(len(name) for name in self.layers)])
+        lines = [f"{'layer':<{width}}  {'error':>9}  {'cosine':>7}  {'scale':>9}"]
+        for name, x in self.layers.items():
+            lines.append(f"{name:<{width}}  {x.error:9.2e}  {x.cosine:7.4f}  {x.scale:9.3g}")
+        return "\n".join(lines)
+
+
+def check(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Deviation:
+    """Compare the factors of a model with its exact Gauss-Newton matrix, layer by layer.
+
+    Needs one backward pass for every sample and output, so a few samples are enough. The model,
+    its gradients and its counters stay as they are.
+
+    Args:
+        model: any model that maps inputs (N, ...) to outputs (N, ...).
+        batch: inputs and targets.
+        loss: ``loss(outputs, targets)``, the mean over samples, convex in the outputs.
+
+    Returns:
+        The deviation of every preconditioned layer that takes part.
+
+    Raises:
+        ValueError: the model has no layer that could be preconditioned.
+
+    Source: Martens and Grosse 2015, section 3 (what the factoring leaves out).
+    """
+    inputs, targets = batch
+    twin = copy.deepcopy(model).train()
+    optimizer = SNOpt(twin, lr=0.0, curvature="ggn")
+    core = optimizer.preconditioner
+    if not core.layers:
+        raise ValueError(f"no layer to check: {optimizer.coverage()}")
+    outputs = twin(inputs)
+    columns = _roots(outputs.detach(), lambda z: loss(z, targets))
+    parameters = [p for p in twin.parameters() if p.requires_grad]
+    gather(core, parameters, outputs, columns.unbind())
+    captured = core.capture.collect(False)
+    vectors: dict[str, list[Tensor]] = {name: [] for name in captured}
+    for column in _one_sample_each(columns):
+        grads = torch.autograd.grad(
+            outputs, parameters, column, retain_graph=True, allow_unused=True
+        )
+        for p, grad in zip(parameters, grads, strict=True):
+            p.grad = grad
+        for name, found in vectors.items():
+            gradient = core.layers[name].gradient()
+            found.append(_flat(core.layers[name], gradient))
+    return Deviation(
+        {
+            name: _deviation(
+                factors.a.double(), factors.b.double(), torch.stack(vectors[name]), len(inputs)
+            )
+            for name, factors in captured.items()
+            if factors is not None
+        }
+    )
+
+
+def _roots(outputs: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Columns (R, *outputs.shape) as :func:`snopt.curvature.loss_columns` gives, for any loss."""
+    count = len(outputs)
+    hessian = torch.autograd.functional.hessian(loss, outputs)
+    size = outputs[0].numel()
+    blocks = hessian.reshape(count, size, count, size).diagonal(dim1=0, dim2=2)
+    values, vectors = torch.linalg.eigh(blocks.permute(2, 0, 1) * count)
+    roots = vectors * values.clamp_min(0).sqrt().unsqueeze(1) / count
+    columns: Tensor = roots.permute(2, 0, 1).reshape(size, *outputs.shape)
+    return columns
+
+
+def _one_sample_each(columns: Tensor) -> Iterator[Tensor]:
+    for column in columns:
+        for n in range(len(column)):
+            single = torch.zeros_like(column)
+            single[n] = column[n]
+            yield single
+
+
+def _flat(layer: Layer, gradient: Tensor | None) -> Tensor:
+    found = layer.weight.new_zeros(layer.shape) if gradient is None else gradient
+    return found.detach().double()
+
+
+def _deviation(a: Tensor, b: Tensor, vectors: Tensor, samples: int) -> LayerDeviation:
+    """From factors (groups, d, d) and gradients (R N, groups, out, in), without the large blocks.
+
+    A gradient v is that of one sample's share of the mean, so G = N sum v v^T.
+    """
+    flat = vectors.flatten(2).transpose(0, 1)
+    exact = float(samples * (flat @ flat.mT).norm())
+    factored = float((a.square().sum((1, 2)) * b.square().sum((1, 2))).sum().sqrt())
+    product = float(samples * (vectors * (b @ vectors @ a)).sum())
+    traces = _trace(a) * _trace(b)
+    # The three terms cancel where factoring is exact: below 1e-7 the error is rounding.
+    error = max(0.0, factored**2 + exact**2 - 2 * product) ** 0.5
+    tiny = torch.finfo(torch.float64).tiny
+    return LayerDeviation(
+        error=error / max(exact, tiny),
+        cosine=product / max(exact * factored, tiny),
+        scale=float(traces.sum()) / max(float(samples * vectors.square().sum()), tiny),
+    )
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    traces: Tensor = matrix.diagonal(dim1=1, dim2=2).sum(1)
+    return traces

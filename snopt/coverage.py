@@ -1,0 +1,33 @@
+"""Which parameters a preconditioner reaches, and why it does not reach the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What is preconditioned and what is not.
+
+    Attributes:
+        preconditioned: the layer of every preconditioned parameter, by parameter name.
+        plain: the reason for every other parameter, by parameter name.
+        sizes: numbers in every parameter, by name.
+    """
+
+    preconditioned: Mapping[str, str]
+    plain: Mapping[str, str]
+    sizes: Mapping[str, int]
+
+    @property
+    def fraction(self) -> float:
+        """Preconditioned numbers over all numbers."""
+        covered = sum(self.sizes[name] for name in self.preconditioned)
+        return covered / max(1, sum(self.sizes.values()))
+
+    def __str__(self) -> str:
+        lines = [f"{self.fraction:.1%} of {sum(self.sizes.values())} parameters preconditioned"]
+        lines += [f"  {name}: layer {layer!r}" for name, layer in self.preconditioned.items()]
+        lines += [f"  {name}: plain update, {reason}" for name, reason in self.plain.items()]
+        return "\n".join(lines)

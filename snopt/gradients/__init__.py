@@ -1,0 +1,55 @@
+"""Gradients through a solve, four ways, behind one call.
+
+``adjoint``
+    The adjoint equation is solved backwards beside the state (Chen et al. 2018). Memory does not
+    depend on the number of steps; the gradient is that of the exact flow, up to the tolerance.
+``adjoint-seminorm``
+    The same, but the parameters' adjoint, a plain integral, does not steer the step size (Kidger et
+    al. 2021). With a Runge-Kutta method it is not carried through the stages either: it is summed
+    with the method's own weights once a step has been kept.
+``checkpoint``
+    The states at kept steps are stored; the backward pass repeats each step and differentiates it.
+    The exact gradient of the discrete solve.
+``direct``
+    Ordinary backpropagation through the solver's operations.
+
+Each of them, when an observer listens, reports the boundaries of its kept steps with state and
+adjoint; the gradient itself is computed by the same operations either way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from snopt.gradients.adjoint import Adjoint
+from snopt.gradients.checkpointed import Checkpointed
+from snopt.gradients.direct import direct
+from snopt.gradients.problem import Observer, Solve, vector_jacobian
+
+__all__ = ["GRADIENTS", "Observer", "Solve", "solve", "vector_jacobian"]
+
+GRADIENTS = ("adjoint", "adjoint-seminorm", "checkpoint", "direct")
+
+
+def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+    """States at every time of ``t``, differentiable in ``y0`` and the parameters.
+
+    Args:
+        problem: field, solver and kind of gradient.
+        y0: initial state, one tensor.
+        t: times of shape (T,), float64 on the CPU.
+
+    Returns:
+        States of shape (T, *y0.shape).
+
+    Raises:
+        SolverError: the solve failed, forwards or (from ``backward()``) backwards.
+    """
+    if not torch.is_grad_enabled():
+        return problem.integrate("forward", problem.field, y0, t, norm=problem.layout.norm)
+    if problem.gradient == "direct":
+        return direct(problem, y0, t)
+    function = Checkpointed if problem.gradient == "checkpoint" else Adjoint
+    states: Tensor = function.apply(problem, t, y0, *problem.parameters)  # type: ignore[no-untyped-call]
+    return states

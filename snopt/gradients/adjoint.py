@@ -1,0 +1,135 @@
+"""The adjoint equation, solved backwards beside the state: O(1) memory in the number of steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from snopt.gradients.problem import Solve, vector_jacobian
+from snopt.runge_kutta import TABLEAUS
+from snopt.solve import REPLAYABLE
+from snopt.state import Layout
+
+
+class Adjoint(torch.autograd.Function):
+    """Method.md's first-order adjoint: a' = -F_x^T a backwards, and its integral over F_theta."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Solve, t: Tensor, y0: Tensor, *parameters: Tensor) -> Tensor:
+        """States at every time of ``t``, shape (T, *y0.shape)."""
+        with torch.no_grad():
+            states = problem.integrate("forward", problem.field, y0, t, norm=problem.layout.norm)
+        ctx.problem = problem
+        ctx.save_for_backward(t, states, *parameters)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for ``y0`` and the parameters."""
+        problem: Solve = ctx.problem
+        t, states, *parameters = ctx.saved_tensors
+        if not bool(torch.isfinite(grad_states).all()):
+            # An overflow above the block is no failure of the solve: pass it on, as torch does.
+            lost = (torch.full_like(x, torch.nan) for x in (states[0], *parameters))
+            return None, None, *lost
+        system = _AdjointSystem(problem, tuple(parameters), states[0])
+        a = grad_states[-1]
+        times = t.tolist()
+        for i in range(len(times) - 1, 0, -1):
+            a = system.backwards(times[i], times[i - 1], states[i], states[i - 1], a)
+            a = a + grad_states[i - 1]
+        return None, None, a, *system.gradients
+
+
+class _AdjointSystem:
+    """The augmented equation of one block, solved interval by interval.
+
+    The parameters' adjoint is part of the state or, with a seminorm and a Runge-Kutta method, is
+    summed from the stages of each kept step with the method's own weights.
+    """
+
+    def __init__(self, problem: Solve, parameters: tuple[Tensor, ...], like: Tensor) -> None:
+        self.problem, self.parameters = problem, parameters
+        self.seminorm = problem.gradient == "adjoint-seminorm"
+        self.summed = self.seminorm and problem.solver.method in REPLAYABLE
+        self.carried_parameters = () if self.summed else parameters
+        self.layout = Layout([like.shape, like.shape, *(p.shape for p in self.carried_parameters)])
+        self.gradients = [torch.zeros_like(p) for p in parameters]
+        self.stages: list[tuple[Tensor, Tensor]] = []
+        self.kept = False
+
+    def backwards(self, start: float, end: float, y: Tensor, y_end: Tensor, a: Tensor) -> Tensor:
+        """The adjoint at ``end`` from the adjoint ``a`` at ``start``; adds to the gradients."""
+        nodes = self.problem.watched(start, end)
+        carried = () if self.summed else tuple(self.gradients)
+
+        def on_step(time: float, flat: Tensor, dt: float) -> None:
+            if self.summed:
+                self._add_step(dt)
+            if nodes is not None:
+                y_now, a_now, *_ = self.layout.unpack(flat)
+                nodes.boundary(time, y_now, a_now)
+
+        self.stages.clear()
+        self.kept = False
+        final = self.problem.integrate(
+            "backward",
+            self,
+            self.layout.pack((y, a, *carried)),
+            torch.tensor([start, end], dtype=torch.float64),
+            norm=self._norm,
+            land=self.summed,
+            on_try=self._forget_stages if self.summed else None,
+            on_step=on_step,
+        )[-1]
+        _, a_end, *gradients = self.layout.unpack(final)
+        if not self.summed:
+            self.gradients = gradients
+        if nodes is not None:
+            nodes.boundary(end, y_end, a_end)
+            nodes.finish()
+        return a_end
+
+    def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
+        y, a, *_ = self.layout.unpack(flat)
+        with torch.enable_grad():
+            y = y.detach().requires_grad_(True)
+            slope = self.problem.field(t, y)
+        grads = vector_jacobian([slope], (y, *self.carried_parameters), [-a], retain=self.summed)
+        if self.summed:
+            self.stages.append((slope, a))
+        return self.layout.pack((slope.detach(), *grads))
+
+    def _norm(self, flat: Tensor) -> Tensor:
+        y, a, *parameters = self.layout.unpack(flat)
+        norms = [self.problem.layout.norm(y), self.problem.layout.norm(a)]
+        if not self.seminorm:
+            norms += [p.square().mean().sqrt() for p in parameters if p.numel()]
+        return torch.stack(norms).max()
+
+    def _forget_stages(self) -> None:
+        # An adaptive method's first stage is the last one of the step it kept before, or, after a
+        # rejection, the one it had.
+        if self.problem.solver.adaptive:
+            self.stages = [self.stages[-1 if self.kept else 0]]
+        else:
+            self.stages = []
+        self.kept = False
+
+    def _add_step(self, dt: float) -> None:
+        self.kept = True
+        used = [
+            (slope, a * (-weight * dt))
+            for weight, (slope, a) in zip(
+                TABLEAUS[self.problem.solver.method].weights, self.stages, strict=False
+            )
+            if weight != 0.0
+        ]
+        slopes, cotangents = [slope for slope, _ in used], [a for _, a in used]
+        grads = vector_jacobian(slopes, self.parameters, cotangents, retain=True)
+        if grads:
+            torch._foreach_add_(self.gradients, grads)

@@ -1,0 +1,84 @@
+"""Ordinary backpropagation through the solver's operations."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from snopt.errors import SolverError
+from snopt.gradients.problem import Observer, Solve
+from snopt.nodes import Nodes
+from snopt.runge_kutta import TABLEAUS
+from snopt.solve import Statistics, step_grid
+
+
+def direct(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+    """Backpropagation through the solver's operations."""
+    if problem.observer is not None:
+        # A tensor of its own: hooks on it must not see what else the caller does with y0.
+        y0 = y0.clone() if y0.requires_grad else y0.detach().requires_grad_(True)
+        problem.observer.start(y0)
+    boundaries: list[tuple[float, Tensor]] = []
+    if problem.solver.steps is not None:
+        states = _unrolled(problem, y0, t, boundaries)
+    else:
+        states = problem.integrate(
+            "forward",
+            problem.field,
+            y0,
+            t,
+            norm=problem.layout.norm,
+            land=True,
+            on_step=lambda time, y, dt: boundaries.append((time, y)),
+        )
+    if problem.observer is not None and states.requires_grad:
+        _watch(problem, problem.observer, boundaries, states, float(t[-1]))
+    return states
+
+
+def _unrolled(
+    problem: Solve, y0: Tensor, t: Tensor, boundaries: list[tuple[float, Tensor]]
+) -> Tensor:
+    """Equal steps, ``solver.steps`` of them between output times, as one graph."""
+    outputs, y, statistics = [y0], y0, Statistics()
+    stages = len(TABLEAUS[problem.solver.method].nodes)
+    for times, starts, ds, _ in step_grid(t, problem.solver.steps or 1, y0):
+        for time, start in zip(times, starts.unbind(), strict=True):
+            boundaries.append((time, y))
+            y = problem.step(start, ds, y)
+            statistics.nfe += stages
+        outputs.append(y)
+    problem.count("forward", statistics)
+    if not bool(torch.isfinite(y.detach()).all()):
+        time, dt = boundaries[-1][0], float(t[-1]) - boundaries[-1][0]
+        raise SolverError("non-finite state", time, dt, statistics.nfe)
+    return torch.stack(outputs)
+
+
+def _watch(
+    problem: Solve,
+    observer: Observer,
+    boundaries: list[tuple[float, Tensor]],
+    states: Tensor,
+    end: float,
+) -> None:
+    """Tensor hooks that report the boundaries of a backpropagated solve, last one first."""
+    rule: list[Nodes] = []
+    last = states[-1].detach()
+
+    def at_end(grad: Tensor) -> None:
+        if observer.active:
+            rule[:] = [observer.nodes(problem, end, boundaries[0][0])]
+            rule[0].boundary(end, last, grad[-1])
+
+    def at_boundary(a: Tensor, index: int, time: float, y: Tensor) -> None:
+        if rule and observer.active:
+            rule[0].boundary(time, y, a)
+            if index == 0:
+                rule.pop().finish()
+
+    states.register_hook(at_end)
+    for index, (time, y) in enumerate(boundaries):
+        y.register_hook(partial(at_boundary, index=index, time=time, y=y.detach()))

@@ -1,0 +1,307 @@
+"""The layer kinds that can be preconditioned, one small class each.
+
+A kind says how a layer's input and output cotangent turn into rows, so that the layer's gradient
+is the sum of outer products of cotangent rows and input rows, and how that gradient reads as a
+matrix. A new kind is one subclass here and one entry in :data:`KINDS`.
+
+Matrices have a leading dimension of groups (1 for all but grouped convolutions): gradients are
+(groups, out, in), second moments (groups, d, d). A bias is the last column of ``in``.
+
+Source: Martens and Grosse 2015 (linear), Grosse and Martens 2016 (convolutions as patches).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+_PATCH_ELEMENTS = 1 << 24
+"""Patches are formed for as many samples at a time as fit into this many numbers."""
+
+
+_STRIP = 128
+"""Columns below which a product is not worth splitting."""
+
+
+class Layer(ABC):
+    """One module with a weight and perhaps a bias, seen as a matrix.
+
+    Args:
+        name: the module's name in the model.
+        module: the module.
+    """
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, module
+        self.weight: nn.Parameter = module.weight  # type: ignore[assignment]
+        bias = getattr(module, "bias", None)
+        self.bias: nn.Parameter | None = bias if bias is not None and bias.requires_grad else None
+
+    @property
+    def groups(self) -> int:
+        """Blocks of the weight that do not mix."""
+        return int(getattr(self.module, "groups", 1))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The weight, and the bias where there is one."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(groups, out, in) of the gradient matrix, the bias column counted."""
+        matrix = self.matrix(self.weight.detach())
+        return matrix.shape[0], matrix.shape[1], matrix.shape[2] + (self.bias is not None)
+
+    @abstractmethod
+    def matrix(self, weight: Tensor) -> Tensor:
+        """A weight-shaped tensor as (groups, out, in)."""
+
+    @abstractmethod
+    def weight_of(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`matrix`."""
+
+    @abstractmethod
+    def input_rows(self, z: Tensor) -> Tensor:
+        """Inputs as rows, (groups, rows, in) without the bias."""
+
+    @abstractmethod
+    def cotangent_rows(self, g: Tensor) -> Tensor:
+        """Output cotangents as rows, (groups, rows, out), in the order of the input rows."""
+
+    @abstractmethod
+    def unbatched(self, z: Tensor) -> bool:
+        """Whether an input lacks the sample dimension."""
+
+    def gradient(self) -> Tensor | None:
+        """The gradient as (groups, out, in), bias last; ``None`` before the first backward pass."""
+        if self.weight.grad is None:
+            return None
+        matrix = self.matrix(self.weight.grad)
+        if self.bias is None:
+            return matrix
+        column = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
+        return torch.cat([matrix, column.reshape(matrix.shape[0], -1, 1)], dim=2)
+
+    def split(self, matrix: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        """A matrix shaped like :meth:`gradient` as tensors shaped like the parameters."""
+        if self.bias is None:
+            return [(self.weight, self.weight_of(matrix))]
+        return [
+            (self.weight, self.weight_of(matrix[:, :, :-1])),
+            (self.bias, matrix[:, :, -1].reshape(self.bias.shape)),
+        ]
+
+    def moments(
+        self, z: Tensor, g: Tensor, samples: int | None, with_inputs: bool = True
+    ) -> tuple[Tensor | None, Tensor, int, int]:
+        """Sums of outer products over the rows of the first ``samples`` samples.
+
+        Args:
+            z: the layer's input.
+            g: the cotangent of its output.
+            samples: how many samples to use; all by default.
+            with_inputs: whether the input side is wanted.
+
+        Returns:
+            The input moment (groups, in, in) or ``None``, the cotangent moment (groups, out, out),
+            the rows used and the samples used.
+        """
+        if self.unbatched(z):
+            z, g = z.unsqueeze(0), g.unsqueeze(0)
+        used = z.shape[0] if samples is None else min(samples, z.shape[0])
+        z, g = z.detach()[:used], g.detach()[:used]
+        dtype = torch.promote_types(torch.float32, self.weight.dtype)
+        cotangents = self.cotangent_rows(g).to(dtype)
+        rows = cotangents.shape[1]
+        inputs = self._input_moment(z, dtype, rows) if with_inputs else None
+        return inputs, cotangents.mT @ cotangents, rows, used
+
+    def _input_moment(self, z: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+        groups, _, width = self.shape
+        moment = torch.zeros(groups, width, width, dtype=dtype, device=z.device)
+        numbers = max(1, rows // max(1, z.shape[0])) * width * groups
+        for part in z.split(max(1, _PATCH_ELEMENTS // numbers)):
+            x = self.input_rows(part).to(dtype)
+            if self.bias is not None:
+                x = F.pad(x, (0, 1), value=1.0)
+            _add_upper(moment, x)
+        return moment.triu() + moment.triu(1).mT
+
+
+class LinearLayer(Layer):
+    """``nn.Linear`` with any leading dimensions; those after the first are locations."""
+
+    @override
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.unsqueeze(0)
+
+    @override
+    def weight_of(self, matrix: Tensor) -> Tensor:
+        return matrix.squeeze(0)
+
+    @override
+    def input_rows(self, z: Tensor) -> Tensor:
+        return z.reshape(1, -1, z.shape[-1])
+
+    @override
+    def cotangent_rows(self, g: Tensor) -> Tensor:
+        return g.reshape(1, -1, g.shape[-1])
+
+    @override
+    def unbatched(self, z: Tensor) -> bool:
+        return z.ndim == 1
+
+
+class ConvLayer(Layer):
+    """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``; output positions are locations."""
+
+    module: Any
+
+    @override
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+
+    @override
+    def weight_of(self, matrix: Tensor) -> Tensor:
+        return matrix.reshape(self.weight.shape)
+
+    @override
+    def input_rows(self, z: Tensor) -> Tensor:
+        m = self.module
+        mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
+        padded = F.pad(z, _both_sides(m), mode=mode)
+        return _patch_rows(padded, m.kernel_size, m.stride, m.dilation, self.groups)
+
+    @override
+    def cotangent_rows(self, g: Tensor) -> Tensor:
+        return _position_rows(g, self.groups)
+
+    @override
+    def unbatched(self, z: Tensor) -> bool:
+        return z.ndim == self.weight.ndim - 1
+
+
+class ConvTransposeLayer(ConvLayer):
+    """The transposed convolutions, as ordinary ones over an input spread out by the stride."""
+
+    @override
+    def matrix(self, weight: Tensor) -> Tensor:
+        # (in, out / groups, *kernel) -> (groups, out / groups, in / groups * kernel)
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
+        return grouped.transpose(1, 2).flatten(2)
+
+    @override
+    def weight_of(self, matrix: Tensor) -> Tensor:
+        kernel = self.weight.shape[2:]
+        grouped = matrix.reshape(self.groups, self.weight.shape[1], -1, *kernel)
+        return grouped.transpose(1, 2).reshape(self.weight.shape)
+
+    @override
+    def input_rows(self, z: Tensor) -> Tensor:
+        m = self.module
+        spread = z
+        for dim, stride in enumerate(m.stride, start=2):
+            spread = _spread(spread, dim, stride)
+        pads: list[int] = []
+        for size, dilation, padding, extra in zip(
+            m.kernel_size, m.dilation, m.padding, m.output_padding, strict=True
+        ):
+            edge = dilation * (size - 1) - padding
+            pads = [edge, edge + extra, *pads]
+        # A negative pad crops. Patches of a transposed convolution run against the kernel.
+        patches = _patches(F.pad(spread, pads), m.kernel_size, [1] * len(m.stride), m.dilation)
+        patches = patches.flip(list(range(-len(m.stride), 0)))
+        return _as_rows(patches, self.groups)
+
+
+KINDS: dict[type[nn.Module], type[Layer]] = {
+    nn.Linear: LinearLayer,
+    nn.Conv1d: ConvLayer,
+    nn.Conv2d: ConvLayer,
+    nn.Conv3d: ConvLayer,
+    nn.ConvTranspose1d: ConvTransposeLayer,
+    nn.ConvTranspose2d: ConvTransposeLayer,
+    nn.ConvTranspose3d: ConvTransposeLayer,
+}
+"""Module classes, subclasses included, and the kind that handles them."""
+
+
+def layer_of(name: str, module: nn.Module) -> Layer | None:
+    """The layer behind a module, or ``None`` if no kind handles it or its weight is frozen."""
+    for base, kind in KINDS.items():
+        if isinstance(module, base):
+            weight = module._parameters.get("weight")
+            if weight is None or not weight.requires_grad:
+                return None
+            return kind(name, module)
+    return None
+
+
+def _add_upper(moment: Tensor, x: Tensor) -> None:
+    """Add x^T x to the upper triangle; what lies below is left undefined.
+
+    A wide product is done by strips of columns, so that most of the lower half is never computed.
+    """
+    width = x.shape[2]
+    strip = max(_STRIP, -(-width // 4))
+    for start in range(0, width, strip):
+        end = min(start + strip, width)
+        moment[:, start:end, start:].baddbmm_(x[:, :, start:end].mT, x[:, :, start:])
+
+
+def _both_sides(module: Any) -> list[int]:
+    """Padding in the order of ``F.pad``: last dimension first, left before right."""
+    pads: list[int] = []
+    for i, (size, dilation) in enumerate(zip(module.kernel_size, module.dilation, strict=True)):
+        if module.padding == "same":
+            total = dilation * (size - 1)
+            left, right = total // 2, total - total // 2
+        elif module.padding == "valid":
+            left = right = 0
+        else:
+            left = right = module.padding[i]
+        pads = [left, right, *pads]
+    return pads
+
+
+def _spread(x: Tensor, dim: int, stride: int) -> Tensor:
+    """Insert ``stride - 1`` zeros between neighbours along ``dim``."""
+    if stride == 1:
+        return x
+    shape = list(x.shape)
+    shape[dim] = (x.shape[dim] - 1) * stride + 1
+    out = x.new_zeros(shape)
+    out[(slice(None),) * dim + (slice(None, None, stride),)] = x
+    return out
+
+
+def _patches(x: Tensor, kernel: Any, stride: Any, dilation: Any) -> Tensor:
+    """A view (samples, channels, *positions, *kernel) of a padded input."""
+    for dim, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
+        x = x.unfold(dim, gap * (size - 1) + 1, step)[..., ::gap]
+    return x
+
+
+def _as_rows(patches: Tensor, groups: int) -> Tensor:
+    """Patches as (groups, samples * positions, channels / groups * kernel)."""
+    spatial = (patches.ndim - 2) // 2
+    grouped: Tensor = patches.unflatten(1, (groups, -1))
+    positions = list(range(3, 3 + spatial))
+    kernel = list(range(3 + spatial, 3 + 2 * spatial))
+    return grouped.permute(1, 0, *positions, 2, *kernel).flatten(1, 1 + spatial).flatten(2)
+
+
+def _patch_rows(x: Tensor, kernel: Any, stride: Any, dilation: Any, groups: int) -> Tensor:
+    return _as_rows(_patches(x, kernel, stride, dilation), groups)
+
+
+def _position_rows(g: Tensor, groups: int) -> Tensor:
+    """(samples, out, *positions) -> (groups, samples * positions, out / groups)."""
+    grouped: Tensor = g.unflatten(1, (groups, -1)).flatten(3)
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)

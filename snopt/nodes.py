@@ -1,0 +1,111 @@
+"""Quadrature nodes of a backward solve: where curvature is measured, and with which weight.
+
+A backward pass reports the boundaries of its kept steps, one by one and backwards along the solve,
+each with its state y and adjoint a. A rule turns them into nodes whose weights add up to the length
+of the interval. Only the last boundary is kept, so memory does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+Visit = Callable[[float, Tensor, Tensor, float], None]
+"""Called with (t, y, a, weight) for every node."""
+
+Slopes = Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Time derivatives (y', a') at (t, y, a)."""
+
+
+class Nodes(Protocol):
+    """A quadrature rule fed with step boundaries."""
+
+    def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
+        """The next boundary of a kept step, or the far end of the interval."""
+
+    def finish(self) -> None:
+        """No further boundary comes."""
+
+
+class StepNodes:
+    """The midpoint rule on the solver's own steps: one node per kept step.
+
+    State and adjoint there are the means of those at the step's two ends. The error falls with the
+    square of the step length, hence with the tolerance; it is half the trapezoidal rule's, at one
+    node less.
+    """
+
+    def __init__(self, visit: Visit) -> None:
+        self.visit = visit
+        self.last: tuple[float, Tensor, Tensor] | None = None
+
+    def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
+        """See :class:`Nodes`."""
+        if self.last is not None:
+            t0, y0, a0 = self.last
+            self.visit((t0 + t) / 2, (y0 + y) / 2, (a0 + a) / 2, abs(t - t0))
+        self.last = (t, y, a)
+
+    def finish(self) -> None:
+        """See :class:`Nodes`."""
+        self.last = None
+
+
+class GridNodes:
+    """The trapezoidal rule on equally spaced times, the choice of Liu et al. (2021).
+
+    States between two boundaries come from cubic Hermite interpolation, so that the solve itself is
+    the ordinary one and no solution is stored.
+
+    Args:
+        visit: called for every node.
+        slopes: time derivatives at a boundary.
+        start: time of the first boundary.
+        end: time of the last boundary.
+        points: nodes on the interval, both ends included, at least 2.
+    """
+
+    def __init__(self, visit: Visit, slopes: Slopes, start: float, end: float, points: int) -> None:
+        self.visit, self.slopes, self.end = visit, slopes, end
+        spacing = (end - start) / (points - 1)
+        self.weight = abs(spacing)
+        self.pending = [start + i * spacing for i in range(points - 1)] + [end]
+        self.pending.reverse()
+        self.points = points
+        self.last: tuple[float, Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
+        """See :class:`Nodes`."""
+        dy, da = self.slopes(t, y, a)
+        if self.last is not None:
+            t0, y0, a0, dy0, da0 = self.last
+            forwards = t > t0
+            while self.pending and (self.pending[-1] <= t if forwards else self.pending[-1] >= t):
+                s = self.pending.pop()
+                edge = len(self.pending) in (0, self.points - 1)
+                self.visit(
+                    s,
+                    _hermite(t0, t, s, y0, y, dy0, dy),
+                    _hermite(t0, t, s, a0, a, da0, da),
+                    self.weight / 2 if edge else self.weight,
+                )
+        self.last = (t, y, a, dy, da)
+
+    def finish(self) -> None:
+        """See :class:`Nodes`."""
+        self.last = None
+
+
+def _hermite(
+    t0: float, t1: float, t: float, x0: Tensor, x1: Tensor, dx0: Tensor, dx1: Tensor
+) -> Tensor:
+    h = t1 - t0
+    s = (t - t0) / h
+    return (
+        (1 + 2 * s) * (1 - s) ** 2 * x0
+        + s * (1 - s) ** 2 * h * dx0
+        + s * s * (3 - 2 * s) * x1
+        + s * s * (s - 1) * h * dx1
+    )

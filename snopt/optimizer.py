@@ -1,0 +1,382 @@
+"""SNOpt, a ``torch.optim.Optimizer`` for models with ODE blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from snopt.block import ODEBlock
+from snopt.capture import Capture
+from snopt.coverage import Coverage
+from snopt.curvature import CURVATURES, LIKELIHOODS, gather, loss_columns
+from snopt.damping import Damping, LevenbergMarquardt, damping_at
+from snopt.groups import choose, data_parallel, named_groups, validate
+from snopt.layers import Layer, layer_of
+from snopt.preconditioner import BASES, Preconditioner, select_layers
+from snopt.rules import RULES, Rule
+from snopt.update import apply_directions, norm_ratio, predicted_change
+
+Model = nn.Module | Iterable[Mapping[str, Any]]
+
+
+class SNOpt(Optimizer):
+    """Second-order optimizer whose curvature comes from the backward solve.
+
+    On a refresh step the layers' inputs and output cotangents are gathered while ``backward()``
+    runs; in between, gradients are scaled in the eigenbasis found then. The training loop is that
+    of any torch optimizer.
+
+    Args:
+        model: the model, or a list of parameter groups ``{"params": modules, "lr": ...}`` with a
+            module, a list of modules or a mapping of names to modules; what an earlier group has is
+            left out of later ones, so that ``[{"params": model.field, "lr": 1e-3}, {"params":
+            model}]`` gives the field a learning rate of its own.
+        lr: learning rate, > 0.
+        momentum: of the direction, in [0, 1); default 0.9 for ``rule="kfac"``, else 0.
+        weight_decay: decoupled, >= 0.
+        damping: added to the curvature: a number >= 0, a function of the step, or a
+            :class:`~snopt.damping.LevenbergMarquardt`. Default 0.05 (paper), 1e-3 (kfac).
+        refresh_every: steps between two refreshes, >= 1; default 100, and 20 for ``rule="adam"``.
+        alpha: decay of the second moment of ``rule="paper"``, in [0, 1).
+        betas: decays of the two moments of ``rule="adam"``.
+        eps: added to the root of the second moment of ``rule="adam"``.
+        rule: ``"paper"``: Ghat / (M + damping); ``"adam"``: Adam in the eigenbasis; ``"kfac"``: the
+            factored inverse.
+        basis: ``"curvature"``: eigenbases of the backward solve's factors; ``"gradient"``: of
+            running averages of G G^T and G^T G, without any capture; ``"both"``: of their mean.
+        precondition: ``"all"`` layers, or only those inside ODE blocks (``"ode"``).
+        plain: update of all other parameters: ``"rule"`` (Adam for ``rule="adam"``, else SGD with
+            momentum), or ``"adam"``.
+        curvature: ``"empirical"`` gradients, ``"fisher"`` (sampled from the model's predictive
+            distribution) or ``"ggn"``; the latter two need :meth:`curvature_pass` in the loop.
+        curvature_samples: samples of a batch that enter the factors, the first ones; default all.
+        sampling: ``"steps"``: quadrature on the solver's own steps; ``"grid"``: on ``grid_points``
+            equally spaced times, as in the paper.
+        grid_points: nodes of ``sampling="grid"``, both ends included.
+        carry_over: rotate second moments into a new basis instead of starting from its eigenvalues
+            (paper) or from zero (adam); default True for adam.
+        stagger: refresh the layers one after another within the period, so that no step spikes.
+        kl_clip: trust region: bound on lr^2 times the direction's product with the gradient;
+            default 1e-3 for kfac, else none.
+        warmup_steps: steps over which the learning rate rises linearly; default 10 for adam,
+            else 0.
+        grad_scaler: the loop's ``GradScaler``, so that captured cotangents can be unscaled.
+        seed: of the draws for ``curvature="fisher"``.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Source: Liu, Chen and Theodorou 2021; George et al. 2018; Vyas et al. 2024 (``rule="adam"``).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        lr: float = 0.02,
+        *,
+        momentum: float | None = None,
+        weight_decay: float = 0.0,
+        damping: Damping | None = None,
+        refresh_every: int | None = None,
+        alpha: float = 0.75,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        rule: str = "paper",
+        basis: str = "curvature",
+        precondition: str = "all",
+        plain: str = "rule",
+        curvature: str = "empirical",
+        curvature_samples: int | None = None,
+        sampling: str = "steps",
+        grid_points: int = 100,
+        carry_over: bool | None = None,
+        stagger: bool = False,
+        kl_clip: float | None = None,
+        warmup_steps: int | None = None,
+        grad_scaler: Any = None,
+        seed: int = 0,
+    ) -> None:
+        choose("rule", rule, RULES)
+        choose("basis", basis, BASES)
+        choose("plain", plain, ("rule", "adam"))
+        choose("curvature", curvature, CURVATURES)
+        choose("sampling", sampling, ("steps", "grid"))
+        self.rule: Rule = RULES[rule]()
+        own = self.rule.defaults
+        if rule == "adam" and momentum:
+            raise ValueError(f"momentum={momentum!r}: rule='adam' has its own, betas={betas!r}")
+        period = own["refresh_every"] if refresh_every is None else refresh_every
+        warmup = own["warmup_steps"] if warmup_steps is None else warmup_steps
+        for name, count, low in (
+            ("refresh_every", period, 1),
+            ("grid_points", grid_points, 2),
+            ("warmup_steps", warmup, 0),
+            ("curvature_samples", 1 if curvature_samples is None else curvature_samples, 1),
+        ):
+            if isinstance(count, bool) or count != int(count) or count < low:
+                raise ValueError(f"{name}={count!r}; expected a whole number >= {low}")
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "momentum": own["momentum"] if momentum is None else momentum,
+            "weight_decay": weight_decay,
+            "damping": own["damping"] if damping is None else damping,
+            "alpha": alpha,
+            "betas": tuple(betas),
+            "eps": eps,
+            "kl_clip": own["kl_clip"] if kl_clip is None else kl_clip,
+            "precondition": precondition,
+            "plain": plain,
+        }
+        model = model if isinstance(model, nn.Module) else list(model)
+        groups, modules = named_groups(model)
+        for group in groups:
+            validate({**defaults, **{k: v for k, v in group.items() if k != "params"}})
+        super().__init__(groups, defaults)
+        self.names = {
+            id(p): name
+            for group in self.param_groups
+            for name, p in zip(group["param_names"], group["params"], strict=True)
+        }
+        self._group_of = {id(p): group for group in self.param_groups for p in group["params"]}
+        self.warmup_steps, self.curvature = warmup, curvature
+        self._adam: Rule = RULES["adam"]()
+        self._dampings: list[Damping] = [group["damping"] for group in self.param_groups]
+        self.generator_seed, self.draws = seed, 0
+        own_blocks = {n: m for n, m in modules if isinstance(m, ODEBlock)}
+        in_field = {id(m) for block in own_blocks.values() for m in block.field.modules()}
+
+        def left_out(name: str, module: nn.Module) -> str | None:
+            group = self._group_of.get(id(module.weight), defaults)
+            if group["precondition"] == "ode" and id(module) not in in_field:
+                return "it lies outside the ODE blocks (precondition='ode')"
+            return None
+
+        layers, self._reasons = select_layers(modules, self.names, left_out, layer_of)
+        self.preconditioner = Preconditioner(
+            layers,
+            own_blocks,
+            self._settings,
+            self.rule,
+            basis=basis,
+            refresh_every=int(period),
+            stagger=stagger,
+            carry_over=own["carry_over"] if carry_over is None else carry_over,
+            capture=Capture(
+                layers,
+                own_blocks,
+                samples=curvature_samples,
+                grid=grid_points if sampling == "grid" else None,
+                loss_scale=None if grad_scaler is None else grad_scaler.get_scale,
+            ),
+            distributed=_distributed(model),
+        )
+        self.preconditioner.capture.active = curvature == "empirical"
+        self.set_damping()
+        self._measured: dict[str, float] = {}
+
+    # -- the training loop ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update.
+
+        Args:
+            closure: clears gradients, computes the loss and its gradient, returns the loss.
+
+        Returns:
+            The closure's loss, ``None`` without one.
+        """
+        loss: Any = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        core = self.preconditioner
+        count = core.steps
+        self.set_damping()
+        refreshing = bool(core.due())
+        forgotten = core.capture.armed and not core.capture.batch
+        if forgotten and self.curvature != "empirical":
+            raise RuntimeError(
+                f"curvature={self.curvature!r} needs optimizer.curvature_pass(outputs) between the "
+                "forward pass and backward(), and after zero_grad()"
+            )
+        directions = self._directions(core.directions())
+        if refreshing:
+            self._measured = norm_ratio(directions)
+        warmup = min(1.0, (count + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        controller = self._controller(count, closure)
+        if controller is None or closure is None:
+            apply_directions(self.param_groups, self.state, directions, warmup)
+        else:
+            before = [p.clone() for p in self._by_id().values()]
+            apply_directions(self.param_groups, self.state, directions, warmup)
+            moves: dict[Tensor, Tensor] = {
+                p: p - old for p, old in zip(self._by_id().values(), before, strict=True)
+            }
+            predicted = predicted_change(core, moves, controller.value)
+            active, core.capture.active = core.capture.active, False
+            with torch.enable_grad():
+                again = closure()
+            core.capture.active = active
+            controller.observe(float(again) - float(loss), predicted)
+        core.arm()
+        return loss
+
+    def set_damping(self) -> None:
+        """Resolve scheduled damping for the coming step."""
+        for group, damping in zip(self.param_groups, self._dampings, strict=True):
+            group["damping"] = damping_at(damping, self.preconditioner.steps)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients, and with them the curvature gathered beside them."""
+        super().zero_grad(set_to_none)
+        self.preconditioner.capture.clear()
+
+    def curvature_pass(self, outputs: Tensor, likelihood: str = "categorical") -> None:
+        """Gather curvature from the model's predictive distribution; nothing on ordinary steps.
+
+        Call it between the forward pass and ``loss.backward()`` for ``curvature="fisher"`` (one
+        more backward pass) or ``"ggn"`` (one for each output). Gradients are left alone.
+
+        Args:
+            outputs: logits (N, K) for ``"categorical"``, means (N, ...) for ``"gaussian"`` (the
+                loss is then the mean over samples of half the squared error summed over outputs).
+            likelihood: ``"categorical"`` or ``"gaussian"``.
+        """
+        choose("likelihood", likelihood, LIKELIHOODS)
+        capture = self.preconditioner.capture
+        if self.curvature == "empirical" or not capture.armed:
+            return
+        seed = self.generator_seed + self.draws
+        self.draws += 1
+        columns = loss_columns(outputs.detach(), likelihood, self.curvature, seed)
+        gather(self.preconditioner, list(self._by_id().values()), outputs, columns)
+
+    # -- what it knows ----------------------------------------------------------------------------
+
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(A, B) of every layer as of its last refresh, the bias in A's last row and column.
+
+        A has shape (in, in), B (out, out); with a leading dimension of groups for grouped
+        convolutions. Method.md section 5 says how they are normalised.
+        """
+        found = {}
+        for name, (a, b) in self.preconditioner.factors.items():
+            found[name] = (a[0], b[0]) if a.shape[0] == 1 else (a, b)
+        return found
+
+    def coverage(self) -> Coverage:
+        """Which parameters are preconditioned, and why the others are not."""
+        layers = self.preconditioner.layers.values()
+        covered = {self.names[id(p)]: x.name for x in layers for p in x.parameters}
+        sizes = {self.names[i]: p.numel() for i, p in self._by_id().items()}
+        reasons = {n: self._reasons.get(n, "its module was not found") for n in sizes}
+        return Coverage(covered, {n: r for n, r in reasons.items() if n not in covered}, sizes)
+
+    def diagnostics(self) -> dict[str, float]:
+        """Damping, condition number, counts, and norms as of the last refresh, for logs."""
+        damping = float(self.param_groups[0]["damping"])
+        return {**self.preconditioner.diagnostics(), "damping": damping, **self._measured}
+
+    @property
+    def curvature_seconds(self) -> float:
+        """Time spent gathering curvature and decomposing it so far."""
+        return self.preconditioner.capture.seconds
+
+    # -- saving -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to go on, keyed by parameter and layer names."""
+        groups = []
+        for group in self.param_groups:
+            kept = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+            groups.append({**kept, "params": list(group["param_names"])})
+        return {
+            "state": {self.names[id(p)]: dict(state) for p, state in self.state.items()},
+            "param_groups": groups,
+            "preconditioner": self.preconditioner.state_dict(),
+            "draws": self.draws,
+            "measured": dict(self._measured),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, on this or a freshly built model.
+
+        Raises:
+            ValueError: it belongs to a model with other parameters or groups.
+        """
+        saved = state_dict["param_groups"]
+        names = [list(group["param_names"]) for group in self.param_groups]
+        if [list(group["params"]) for group in saved] != names:
+            raise ValueError("the state was saved for other parameters or other groups of them")
+        for group, entry in zip(self.param_groups, saved, strict=True):
+            for key, value in entry.items():
+                if key != "params":
+                    group[key] = tuple(value) if key == "betas" else value
+        for damping, group in zip(self._dampings, self.param_groups, strict=True):
+            if isinstance(damping, LevenbergMarquardt):
+                damping.value = float(group["damping"])
+        self.state.clear()
+        by_name = {self.names[i]: p for i, p in self._by_id().items()}
+        for name, entry in state_dict["state"].items():
+            p = by_name[name]
+            self.state[p] = _copied(entry, p.device)
+        self.draws = int(state_dict["draws"])
+        self._measured = dict(state_dict["measured"])
+        self.preconditioner.load_state_dict(state_dict["preconditioner"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "an SNOpt listens to one model and cannot be copied or pickled; build one on the "
+            "copied model and give it state_dict()"
+        )
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _by_id(self) -> dict[int, nn.Parameter]:
+        return {id(p): p for group in self.param_groups for p in group["params"]}
+
+    def _settings(self, layer: Layer) -> Mapping[str, Any]:
+        return self._group_of[id(layer.weight)]
+
+    def _directions(self, found: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
+        """The direction of every parameter that has a gradient."""
+        directions: dict[Tensor, Tensor] = {}
+        for name, matrix in found.items():
+            for p, direction in self.preconditioner.layers[name].split(matrix):
+                directions[p] = direction.to(p.dtype)
+        for group in self.param_groups:
+            rule = self._adam if group["plain"] == "adam" else self.rule
+            for p in group["params"]:
+                if p.grad is not None and p not in directions:
+                    state = self.state[p].setdefault("plain", {})
+                    directions[p] = rule.plain(state, p.grad, group)
+        return directions
+
+    def _controller(self, count: int, closure: object) -> LevenbergMarquardt | None:
+        """The damping's controller, if it wants to compare losses in this step."""
+        for damping in self._dampings:
+            if isinstance(damping, LevenbergMarquardt):
+                if closure is None:
+                    raise ValueError(
+                        "Levenberg-Marquardt damping compares losses: call step(closure)"
+                    )
+                return damping if count % damping.every == 0 else None
+        return None
+
+
+def _copied(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device).clone()
+    if isinstance(value, Mapping):
+        return {key: _copied(entry, device) for key, entry in value.items()}
+    return value
+
+
+def _distributed(model: Model) -> bool:
+    return data_parallel(model) and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,314 @@
+"""The preconditioner: which layers, which basis, when it is refreshed, and the directions it gives.
+
+:class:`~snopt.optimizer.SNOpt` and :class:`~snopt.optimizer.SNOptPreconditioner` share it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snopt.block import ODEBlock
+from snopt.capture import Capture
+from snopt.errors import FactorizationError
+from snopt.kronecker import (
+    Basis,
+    Factors,
+    combined_factors,
+    condition_number,
+    eigenbasis,
+    gradient_factors,
+)
+from snopt.layers import KINDS, Layer
+from snopt.rules import Rule, State
+
+logger = logging.getLogger(__name__)
+
+BASES = ("curvature", "gradient", "both")
+
+_GRADIENT_AVERAGE = 0.95
+"""Decay of the running averages of G G^T and G^T G, SOAP's default."""
+
+
+class Preconditioner:
+    """Kronecker factors, their bases and a rule for a set of layers.
+
+    Args:
+        layers: the layers by name.
+        blocks: the model's ODE blocks by name.
+        settings: returns a layer's parameter group (damping, alpha, betas, eps).
+        rule: the update rule.
+        basis: where the eigenbases come from, one of :data:`BASES`.
+        refresh_every: steps between two refreshes of a layer.
+        stagger: spread the layers' refreshes over the period instead of doing all at once.
+        carry_over: rotate what the rule has learned into a new basis.
+        capture: gathers curvature.
+        distributed: add curvature up over the processes of ``torch.distributed``.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        blocks: Mapping[str, ODEBlock],
+        settings: Callable[[Layer], Mapping[str, Any]],
+        rule: Rule,
+        *,
+        basis: str,
+        refresh_every: int,
+        stagger: bool,
+        carry_over: bool,
+        capture: Capture,
+        distributed: bool,
+    ) -> None:
+        self.layers, self.blocks, self.settings, self.rule = dict(layers), blocks, settings, rule
+        self.basis, self.refresh_every, self.stagger = basis, refresh_every, stagger
+        self.carry_over, self.capture, self.distributed = carry_over, capture, distributed
+        self.steps = 0
+        self.samples = 1.0
+        self.micro_batches = 1.0
+        self.refreshes = 0
+        self.failures = 0
+        self.factors: dict[str, Factors] = {}
+        self.bases: dict[str, Basis] = {}
+        # Layers that took no part when they were last watched: not asked again within a period.
+        self.absent: set[str] = set()
+        self.states: dict[str, State] = {name: {} for name in self.layers}
+        self.averages: dict[str, tuple[Tensor, Tensor, int]] = {}
+        self.arm()
+
+    def due(self) -> list[str]:
+        """Layers whose basis is to be refreshed in the coming step."""
+        names = list(self.layers)
+        period = self.refresh_every
+        offsets = [i * period // len(names) if self.stagger else 0 for i in range(len(names))]
+        return [
+            name
+            for name, offset in zip(names, offsets, strict=True)
+            if self.steps % period == offset or (name not in self.bases and name not in self.absent)
+        ]
+
+    def arm(self) -> None:
+        """Have the coming backward pass watched if a refresh is due."""
+        if self.basis == "gradient" or not self.layers:
+            return
+        names = self.due()
+        if names:
+            self.capture.arm(names)
+
+    def directions(self) -> dict[str, Tensor]:
+        """Refresh what is due and give the direction of every layer that has a basis.
+
+        Returns:
+            Directions by layer name, shaped like :meth:`snopt.layers.Layer.gradient`.
+        """
+        device = next(iter(self.layers.values())).weight.device if self.layers else None
+        grads: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            grad = layer.gradient()
+            if grad is not None:
+                grads[name] = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        due = set(self.due())
+        if due and device is not None:
+            with self.capture.timed(device):
+                self._refresh(due, grads)
+        elif self.basis != "curvature":
+            self._average(grads)
+        self._count_samples()
+        self.steps += 1
+        found = {}
+        for name, grad in grads.items():
+            basis = self.bases.get(name)
+            if basis is not None:
+                settings = self.settings(self.layers[name])
+                direction = self.rule.direction(
+                    self.states[name], basis.to(grad), basis, settings, self.samples
+                )
+                found[name] = basis.back(direction)
+        return found
+
+    def _refresh(self, due: set[str], grads: Mapping[str, Tensor]) -> None:
+        captured: dict[str, Factors | None] = {}
+        if self.basis != "gradient":
+            batch = self.capture.batch
+            captured = self.capture.collect(self.distributed)
+            if batch:
+                last = self._last_batch()
+                self.micro_batches = batch / last if last else 1.0
+                self.samples = float(batch * self._processes())
+                self.absent -= captured.keys()
+                self.absent |= {name for name, factors in captured.items() if factors is None}
+        if self.basis != "curvature":
+            self._average(grads)
+        for name in due:
+            factors = self._factors(name, captured.get(name))
+            if factors is None:
+                continue
+            if not all(bool(torch.isfinite(f).all()) for f in factors):
+                self._discard(name, "its curvature is not finite")
+                continue
+            try:
+                new = eigenbasis(factors)
+            except FactorizationError as error:
+                self._discard(name, str(error))
+                continue
+            self.rule.refresh(self.states[name], self.bases.get(name), new, self.carry_over)
+            self.factors[name], self.bases[name] = factors, new
+            self.refreshes += 1
+
+    def _factors(self, name: str, captured: Factors | None) -> Factors | None:
+        if self.basis == "curvature":
+            return captured
+        if name not in self.averages:
+            return captured if self.basis == "both" else None
+        left, right, count = self.averages[name]
+        unbias = 1 - _GRADIENT_AVERAGE**count
+        gradient = gradient_factors(left / unbias, right / unbias, self.samples)
+        if self.basis == "gradient" or captured is None:
+            return gradient if self.basis == "gradient" else None
+        return combined_factors(captured, gradient)
+
+    def _discard(self, name: str, why: str) -> None:
+        self.failures += 1
+        kept = "the old basis stays" if name in self.bases else "the layer takes the plain update"
+        logger.warning("curvature of layer %s discarded: %s; %s", name, why, kept)
+
+    def _average(self, grads: Mapping[str, Tensor]) -> None:
+        for name, grad in grads.items():
+            left, right = grad @ grad.mT, grad.mT @ grad
+            if name not in self.averages:
+                self.averages[name] = (torch.zeros_like(left), torch.zeros_like(right), 0)
+            mean_left, mean_right, count = self.averages[name]
+            mean_left.lerp_(left, 1 - _GRADIENT_AVERAGE)
+            mean_right.lerp_(right, 1 - _GRADIENT_AVERAGE)
+            self.averages[name] = (mean_left, mean_right, count + 1)
+
+    def _last_batch(self) -> int:
+        return max((block.samples for block in self.blocks.values()), default=0)
+
+    def _count_samples(self) -> None:
+        """N of this step: what the blocks saw, times the micro-batches counted at a refresh."""
+        last = self._last_batch()
+        if last:
+            self.samples = last * self.micro_batches * self._processes()
+
+    def _processes(self) -> int:
+        return torch.distributed.get_world_size() if self.distributed else 1
+
+    def diagnostics(self) -> dict[str, float]:
+        """Counts and condition numbers, for logs."""
+        conditions = [
+            max(condition_number(basis.values_a), condition_number(basis.values_b))
+            for basis in self.bases.values()
+        ]
+        return {
+            "refreshes": float(self.refreshes),
+            "refresh_failures": float(self.failures),
+            "condition_number": max(conditions, default=float("nan")),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned, by layer name."""
+        return {
+            "steps": self.steps,
+            "samples": self.samples,
+            "micro_batches": self.micro_batches,
+            "refreshes": self.refreshes,
+            "failures": self.failures,
+            "absent": sorted(self.absent),
+            "layers": {
+                name: {
+                    "factors": _pack(self.factors.get(name)),
+                    "basis": _pack(self.bases.get(name)),
+                    "rule": dict(self.states[name]),
+                    "averages": _pack(self.averages.get(name)),
+                }
+                for name in self.layers
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: it belongs to a model with other layers.
+        """
+        saved: Mapping[str, Any] = state["layers"]
+        if saved.keys() != self.layers.keys():
+            raise ValueError(
+                f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"
+            )
+        self.steps, self.samples = int(state["steps"]), float(state["samples"])
+        self.micro_batches = float(state["micro_batches"])
+        self.refreshes, self.failures = int(state["refreshes"]), int(state["failures"])
+        self.absent = set(state["absent"])
+        self.factors, self.bases, self.averages = {}, {}, {}
+        for name, entry in saved.items():
+            like = self.layers[name].weight
+            if entry["factors"] is not None:
+                self.factors[name] = Factors(*_unpack(entry["factors"], like))
+                self.bases[name] = Basis(*_unpack(entry["basis"], like))
+            if entry["averages"] is not None:
+                left, right, count = _unpack(entry["averages"], like)
+                self.averages[name] = (left, right, count)
+            self.states[name] = dict(
+                zip(entry["rule"], _unpack(entry["rule"].values(), like), strict=True)
+            )
+        self.capture.disarm()
+        self.arm()
+
+
+def select_layers(
+    modules: Iterable[tuple[str, nn.Module]],
+    owned: Mapping[int, str],
+    wanted: Callable[[str, nn.Module], str | None],
+    find: Callable[[str, nn.Module], Layer | None],
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Layers to precondition, and the reason for every parameter that is left out.
+
+    Args:
+        modules: modules by name.
+        owned: names of the optimizer's parameters by ``id``.
+        wanted: the reason why a module is left out although it could be handled, or ``None``.
+        find: the layer behind a module.
+    """
+    layers: dict[str, Layer] = {}
+    reasons: dict[str, str] = {}
+    taken: set[int] = set()
+    seen: set[int] = set()
+    for name, module in modules:
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        own = {id(p): p for p in module._parameters.values() if p is not None}
+        mine = [i for i in own if i in owned]
+        if not mine:
+            continue
+        layer = find(name, module)
+        reason = wanted(name, module) if layer is not None else None
+        if layer is None and isinstance(module, tuple(KINDS)) and "weight" in module._parameters:
+            reason = "its layer's weight is frozen"
+        elif layer is None:
+            reason = f"{type(module).__name__} is neither linear nor a convolution"
+        elif reason is None and id(layer.weight) not in owned:
+            reason = "its weight is in no parameter group"
+        elif reason is None and any(id(p) in taken for p in layer.parameters):
+            reason = "the parameter is shared with another module"
+        if layer is None or reason is not None:
+            for i in mine:
+                reasons.setdefault(owned[i], reason or "")
+            continue
+        layers[name] = layer
+        taken.update(id(p) for p in layer.parameters)
+    return layers, reasons
+
+
+def _pack(values: Any) -> list[Any] | None:
+    return None if values is None else list(values)
+
+
+def _unpack(values: Iterable[Any], like: Tensor) -> list[Any]:
+    return [v.to(like.device).clone() if isinstance(v, Tensor) else v for v in values]

@@ -1,0 +1,100 @@
+"""Explicit Runge-Kutta steps as plain differentiable functions.
+
+torchdiffeq decides how long the steps are; these functions take one step of a given length, so that
+the backward pass can repeat it, and so that a fixed number of steps unrolls into a graph that
+``torch.compile`` takes whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Field = Callable[[Tensor, Tensor], Tensor]
+"""A vector field (t, y) -> dy/dt over one tensor."""
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Coefficients of an explicit Runge-Kutta method.
+
+    Attributes:
+        nodes: stage times c_i as fractions of the step.
+        stages: row i holds the weights a_ij of the earlier slopes in stage i + 1.
+        weights: the weights b_i of the slopes in the step.
+    """
+
+    nodes: tuple[float, ...]
+    stages: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+TABLEAUS: dict[str, Tableau] = {
+    "euler": Tableau((0.0,), (), (1.0,)),
+    "midpoint": Tableau((0.0, 1 / 2), ((1 / 2,),), (0.0, 1.0)),
+    "heun2": Tableau((0.0, 1.0), ((1.0,),), (1 / 2, 1 / 2)),
+    "adaptive_heun": Tableau((0.0, 1.0), ((1.0,),), (1 / 2, 1 / 2)),
+    "fehlberg2": Tableau(
+        (0.0, 1 / 2, 1.0), ((1 / 2,), (1 / 256, 255 / 256)), (1 / 512, 255 / 256, 1 / 512)
+    ),
+    "heun3": Tableau((0.0, 1 / 3, 2 / 3), ((1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4)),
+    "bosh3": Tableau((0.0, 1 / 2, 3 / 4), ((1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9)),
+    "rk4": Tableau(
+        (0.0, 1 / 3, 2 / 3, 1.0),
+        ((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
+        (1 / 8, 3 / 8, 3 / 8, 1 / 8),
+    ),
+    "dopri5": Tableau(
+        (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0),
+        (
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        ),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+}
+"""Methods that can be stepped here, by torchdiffeq's names and with its coefficients (rk4 is the
+3/8 rule).
+
+Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.1 to II.5."""
+
+
+def step(field: Field, t: Tensor, dt: Tensor, y: Tensor, tableau: Tableau) -> Tensor:
+    """One explicit Runge-Kutta step of length ``dt`` from ``(t, y)``.
+
+    Args:
+        field: the vector field.
+        t: start time, a scalar tensor.
+        dt: signed length, a scalar tensor of ``y``'s dtype.
+        y: state of any shape.
+        tableau: the method.
+
+    Returns:
+        The state at ``t + dt``, of ``y``'s shape, differentiable in ``y`` and the parameters.
+    """
+    slopes: list[Tensor] = []
+    for i, node in enumerate(tableau.nodes):
+        state = y if i == 0 else _combine(y, dt, tableau.stages[i - 1], slopes)
+        slopes.append(field(t + node * dt, state))
+    return _combine(y, dt, tableau.weights, slopes)
+
+
+def _combine(y: Tensor, dt: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    total: Tensor | None = None
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight == 0.0:
+            continue
+        if total is None:
+            total = slope * weight
+        elif torch.compiler.is_compiling():
+            # Inductor (torch 2.13) fuses add(total, mm(..), alpha) into addmm and drops alpha.
+            total = total + slope * weight
+        else:
+            total = torch.add(total, slope, alpha=weight)
+    return y if total is None else torch.addcmul(y, total, dt)

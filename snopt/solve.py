@@ -1,0 +1,286 @@
+"""One solve of one tensor-valued ODE: torchdiffeq's methods, or a fixed number of own steps.
+
+Everything above this module sees a single function, :func:`integrate`. It reports each kept step,
+counts evaluations, and turns the solver's assertions into :class:`~snopt.errors.SolverError`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+from torchdiffeq._impl.odeint import SOLVERS
+
+from snopt.errors import SolverError
+from snopt.runge_kutta import TABLEAUS, Field, step
+
+OnStep = Callable[[float, Tensor, float], None]
+"""Called once a step has been taken and kept, with (start time, start state, signed length)."""
+
+ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
+REPLAYABLE = ("dopri5", "bosh3", "euler", "midpoint", "heun2", "heun3", "rk4")
+"""Methods whose every step is a function of (t, dt, y) alone, so that it can be repeated."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How to solve: torchdiffeq's method, tolerances and options, and this library's own.
+
+    Attributes:
+        method: a method of torchdiffeq.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        steps: that many equal steps per output interval, without error control.
+        max_steps: steps tried before a solve is given up (``"too many steps"``).
+        options: passed to torchdiffeq as they are.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    steps: int | None = None
+    max_steps: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.method not in SOLVERS:
+            raise ValueError(f"method={self.method!r}; choose one of {', '.join(sorted(SOLVERS))}")
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name}={value!r}; expected a finite number >= 0")
+        for name, count in (("steps", self.steps), ("max_steps", self.max_steps)):
+            if count is not None and (isinstance(count, bool) or count != int(count) or count < 1):
+                raise ValueError(f"{name}={count!r}; expected a whole number >= 1, or None")
+        if self.steps is not None and self.method not in REPLAYABLE:
+            raise ValueError(
+                f"steps={self.steps} needs an explicit Runge-Kutta method, not {self.method!r}; "
+                f"choose one of {', '.join(REPLAYABLE)}"
+            )
+
+    def with_options(self, **options: Any) -> Solver:
+        """A copy with further torchdiffeq options."""
+        return replace(self, options={**self.options, **options})
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method chooses its own steps."""
+        return self.steps is None and self.method in ADAPTIVE
+
+
+@dataclass
+class Statistics:
+    """What one solve did.
+
+    Attributes:
+        nfe: evaluations of the right-hand side.
+        longest: the longest step that was proposed and kept, 0 if none was reported.
+    """
+
+    nfe: int = 0
+    longest: float = 0.0
+
+
+class _TooManySteps(Exception):
+    """Raised inside a solve once the step limit is reached."""
+
+
+class _RightHandSide:
+    """The field in forward time, with the callbacks torchdiffeq looks for.
+
+    torchdiffeq negates time itself when it decreases; its callbacks then mix signs, so the sign is
+    kept here and the solver always runs forwards.
+    """
+
+    def __init__(
+        self,
+        function: Field,
+        sign: float,
+        solver: Solver,
+        on_try: Callable[[], None] | None,
+        on_step: OnStep | None,
+    ) -> None:
+        self.function, self.sign, self.solver = function, sign, solver
+        self.on_try, self.on_step = on_try, on_step
+        self.pending: tuple[Tensor | float, Tensor, Tensor | float] | None = None
+        self.statistics = Statistics()
+        self.tried = 0
+        self.time: float | None = None
+        self.dt: float | None = None
+        if solver.method not in ADAPTIVE:
+            # A solver that reports no steps (SciPy's) warns of callbacks that it will not call.
+            if SOLVERS[solver.method].valid_callbacks():
+                self.callback_step = self.begin_fixed_step
+        else:
+            self.callback_step = self._try_step
+            self.callback_accept_step = self._keep_step
+
+    def __call__(self, s: Tensor, y: Tensor) -> Tensor:
+        self.statistics.nfe += 1
+        slope = self.function(s * self.sign, y)
+        return slope if self.sign > 0 else -slope
+
+    def _try_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
+        self.time, self.dt = _number(s) * self.sign, _number(ds) * self.sign
+        self.tried += 1
+        if self.solver.max_steps is not None and self.tried > self.solver.max_steps:
+            raise _TooManySteps
+        if self.on_try is not None:
+            self.on_try()
+
+    def _keep_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
+        # The length that was proposed, before the step was cut to land on an output time.
+        self.statistics.longest = max(self.statistics.longest, abs(self.dt or 0.0))
+        length = _number(ds)
+        if self.on_step is not None:
+            self.on_step(_number(s) * self.sign, y, length * self.sign)
+
+    def begin_fixed_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
+        """A step that is kept whatever it does, so that its beginning ends the one before."""
+        self.end_fixed_step()
+        self._try_step(s, y, ds)
+        self.pending = (s, y, ds)
+
+    def end_fixed_step(self) -> None:
+        """Report the fixed step that was begun last."""
+        if self.pending is not None:
+            self._keep_step(*self.pending)
+        self.pending = None
+
+
+def options_of(method: str) -> set[str]:
+    """Names of the options that torchdiffeq's solver of this name takes."""
+    taken = {"self", "func", "y0", "rtol", "atol"}
+    return {
+        name
+        for kind in SOLVERS[method].__mro__
+        if "__init__" in vars(kind)
+        for name, parameter in inspect.signature(vars(kind)["__init__"]).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name not in taken
+    }
+
+
+def _number(x: Tensor | float) -> float:
+    return float(x.detach()) if isinstance(x, Tensor) else x
+
+
+def integrate(
+    function: Field,
+    y0: Tensor,
+    t: Tensor,
+    solver: Solver,
+    *,
+    norm: Callable[[Tensor], Tensor] | None = None,
+    first_step: float | None = None,
+    land: bool = False,
+    on_try: Callable[[], None] | None = None,
+    on_step: OnStep | None = None,
+) -> tuple[Tensor, Statistics]:
+    """Solve ``y' = function(t, y)`` from ``y(t[0]) = y0`` to every later time in ``t``.
+
+    Args:
+        function: the right-hand side over one tensor.
+        y0: initial state of any shape.
+        t: strictly increasing or strictly decreasing times, shape (T,), T >= 2, float64 on the CPU.
+        solver: method, tolerances and options.
+        norm: error norm of an adaptive method; root mean square by default.
+        first_step: length of the first step; searched for by default (one more evaluation).
+        land: step exactly onto the last time instead of past it with interpolation.
+        on_try: called before the stages of every step that is tried.
+        on_step: called for every kept step.
+
+    Returns:
+        States of shape (T, *y0.shape), and what the solve did.
+
+    Raises:
+        SolverError: the step underflowed, too many steps were taken, or the state is not finite.
+    """
+    sign = 1.0 if t[-1] > t[0] else -1.0
+    rhs = _RightHandSide(function, sign, solver, on_try, on_step)
+    options = dict(solver.options)
+    if solver.adaptive:
+        if norm is not None:
+            options["norm"] = norm
+        if first_step is not None:
+            options["first_step"] = first_step
+        if land:
+            options["step_t"] = t[-1:] * sign
+    try:
+        if solver.steps is not None:
+            states = _fixed_steps(rhs, y0, t * sign, solver)
+        else:
+            states = torchdiffeq.odeint(
+                rhs, y0, (t * sign).to(y0.device), rtol=solver.rtol, atol=solver.atol,
+                method=solver.method, options=options,
+            )  # fmt: skip
+    except _TooManySteps:
+        raise _failure("too many steps", rhs, t, f"limit {solver.max_steps}") from None
+    except AssertionError as error:
+        if not _raised_by_torchdiffeq(error):
+            raise
+        message = re.split(r"[:{]", str(error), maxsplit=1)[0].strip()
+        raise _failure(_reason(message), rhs, t, message) from None
+    rhs.end_fixed_step()
+    if not bool(torch.isfinite(states[-1]).all()):
+        raise _failure("non-finite state", rhs, t, "")
+    return states, rhs.statistics
+
+
+def _fixed_steps(rhs: _RightHandSide, y0: Tensor, s: Tensor, solver: Solver) -> Tensor:
+    outputs, y = [y0], y0
+    for times, starts, ds, dt in step_grid(s, solver.steps or 1, y0):
+        for time, start in zip(times, starts, strict=True):
+            rhs.begin_fixed_step(time, y, dt)
+            y = step(rhs, start, ds, y, TABLEAUS[solver.method])
+        outputs.append(y)
+    return torch.stack(outputs)
+
+
+def step_grid(
+    t: Tensor, steps: int, like: Tensor
+) -> list[tuple[list[float], Tensor, Tensor, float]]:
+    """Equal steps between the times of ``t``, as numbers and as tensors on ``like``'s device.
+
+    Returns:
+        For every interval: start times (numbers), the same as a tensor of shape (steps,), the
+        length as a scalar tensor, the length.
+    """
+    times = t.tolist()
+    grid = []
+    for start, end in pairwise(times):
+        dt = (end - start) / steps
+        starts = [start + i * dt for i in range(steps)]
+        packed = torch.tensor([*starts, dt], dtype=like.dtype, device=like.device)
+        grid.append((starts, packed[:-1], packed[-1], dt))
+    return grid
+
+
+def _reason(message: str) -> str:
+    if "underflow" in message:
+        return "step underflow"
+    if "max_num_steps" in message:
+        return "too many steps"
+    if "non-finite" in message:
+        return "non-finite state"
+    return "solver failure"
+
+
+def _raised_by_torchdiffeq(error: AssertionError) -> bool:
+    """Whether an assertion is the solver's own rather than the field's."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and str(frame.tb_frame.f_globals["__name__"]).startswith("torchdiffeq")
+
+
+def _failure(reason: str, rhs: _RightHandSide, t: Tensor, detail: str) -> SolverError:
+    time = float(t[0]) if rhs.time is None else rhs.time
+    return SolverError(reason, time, rhs.dt, rhs.statistics.nfe, detail)

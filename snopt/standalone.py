@@ -1,0 +1,54 @@
+"""The preconditioner alone, in front of any other torch optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from snopt.damping import LevenbergMarquardt
+from snopt.optimizer import Model, SNOpt
+
+
+class SNOptPreconditioner:
+    """The preconditioner in front of any other torch optimizer.
+
+    Call :meth:`step` between ``backward()`` and the other optimizer's ``step()``: it replaces the
+    gradients of preconditioned layers by their directions and leaves all others alone.
+
+    Args:
+        model: as for :class:`SNOpt`.
+        **settings: the settings of :class:`SNOpt` that shape directions: damping, refresh_every,
+            alpha, betas, eps, rule, basis, precondition, curvature, curvature_samples, sampling,
+            grid_points, carry_over, stagger, grad_scaler, seed.
+
+    Raises:
+        TypeError: a setting belongs to the update (lr, momentum, weight_decay, warmup_steps,
+            kl_clip, plain), which is the other optimizer's.
+    """
+
+    def __init__(self, model: Model, **settings: Any) -> None:
+        foreign = {"lr", "momentum", "weight_decay", "warmup_steps", "kl_clip", "plain"} & {
+            *settings
+        }
+        if foreign:
+            raise TypeError(f"{', '.join(sorted(foreign))}: set it on the optimizer that follows")
+        if isinstance(settings.get("damping"), LevenbergMarquardt):
+            raise TypeError("Levenberg-Marquardt damping needs SNOpt.step(closure)")
+        self._optimizer = SNOpt(model, lr=1.0, **settings)
+        self.factors = self._optimizer.factors
+        self.coverage = self._optimizer.coverage
+        self.diagnostics = self._optimizer.diagnostics
+        self.curvature_pass = self._optimizer.curvature_pass
+        self.state_dict = self._optimizer.state_dict
+        self.load_state_dict = self._optimizer.load_state_dict
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Replace the gradients of preconditioned layers by their directions."""
+        core = self._optimizer.preconditioner
+        self._optimizer.set_damping()
+        for name, matrix in core.directions().items():
+            for p, direction in core.layers[name].split(matrix):
+                p.grad = direction.to(p.dtype).contiguous()
+        core.arm()

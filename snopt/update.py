@@ -1,0 +1,118 @@
+"""From directions to new parameters: trust region, momentum, weight decay, learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snopt.preconditioner import Preconditioner
+
+
+def apply_directions(
+    groups: list[dict[str, Any]],
+    state: MutableMapping[Tensor, Any],
+    directions: Mapping[Tensor, Tensor],
+    warmup: float,
+) -> None:
+    """Move every parameter that has a direction, in place.
+
+    Args:
+        groups: torch parameter groups.
+        state: the optimizer's state by parameter; holds the momentum buffers.
+        directions: directions by parameter.
+        warmup: factor on every learning rate.
+    """
+    trust = trust_factor(groups, directions, warmup)
+    for group in groups:
+        parameters = [p for p in group["params"] if p in directions]
+        if not parameters:
+            continue
+        moves = [directions[p] for p in parameters]
+        if trust != 1.0:
+            moves = list(torch._foreach_mul(moves, trust))
+        if group["momentum"] > 0:
+            moves = _with_momentum(parameters, moves, state, group["momentum"])
+        rate = group["lr"] * warmup
+        if group["weight_decay"] > 0:
+            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        torch._foreach_add_(parameters, moves, alpha=-rate)
+
+
+def _with_momentum(
+    parameters: list[Tensor],
+    moves: list[Tensor],
+    state: MutableMapping[Tensor, Any],
+    momentum: float,
+) -> list[Tensor]:
+    buffers = []
+    for p, move in zip(parameters, moves, strict=True):
+        entry = state[p]
+        if "momentum" in entry:
+            entry["momentum"].mul_(momentum).add_(move)
+        else:
+            entry["momentum"] = move.clone()
+        buffers.append(entry["momentum"])
+    return buffers
+
+
+def trust_factor(
+    groups: list[dict[str, Any]], directions: Mapping[Tensor, Tensor], warmup: float
+) -> float:
+    """min(1, sqrt(kl_clip / sum lr^2 d.g)) over the groups that have a ``kl_clip``.
+
+    Source: Ba, Grosse and Martens, Distributed second-order optimization, 2017, section 5.
+    """
+    bounds = [group["kl_clip"] for group in groups if group["kl_clip"] is not None]
+    if not bounds:
+        return 1.0
+    total = 0.0
+    for group in groups:
+        if group["kl_clip"] is not None:
+            products = [
+                (directions[p] * p.grad).sum()
+                for p in group["params"]
+                if p in directions and p.grad is not None
+            ]
+            rate = group["lr"] * warmup
+            total += rate**2 * float(sum(products))
+    return min(1.0, (min(bounds) / total) ** 0.5) if total > 0 else 1.0
+
+
+def norm_ratio(directions: Mapping[Tensor, Tensor]) -> dict[str, float]:
+    """Norms of the gradient and of the direction, and their ratio."""
+    grads = [p.grad for p in directions if p.grad is not None]
+    if not grads:
+        return {}
+    gradient = torch.stack([g.norm() for g in grads]).norm()
+    direction = torch.stack([d.norm() for d in directions.values()]).norm()
+    return {
+        "gradient_norm": float(gradient),
+        "direction_norm": float(direction),
+        "direction_over_gradient": float(direction / gradient.clamp_min(1e-30)),
+    }
+
+
+def predicted_change(core: Preconditioner, moves: Mapping[Tensor, Tensor], damping: float) -> float:
+    """The quadratic model's change of the loss: g.d + (1/2) d.(C + damping) d.
+
+    C is the rule's diagonal curvature in each layer's eigenbasis, zero for plain parameters.
+    """
+    total = 0.0
+    for p, move in moves.items():
+        if p.grad is not None:
+            total += float((p.grad * move).sum() + damping / 2 * move.square().sum())
+    for name, layer in core.layers.items():
+        basis = core.bases.get(name)
+        if basis is None or layer.weight not in moves:
+            continue
+        curvature = core.rule.curvature(core.states[name], basis)
+        if curvature is not None:
+            matrix = layer.matrix(moves[layer.weight])
+            if layer.bias is not None:
+                column = moves[layer.bias].reshape(matrix.shape[0], -1, 1)
+                matrix = torch.cat([matrix, column], dim=2)
+            total += float((curvature * basis.to(matrix.to(curvature.dtype)).square()).sum()) / 2
+    return total

@@ -1,0 +1,1 @@
+"""Readers, one per source: official files in, checked arrays out."""

@@ -1,0 +1,65 @@
+"""Keeps what takes long to prepare, beside the data or in the user's cache folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def prepared(beside: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
+    """Arrays under a key, built once.
+
+    Args:
+        beside: folder of the data; ``.prepared`` in it where it may be written to, otherwise the
+            user's cache folder.
+        key: names the content: the source's checksum and the version of the preparation.
+        build: makes the arrays; their dtypes must not be ``object``.
+    """
+    path = _folder(beside) / f"{key}.npz"
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        logger.warning("%s cannot be read and is made again: %s", path, error)
+    arrays = build()
+    try:
+        _write(path, arrays)
+    except OSError as error:
+        logger.warning("%s cannot be kept, and will be made again next time: %s", path, error)
+    return arrays
+
+
+def _folder(beside: Path) -> Path:
+    # Permission bits too: an administrator may write where a data set is meant to be left alone.
+    if beside.is_dir() and os.access(beside, os.W_OK) and beside.stat().st_mode & stat.S_IWUSR:
+        return beside / ".prepared"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("snopt", appauthor=False) / "prepared"
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".npz")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes any keyword for allow_pickle
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,136 @@
+"""Takes files out of archives that are not trusted.
+
+Only members that are asked for are written, to paths that the caller names, so nothing in an
+archive chooses where it goes. An archive with a member that tries to is refused altogether.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from tasks.data.errors import DataError
+
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
+
+#: Bytes that one member may grow to; the largest member of any data set here is 1.2 GB.
+MOST_BYTES = 4 << 30
+
+
+def member_names(archive: Path) -> list[str]:
+    """Names of the regular files in a zip or tar archive.
+
+    Raises:
+        DataError: the archive is broken, or has a member that is refused: an absolute path, a path
+            with ``..``, a link or a device.
+    """
+    with _opened(archive) as handle:
+        return [name for name, _ in _members(archive, handle)]
+
+
+def unpack(archive: Path, wanted: Mapping[str, Path]) -> None:
+    """Write members of a zip or tar archive to files, each complete or not at all.
+
+    Args:
+        archive: the zip or tar file, compressed in any way.
+        wanted: member name to path; folders are made.
+
+    Raises:
+        DataError: the archive is broken, lacks a member, or has one that is refused.
+    """
+    with _opened(archive) as handle:
+        sizes = dict(_members(archive, handle))
+        for name in wanted:
+            if name not in sizes:
+                raise DataError(f"{archive}: has no member {name}.")
+            if sizes[name] > MOST_BYTES:
+                raise DataError(f"{archive}: member {name} claims {sizes[name]} bytes; refused.")
+        for name, target in wanted.items():
+            if isinstance(handle, zipfile.ZipFile):
+                with handle.open(name) as source:
+                    write_stream(source, target)
+            else:
+                stream = handle.extractfile(name)
+                if stream is None:
+                    raise DataError(f"{archive}: member {name} is not a file.")
+                with stream:
+                    write_stream(stream, target)
+
+
+def gunzip(source: Path, target: Path) -> None:
+    """Decompress a ``.gz`` file.
+
+    Raises:
+        DataError: it is broken.
+    """
+    try:
+        with gzip.open(source) as stream:
+            write_stream(stream, target)
+    except _BROKEN as error:
+        raise DataError(f"{source}: broken archive: {error}. Delete it and run again.") from error
+
+
+class Readable(Protocol):
+    """Anything that bytes can be read from."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """At most ``size`` bytes."""
+
+
+def write_stream(source: Readable, target: Path) -> None:
+    """Copy a stream to a file that appears when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as zipped:
+                yield zipped
+        else:
+            with tarfile.open(archive) as tarred:
+                yield tarred
+    except _BROKEN as error:
+        raise DataError(f"{archive}: broken archive: {error}. Delete it and run again.") from error
+
+
+def _members(archive: Path, handle: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, int]]:
+    if isinstance(handle, zipfile.ZipFile):
+        for info in handle.infolist():
+            kind = info.external_attr >> 28  # the Unix file type, 0 where none is recorded
+            if kind not in (0, 0o4, 0o10):
+                raise DataError(f"{archive}: member {info.filename} is a link or device; refused.")
+            _require_inside(archive, info.filename)
+            if not info.is_dir():
+                yield info.filename, info.file_size
+        return
+    for member in handle:
+        _require_inside(archive, member.name)
+        if not (member.isreg() or member.isdir()):
+            raise DataError(f"{archive}: member {member.name} is a link or device; refused.")
+        if member.isreg():
+            yield member.name, member.size
+
+
+def _require_inside(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or name[1:2] == ":":
+        raise DataError(f"{archive}: member {name} points outside the archive; refused.")

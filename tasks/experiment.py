@@ -1,0 +1,253 @@
+"""From settings to a finished run: build what the configuration names, train it, write it down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+import snopt
+from tasks import checkpoint
+from tasks.clock import Clock
+from tasks.environment import environment
+from tasks.horizon import build_horizon, check_horizon
+from tasks.optimizers import build_optimizer, call, check_keywords, check_optimizer, resolve
+from tasks.parallel import World
+from tasks.progress import STYLES, Progress
+from tasks.results import FINISHED, Outcome, ResultsError, RunFolder, run_folder
+from tasks.runner import Runner
+from tasks.seeding import stream_seed
+from tasks.settings import ConfigError, Settings, config_hash, require_choice
+from tasks.task import Splits, Task
+from tasks.writer import RowLog, Writer
+
+logger = logging.getLogger(__name__)
+
+#: Keys of ``conf/solver`` that are not arguments of :class:`snopt.ODEBlock`.
+SOLVER_KEYS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
+NOT_CONSTRUCTOR = ("_target_", "name")
+
+
+def build_task(settings: Settings) -> Task:
+    """Construct the task, and try optimizer and solver on something tiny; no data are touched.
+
+    Raises:
+        ConfigError: a key or a value that cannot be.
+    """
+    config = settings.config
+    target = resolve("task", config["task"]["_target_"])
+    keywords = {k: v for k, v in config["task"].items() if k not in NOT_CONSTRUCTOR}
+    check_keywords("task", target, keywords, own=NOT_CONSTRUCTOR)
+    task = call("task", target, **keywords)
+    require_choice("logger.progress", config["logger"].get("progress", "auto"), STYLES)
+    check_optimizer(config["optim"])
+    if config["optim"].get("curvature") in ("fisher", "ggn") and task.likelihood is None:
+        raise ConfigError(
+            f"optim.curvature={config['optim']['curvature']}: this task has no likelihood to "
+            "sample from. Use optim.curvature=empirical."
+        )
+    solver = config["solver"]
+    if config["optim"].get("create_graph") and (
+        solver["gradient"] != "direct" or solver.get("compile")
+    ):
+        raise ConfigError(
+            f"optim={settings.names[2]}: differentiates the gradient again, which "
+            f"solver.gradient={solver['gradient']}, solver.compile={solver.get('compile', False)} "
+            "cannot. Use solver.gradient=direct solver.compile=false."
+        )
+    check_keywords("solver", snopt.ODEBlock, solver, own=SOLVER_KEYS)
+    call("solver", snopt.ODEBlock, nn.Identity(), (0.0, 1.0), **settings.solver())
+    check_horizon(settings.horizon, task)
+    return cast(Task, task)
+
+
+def build_model(settings: Settings, task: Task, world: World) -> nn.Module:
+    """Build the model from its own random stream; the same weights for every optimizer."""
+    torch.manual_seed(stream_seed(settings.seed, "init"))
+    try:
+        model = task.build_model(settings.config["model"], settings.solver())
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+    return model.to(world.device, getattr(torch, settings.dtype))
+
+
+def load_splits(settings: Settings, task: Task, world: World) -> Splits:
+    """Load the data, on rank 0 first, so that one process downloads what is missing."""
+    root = settings.config["data"]["root"]
+    folder = Path(root).expanduser() if root else default_data_root()
+    if world.rank > 0:
+        world.any([False])
+    splits = task.load(folder, settings.seed, world.device, getattr(torch, settings.dtype))
+    if world.rank == 0:
+        world.any([False])
+    if task.batch_size % world.size:
+        raise ConfigError(
+            f"{world.size} processes cannot share batches of {task.batch_size} equally: choose a "
+            f"task.batch_size divisible by {world.size}."
+        )
+    return splits
+
+
+def default_data_root() -> Path:
+    """The user's cache folder for data sets."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("snopt", appauthor=False)
+
+
+def train(settings: Settings) -> Mapping[str, Any]:
+    """Train what the settings describe, or say that it has been done.
+
+    Args:
+        settings: the validated configuration.
+
+    Returns:
+        The content of ``run.json``.
+
+    Raises:
+        ConfigError: a setting that cannot be.
+        ResultsError: the run's files cannot be written or read.
+        DataError: the data are missing or not what they should be.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    world = World.join(settings.device)
+    try:
+        clock = Clock(world.device)
+        task = build_task(settings)
+        folder = RunFolder(run_folder(settings)) if world.rank == 0 else None
+        try:
+            done = world.gather(_finished(folder))[0]
+            if done is not None:
+                logger.info("already finished: %s", done["message"])
+                return cast(Mapping[str, Any], done)
+            return _train(settings, task, world, clock, folder)
+        finally:
+            if folder is not None:
+                folder.close()
+    finally:
+        world.leave()
+
+
+def _finished(folder: RunFolder | None) -> dict[str, Any] | None:
+    summary = folder.summary() if folder is not None else None
+    return summary if summary is not None and summary.get("outcome") in FINISHED else None
+
+
+def _train(
+    settings: Settings, task: Task, world: World, clock: Clock, folder: RunFolder | None
+) -> Mapping[str, Any]:
+    path = run_folder(settings)
+    splits = load_splits(settings, task, world)
+    model = build_model(settings, task, world)
+    optimizer = build_optimizer(settings.config["optim"], model)
+    horizon = build_horizon(settings.horizon, model, optimizer)
+    state = checkpoint.load(path / "checkpoint.pt")
+    about = _identity(settings, task, splits, model, world)
+    if folder is not None:
+        folder.write_config(settings.config)
+        folder.open_metrics(0 if state is None else state["metrics_bytes"])
+        running = "Running, or killed; the same command resumes it."
+        folder.write_summary({**about, "outcome": Outcome.INTERRUPTED.value, "message": running})
+    title = f"{'/'.join(settings.names)} seed {settings.seed}"
+    logger.info("%s: %s in %s", title, "begins" if state is None else "resumes", path)
+    style: Any = settings.config["logger"].get("progress", "auto")
+    progress = Progress(title, style if world.rank == 0 else "off")
+    writer = Writer(folder, _logs(settings, path) if folder is not None else [])
+    runner: Runner | None = None
+    try:
+        runner = Runner(
+            settings,
+            task,
+            splits,
+            model,
+            optimizer,
+            world=world,
+            clock=clock,
+            writer=writer,
+            progress=progress,
+            horizon=horizon,
+        )
+        if state is not None:
+            runner.resume(state)
+        outcome, message = runner.run()
+        summary = {**about, **_totals(runner, clock), "outcome": outcome.value, "message": message}
+        writer.summarise(summary)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        outcome = Outcome.INTERRUPTED if stopped else Outcome.ERROR
+        message = "Stopped at once." if stopped else f"{type(error).__name__}: {error}"
+        summary = {**about, **_totals(runner, clock), "outcome": outcome.value, "message": message}
+        with suppress(ResultsError):  # a full disk may be what the error is about
+            writer.summarise(summary)
+        raise
+    finally:
+        progress.close()
+        writer.finish(summary)
+    test = "".join(f" Test {k} {v:.4g}." for k, v in summary["final"].get("test", {}).items())
+    logger.info("%s: %s. %s%s", title, outcome, message, test)
+    return summary
+
+
+def _identity(
+    settings: Settings, task: Task, splits: Splits, model: nn.Module, world: World
+) -> dict[str, Any]:
+    """What ``run.json`` says of a run before it has begun."""
+    names = dict(zip(("task", "model", "optim"), settings.names, strict=True))
+    return {
+        **names,
+        "seed": settings.seed,
+        "config_hash": config_hash(settings.config),
+        "metric": task.metric,
+        "higher_is_better": task.higher_is_better,
+        "provenance": task.provenance,
+        "batch_size": task.batch_size,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "samples": {split: len(getattr(splits, split)[0]) for split in ("train", "valid", "test")},
+        "environment": environment(world.device, world.size),
+        "started": _now(),
+    }
+
+
+def _logs(settings: Settings, path: Path) -> list[RowLog]:
+    config = settings.config["logger"]
+    if config["name"] != "wandb":
+        return []
+    from tasks.wandb_log import WandbLog
+
+    return [WandbLog(config, path, path.name, settings.names, settings.config)]
+
+
+def _totals(runner: Runner | None, clock: Clock) -> dict[str, Any]:
+    totals: dict[str, Any] = {
+        "finished": _now(),
+        "seconds": clock.seconds,
+        "buckets": clock.buckets(),
+    }
+    totals["wall"] = sum(totals["buckets"].values())
+    if runner is None:
+        return {**totals, "steps": 0, "final": {}, "best": None}
+    nfe = runner.nfe()
+    if runner.horizon is not None:
+        totals["horizon"] = runner.horizon.T
+    return {
+        **totals,
+        "steps": runner.state.step,
+        "epochs": runner.order.epoch,
+        "steps_per_epoch": runner.order.steps_per_epoch,
+        "skipped_steps": runner.state.skipped,
+        "nfe_forward": nfe[0],
+        "nfe_backward": nfe[1],
+        "final": runner.state.final,
+        "best": runner.state.best,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,106 @@
+"""Linear families driven by a measured input: how fast an untrained state grows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from snopt import ODEBlock
+from snopt.dynamics import AdamInitialState, Augment, Constant, InitialState
+from tasks.models.families import PARTS, build_system, family_name
+from tasks.settings import choices
+
+FORCINGS = ("interpolated", "ramp_as_published")
+FORCED_SCALARS = {"ghbnode": {"xi": math.log(2.0), "learn_xi": False, "activation": "hardtanh"}}
+
+
+class ForcedLinear(nn.Module):
+    """f(t, z) = W [z, u(t)] + b with a measured input u.
+
+    Args:
+        inputs: width of z.
+        outputs: width of the derivative.
+        forcing: ``interpolated``: u is linear between its unit-spaced samples.
+            ``ramp_as_published``: the released code, which stops at the second interval and
+            extrapolates it as a ramp.
+
+    Attributes:
+        samples: u at t = 0, 1, ..., shape (N, T); set before a solve and kept for its backward
+            pass.
+    """
+
+    def __init__(self, inputs: int, outputs: int, forcing: str = "interpolated") -> None:
+        super().__init__()
+        if forcing not in FORCINGS:
+            raise ValueError(choices("forcing", forcing, FORCINGS))
+        self.linear = nn.Linear(inputs + 1, outputs)
+        self.forcing = forcing
+        self.samples: Tensor | None = None
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """The derivative at time ``t``."""
+        derivative: Tensor = self.linear(torch.cat([z, self.input_at(t)], dim=1))
+        return derivative
+
+    def input_at(self, t: Tensor) -> Tensor:
+        """u(t), shape (N, 1)."""
+        if self.samples is None:
+            raise RuntimeError("no input: set samples before the solve.")
+        last = 1 if self.forcing == "ramp_as_published" else self.samples.shape[1] - 2
+        left = min(max(math.floor(float(t)), 0), last)
+        start, end = self.samples[:, left], self.samples[:, left + 1]
+        return (start + (t - left) * (end - start)).unsqueeze(1)
+
+
+class ForcedNet(nn.Module):
+    """A family with a linear field, followed over unit-spaced times.
+
+    Args:
+        family: the ``model`` configuration.
+        forcing: see :class:`ForcedLinear`.
+        solver: keyword arguments of :class:`snopt.ODEBlock`.
+
+    Source: Xia et al. 2021 and Cho et al. 2022, the Silverbox initialisation study.
+    """
+
+    def __init__(
+        self,
+        family: Mapping[str, Any],
+        *,
+        forcing: str = "interpolated",
+        solver: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        name = family_name(family)
+        width = 2 if name == "anode" else 1
+        self.field = ForcedLinear(2 if name == "sonode" else width, width, forcing)
+        self.start: nn.Module
+        if PARTS[name] == 1:
+            self.start = Augment(width - 1)
+        elif name == "adamnode":
+            self.start = AdamInitialState(Constant(1))
+        else:
+            self.start = InitialState(Constant(1))
+        self.block = ODEBlock(
+            build_system(family, self.field, FORCED_SCALARS), (0.0, 1.0), **solver
+        )
+
+    def forward(
+        self, forcing: Float[Tensor, "n t"], first: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n t 2"]:
+        """The first component of h, and the norm of the whole state, at every time.
+
+        Args:
+            forcing: measured input at t = 0, 1, ...
+            first: measured output at t = 0.
+        """
+        self.field.samples = forcing
+        times = torch.arange(forcing.shape[1], dtype=torch.float64)
+        states = self.block(self.start(first.unsqueeze(1)), times)
+        joined = states if isinstance(states, Tensor) else torch.cat(states, dim=2)
+        return torch.stack([joined[..., 0], joined.norm(dim=2)], dim=2).transpose(0, 1)

@@ -1,0 +1,194 @@
+"""Any optimizer from its ``_target_``, a learning rate of its own for ODE fields, and schedules."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import hydra.utils
+import torch
+from hydra.errors import InstantiationException
+from torch import nn
+
+from tasks.settings import ConfigError, ScheduleSettings, require_keys
+
+#: Keys of ``conf/optim`` that are ours, not the constructor's.
+OWN_KEYS = ("_target_", "name", "field_lr", "create_graph")
+
+
+def check_optimizer(config: Mapping[str, Any]) -> None:
+    """Try the optimizer's configuration on a tiny model, before any data are touched.
+
+    Raises:
+        ConfigError: an unknown key, or a value that the constructor refuses.
+    """
+    build_optimizer({**config, "field_lr": None}, nn.Linear(2, 2, bias=False))
+    field_lr = config.get("field_lr")
+    number = isinstance(field_lr, int | float) and not isinstance(field_lr, bool)
+    if field_lr is not None and not (number and field_lr >= 0):
+        raise ConfigError(f"optim.field_lr={field_lr!r}: must be a number, at least 0, or null.")
+
+
+def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer of a configuration.
+
+    Optimizers whose first parameter is named ``model`` are given modules, all others parameters.
+    With ``field_lr``, the parameters of ODE fields make a group with that learning rate.
+
+    Args:
+        config: ``_target_``, the constructor's keyword arguments, and optionally ``name``,
+            ``field_lr`` and ``create_graph``.
+        model: the model to train.
+
+    Raises:
+        ConfigError: an unknown key, a value that the constructor refuses, or ``field_lr`` for a
+            model without ODE blocks.
+    """
+    target = resolve("optim", config["_target_"])
+    keywords = {key: value for key, value in config.items() if key not in OWN_KEYS}
+    check_keywords("optim", target, keywords, own=OWN_KEYS)
+    takes_model = next(iter(inspect.signature(target).parameters)).startswith("model")
+    field_lr = config.get("field_lr")
+    groups: Any
+    if field_lr is None:
+        groups = model if takes_model else [p for p in model.parameters() if p.requires_grad]
+    else:
+        groups = _groups(model, float(field_lr), takes_model)
+    optimizer = call("optim", target, groups, **keywords)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optim._target_={config['_target_']}: not a torch.optim.Optimizer.")
+    return optimizer
+
+
+def _groups(model: nn.Module, field_lr: float, takes_model: bool) -> list[dict[str, Any]]:
+    fields = ode_fields(model)
+    if not fields:
+        raise ConfigError(
+            f"optim.field_lr={field_lr}: the model has no ODE field. Set optim.field_lr=null."
+        )
+    if takes_model:  # a parameter of an earlier group is skipped in later ones
+        return [{"params": fields, "lr": field_lr}, {"params": model}]
+    owned = {id(p) for field in fields.values() for p in field.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) in owned], "lr": field_lr},
+        {"params": [p for p in trained if id(p) not in owned]},
+    ]
+
+
+def ode_fields(model: nn.Module) -> dict[str, nn.Module]:
+    """The fields of all ODE blocks of a model, by module name."""
+    from snopt import ODEBlock
+
+    blocks = {name: m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
+    return {f"{name}.field" if name else "field": block.field for name, block in blocks.items()}
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether ``step`` must be given a function that evaluates the loss anew (L-BFGS)."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def resolve(where: str, target: str) -> Callable[..., Any]:
+    """The class or function that a ``_target_`` names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        module, _, name = target.rpartition(".")
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever importing the module raises
+        raise ConfigError(
+            f"{where}._target_={target}: cannot be imported ({error}). An optional package may be "
+            "missing: pip install -e '.[suite,launchers,optimizers]'."
+        ) from error
+    return found
+
+
+def check_keywords(
+    where: str, target: Callable[..., Any], keywords: Mapping[str, Any], own: tuple[str, ...] = ()
+) -> None:
+    """Raise a :class:`ConfigError` for a keyword that ``target`` does not take."""
+    parameters = inspect.signature(target).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    valid = [*named, *(key for key in own if not key.startswith("_"))]
+    require_keys(where, keywords, valid)
+
+
+def call(where: str, target: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """Call ``target``; nested ``_target_`` values are built first.
+
+    Raises:
+        ConfigError: it refused a value.
+    """
+    try:
+        return target(*args, **hydra.utils.instantiate(keywords, _convert_="all"))
+    except (ValueError, TypeError, InstantiationException) as error:
+        if isinstance(error, ConfigError):
+            raise
+        name = getattr(target, "__name__", target)
+        raise ConfigError(f"{where}: {name} refuses its settings: {error}") from error
+
+
+def factor(settings: ScheduleSettings, step: int, total: int | None, per_epoch: int) -> float:
+    """What the learning rate of step ``step`` is multiplied by.
+
+    Args:
+        settings: the schedule.
+        step: number of the step about to be made, from 0.
+        total: steps of the run, where known; ``settings.total_steps`` goes first.
+        per_epoch: steps of an epoch.
+    """
+    if step < settings.warmup_steps:
+        return (step + 1) / (settings.warmup_steps + 1)
+    if settings.name == "multistep":
+        return settings.gamma ** sum(step >= epoch * per_epoch for epoch in settings.milestones)
+    if settings.name == "constant":
+        return 1.0
+    horizon = settings.total_steps or total
+    if horizon is None:
+        raise ConfigError(
+            f"schedule.name={settings.name}: needs an end. Set schedule.total_steps, "
+            "train.max_steps or train.max_epochs."
+        )
+    begin = min(settings.warmup_steps, horizon - 1)
+    done = min(1.0, (step - begin) / (horizon - begin))
+    shape = 1.0 - done if settings.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return settings.final_factor + (1.0 - settings.final_factor) * shape
+
+
+@dataclass
+class Schedule:
+    """Sets the learning rate of every group before each step; a function of the step alone.
+
+    Attributes:
+        optimizer: its groups' learning rates at construction are what the factor multiplies.
+        settings: the schedule.
+        total: steps of the run, where known.
+        per_epoch: steps of an epoch.
+    """
+
+    optimizer: torch.optim.Optimizer
+    settings: ScheduleSettings
+    total: int | None
+    per_epoch: int
+
+    def __post_init__(self) -> None:
+        self._base = [group["lr"] for group in self.optimizer.param_groups]
+        factor(self.settings, self.settings.warmup_steps, self.total, self.per_epoch)
+
+    def set(self, step: int) -> None:
+        """Set the learning rates of the step about to be made, counted from 0."""
+        if self.settings.name == "constant" and step > self.settings.warmup_steps:
+            return
+        scale = factor(self.settings, step, self.total, self.per_epoch)
+        for group, lr in zip(self.optimizer.param_groups, self._base, strict=True):
+            group["lr"] = lr * scale

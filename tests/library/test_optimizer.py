@@ -1,0 +1,574 @@
+"""The update: parity with the reference, invariances, groups, schedules, damping, precision."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snopt import LevenbergMarquardt, ODEBlock, SNOpt, SNOptPreconditioner
+from snopt.kronecker import Basis, Factors
+from tests.library import problems, reference
+from tests.library.problems import GRADIENTS
+
+X, Y = problems.data()
+
+
+def flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+def net(steps: int = 4, seed: int = 0) -> nn.Module:
+    return problems.model(
+        ODEBlock(problems.field(seed), method="rk4", gradient="direct", options={"steps": steps})
+    )
+
+
+XS, YS = problems.batch()
+
+
+def train(model: nn.Module, optimizer: Any, count: int, x: Tensor = XS, y: Tensor = YS) -> Tensor:
+    for _ in range(count):
+        optimizer.zero_grad()
+        problems.squares(y)(model(x)).backward()
+        optimizer.step()
+    return flat(model)
+
+
+# -- against the reference ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("rule", ["paper", "adam"])
+def test_parity_with_the_reference_step_by_step(rule: str, kind: str) -> None:
+    field = problems.field()
+    twin, loss = copy.deepcopy(field), problems.squares(Y)
+    settings: dict[str, Any] = {"momentum": 0.9, "damping": 0.05} if rule == "paper" else {}
+    block = ODEBlock(field, method="rk4", gradient=kind, options={"steps": 100})
+    ours = SNOpt(
+        block, 0.02, rule=rule, refresh_every=3, weight_decay=0.01, warmup_steps=0, **settings
+    )
+    theirs = reference.ReferenceOptimizer(
+        reference.layers(twin), 0.02, rule=rule, weight_decay=0.01, **settings
+    )
+    start = flat(field)
+    for step in range(7):
+        ours.zero_grad()
+        loss(block(X)).backward()
+        twin.zero_grad()
+        loss(reference.nodes(twin, X, (0.0, 1.0), 50)[-1]).backward()
+        found = reference.factors(twin, X, (0.0, 1.0), loss, 100) if step % 3 == 0 else None
+        theirs.step(len(X), found)
+        ours.step()
+        moved = float((flat(field) - start).norm())
+        assert float((flat(field) - flat(twin)).norm()) < 2e-3 * moved
+    assert moved > 0.01
+
+
+def test_paper_rule_with_given_factors_is_the_reference_to_rounding() -> None:
+    """The same factors in both, so that nothing but the update is compared."""
+    field = problems.field()
+    block = ODEBlock(field, method="rk4", gradient="direct", options={"steps": 4})
+    twin, loss = copy.deepcopy(field), problems.squares(Y)
+    for rule in ("paper", "adam"):
+        ours = SNOpt(block, 0.02, rule=rule, refresh_every=2, weight_decay=0.1, warmup_steps=0)
+        theirs = reference.ReferenceOptimizer(
+            reference.layers(twin), 0.02, rule=rule, weight_decay=0.1
+        )
+        for step in range(5):
+            ours.zero_grad()
+            loss(block(X)).backward()
+            for p, q in zip(field.parameters(), twin.parameters(), strict=True):
+                q.grad = p.grad.clone()
+            ours.step()
+            pairs = {n.removeprefix("field."): f for n, f in ours.factors().items()}
+            theirs.step(len(X), pairs if step % 2 == 0 else None)
+            torch.testing.assert_close(flat(field), flat(twin), rtol=1e-9, atol=1e-11)
+
+
+def test_kfac_rule_is_the_dense_damped_inverse() -> None:
+    field, loss = problems.field(), problems.squares(Y)
+    block = ODEBlock(field, method="rk4", gradient="direct", options={"steps": 4})
+    damping, lr = 0.02, 0.1
+    optimizer = SNOpt(block, lr, rule="kfac", damping=damping, momentum=0.0, kl_clip=1e9)
+    before = copy.deepcopy(field)
+    loss(block(X)).backward()
+    optimizer.step()
+    for name, (a, b) in optimizer.factors().items():
+        layer = field.get_submodule(name.removeprefix("field."))
+        old = before.get_submodule(name.removeprefix("field."))
+        grad = layer.weight.grad
+        if layer.bias is not None:
+            grad = torch.cat([grad, layer.bias.grad[:, None]], 1)
+        pi = math.sqrt((a.trace() / len(a)) / (b.trace() / len(b)))
+        left = b + math.sqrt(damping) / pi * torch.eye(len(b)).double()
+        right = a + pi * math.sqrt(damping) * torch.eye(len(a)).double()
+        block_matrix = torch.kron(left, right)
+        move = -lr * torch.linalg.solve(block_matrix, grad.reshape(-1)).view_as(grad)
+        got = layer.weight.detach() - old.weight.detach()
+        torch.testing.assert_close(got, move[:, : got.shape[1]], rtol=1e-8, atol=1e-12)
+
+
+def test_adam_rule_on_plain_parameters_is_adam() -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.LayerNorm(4).double(), nn.LayerNorm(4).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    pairs = [
+        (ours, SNOpt(ours, 0.1, rule="adam", warmup_steps=0, weight_decay=0.01)),
+        (theirs, torch.optim.AdamW(theirs.parameters(), 0.1, betas=(0.9, 0.95), weight_decay=0.01)),
+    ]
+    for module, optimizer in pairs:
+        for _ in range(6):
+            optimizer.zero_grad()
+            module(x).sin().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(flat(ours), flat(theirs), rtol=1e-9, atol=1e-11)
+
+
+def test_paper_rule_on_plain_parameters_is_sgd_with_momentum() -> None:
+    ours, theirs = nn.LayerNorm(4).double(), nn.LayerNorm(4).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    pairs = [
+        (ours, SNOpt(ours, 0.1, momentum=0.9)),
+        (theirs, torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)),
+    ]
+    for module, optimizer in pairs:
+        for _ in range(6):
+            optimizer.zero_grad()
+            module(x).sin().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(flat(ours), flat(theirs), rtol=1e-10, atol=1e-12)
+
+
+# -- invariances ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["paper", "adam", "kfac"])
+@pytest.mark.parametrize("basis", ["curvature", "gradient", "both"])
+def test_order_and_signs_of_eigenvectors_do_not_matter(
+    rule: str, basis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import snopt.preconditioner
+
+    real = snopt.preconditioner.eigenbasis
+    generator = torch.Generator().manual_seed(1)
+
+    def scrambled(factors: Factors) -> Basis:
+        parts = []
+        plain = real(factors)
+        for values, vectors in ((plain[0], plain[1]), (plain[2], plain[3])):
+            order = torch.randperm(values.shape[1], generator=generator)
+            signs = torch.randint(0, 2, (values.shape[1],), generator=generator) * 2.0 - 1
+            parts += [values[:, order], (vectors * signs.to(vectors.dtype))[:, :, order]]
+        return Basis(*parts)
+
+    ends = []
+    for function in (real, scrambled):
+        monkeypatch.setattr(snopt.preconditioner, "eigenbasis", function)
+        model = net()
+        # Gradients of few steps leave a null space whose basis is chosen by rounding: one refresh.
+        period = 2 if basis == "curvature" else 100
+        optimizer = SNOpt(
+            model, 0.02, rule=rule, basis=basis, refresh_every=period, carry_over=True
+        )
+        ends.append(train(model, optimizer, 6))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", ["paper", "adam", "kfac"])
+@pytest.mark.parametrize("basis", ["curvature", "gradient", "both"])
+def test_every_rule_and_basis_lowers_the_loss(rule: str, basis: str) -> None:
+    model = net()
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    y = torch.stack([x[:, 0] - x[:, 1], torch.sin(x[:, 2])], 1)
+    settings: dict[str, Any] = {"damping": 0.1} if rule == "kfac" else {}
+    optimizer = SNOpt(model, 0.02, rule=rule, basis=basis, refresh_every=5, **settings)
+    loss = problems.squares(y)
+    before = loss(model(x)).item()
+    train(model, optimizer, 40, x, y)
+    assert loss(model(x)).item() < 0.9 * before
+    diagnostics = optimizer.diagnostics()
+    assert diagnostics["refresh_failures"] == 0
+    assert {"damping", "condition_number", "direction_over_gradient"} <= set(diagnostics)
+    assert optimizer.curvature_seconds > 0
+
+
+def test_carry_over_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a basis that does not change, refreshing is not seen at all; dropping is."""
+    import snopt.preconditioner
+
+    real, ends = snopt.preconditioner.eigenbasis, {}
+    for carry, period in ((True, 100), (True, 1), (False, 1)):
+        found: dict[tuple[int, ...], Basis] = {}
+
+        def first(factors: Factors, found: dict[tuple[int, ...], Basis] = found) -> Basis:
+            return found.setdefault(tuple(factors.b.shape), real(factors))
+
+        monkeypatch.setattr(snopt.preconditioner, "eigenbasis", first)
+        block = ODEBlock(problems.field(), method="rk4", gradient="direct", options={"steps": 4})
+        optimizer = SNOpt(block, 0.02, refresh_every=period, carry_over=carry)
+        ends[carry, period] = train(block, optimizer, 6, X, Y)
+        assert len(found) == len(optimizer.preconditioner.layers)
+    torch.testing.assert_close(ends[True, 1], ends[True, 100], rtol=1e-9, atol=1e-11)
+    assert not torch.allclose(ends[False, 1], ends[True, 1], rtol=1e-6)
+
+
+# -- groups, schedules, closures ------------------------------------------------------------------
+
+
+def test_groups_of_modules_with_settings_of_their_own() -> None:
+    model = net()
+    optimizer = SNOpt(
+        [{"params": model[1].field, "lr": 0.0, "damping": 0.5}, {"params": model}], lr=0.02
+    )
+    assert [g["lr"] for g in optimizer.param_groups] == [0.0, 0.02]
+    assert [g["damping"] for g in optimizer.param_groups] == [0.5, 0.05]
+    before = copy.deepcopy(model)
+    train(model, optimizer, 2)
+    assert torch.equal(flat(model[1]), flat(before[1]))
+    assert not torch.equal(flat(model[0]), flat(before[0]))
+    names = [n for g in optimizer.param_groups for n in g["param_names"]]
+    assert sorted(names) == sorted(n for n, _ in model.named_parameters())
+    # The same settings everywhere are one group, in any grouping.
+    ends = []
+    for groups in (net(), None):
+        model = net() if groups is None else groups
+        grouped = [{"params": model[1].field}, {"params": model}] if groups is None else model
+        ends.append(train(model, SNOpt(grouped, 0.02), 3))
+    assert torch.equal(*ends)
+
+
+def test_group_specifications() -> None:
+    model = net()
+    for groups in (
+        [{"params": {"stem": model[0], "rest": model}}],
+        [{"params": [model[0], model[1]]}],
+        [{"params": [("a", model[0])]}],
+    ):
+        train(net(), SNOpt(groups, 0.01), 0)
+    with pytest.raises(TypeError, match="needs modules"):
+        SNOpt([{"params": list(model.parameters())}])
+    with pytest.raises(TypeError, match="mapping"):
+        SNOpt(model.parameters())
+    with pytest.raises(ValueError, match="no trainable"):
+        SNOpt(nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1.0}, r"lr=-1\.0.*>= 0"),
+        ({"lr": float("nan")}, r"lr=nan"),
+        ({"momentum": 1.0}, r"momentum=1\.0.*\[0, 1\)"),
+        ({"weight_decay": -0.1}, r"weight_decay"),
+        ({"damping": -1.0}, r"damping=-1\.0"),
+        ({"alpha": 1.5}, r"alpha=1\.5"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\]=1\.0"),
+        ({"kl_clip": -1.0}, r"kl_clip"),
+        ({"refresh_every": 0}, r"refresh_every=0.*>= 1"),
+        ({"refresh_every": 2.5}, r"refresh_every=2\.5.*whole"),
+        ({"grid_points": 1}, r"grid_points=1"),
+        ({"curvature_samples": 0}, r"curvature_samples=0"),
+        ({"rule": "newton"}, r"rule='newton'.*paper, adam, kfac"),
+        ({"basis": "identity"}, r"basis='identity'.*curvature"),
+        ({"curvature": "hessian"}, r"curvature='hessian'.*fisher"),
+        ({"sampling": "random"}, r"sampling='random'.*grid"),
+        ({"precondition": "none"}, r"precondition='none'.*ode"),
+        ({"plain": "sgd"}, r"plain='sgd'"),
+        ({"rule": "adam", "momentum": 0.9}, r"momentum=0\.9.*betas"),
+    ],
+)
+def test_wrong_settings_name_value_and_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SNOpt(net(), **settings)
+
+
+def test_learning_rate_schedulers() -> None:
+    model, halved = net(), net()
+    optimizer = SNOpt(model, 0.02)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    by_hand = SNOpt(halved, 0.02)
+    for step in range(4):
+        train(model, optimizer, 1)
+        scheduler.step()
+        by_hand.param_groups[0]["lr"] = 0.02 * 0.5**step
+        train(halved, by_hand, 1)
+    assert torch.equal(flat(model), flat(halved))
+    assert optimizer.param_groups[0]["lr"] == 0.02 * 0.5**4
+
+
+def test_warm_up_scales_the_first_steps() -> None:
+    model, plain = net(), net()
+    optimizer, full = SNOpt(model, 0.02, warmup_steps=4), SNOpt(plain, 0.02)
+    for step in range(6):
+        plain.load_state_dict(model.state_dict())
+        before = flat(model)
+        ratio = (train(model, optimizer, 1) - before).norm() / (
+            train(plain, full, 1) - before
+        ).norm()
+        assert ratio.item() == pytest.approx(min(1.0, (step + 1) / 4), rel=1e-6)
+    assert optimizer.param_groups[0]["lr"] == 0.02
+
+
+def test_closures() -> None:
+    model, plain = net(), net()
+    optimizer, other = SNOpt(model, 0.02, refresh_every=2), SNOpt(plain, 0.02, refresh_every=2)
+    calls = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = problems.squares(YS)(model(XS))
+        loss.backward()
+        calls.append(loss.item())
+        return loss
+
+    for _ in range(4):
+        value = optimizer.step(closure)
+        assert value.item() == calls[-1]
+    assert len(calls) == 4
+    assert torch.equal(flat(model), train(plain, other, 4))
+
+
+def test_levenberg_marquardt_follows_the_quality_of_the_model() -> None:
+    model = net()
+    damping = LevenbergMarquardt(0.05, every=1, decay=0.5)
+    optimizer = SNOpt(model, 1.0, rule="kfac", kl_clip=1e-3, refresh_every=1, damping=damping)
+    calls, values = [], []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = problems.squares(YS)(model(XS))
+        loss.backward()
+        calls.append(loss.item())
+        return loss
+
+    for _ in range(5):
+        optimizer.step(closure)
+        values.append(damping.value)
+        assert optimizer.preconditioner.capture.armed
+    assert len(calls) == 10  # once more per adaptation
+    assert values[-1] != 0.05
+    assert optimizer.diagnostics()["damping"] in values
+    with pytest.raises(ValueError, match=r"step\(closure\)"):
+        optimizer.step()
+
+
+def test_levenberg_marquardt_by_hand() -> None:
+    damping = LevenbergMarquardt(1.0, decay=0.5, every=2, floor=0.1, ceiling=3.0)
+    damping.observe(-0.9, -1.0)
+    assert damping.value == 0.25
+    damping.observe(-0.5, -1.0)
+    assert damping.value == 0.25
+    damping.observe(0.1, -1.0)
+    assert damping.value == 1.0
+    damping.observe(float("nan"), -1.0)
+    assert damping.value == 3.0
+    damping.observe(-1.0, 1.0)
+    assert damping.value == 3.0
+    for _ in range(3):
+        damping.observe(-1.0, -1.0)
+    assert damping.value == 0.1
+    for bad in ({"initial": 0.0}, {"decay": 1.0}, {"every": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            LevenbergMarquardt(**bad)
+
+
+def test_scheduled_damping() -> None:
+    model, plain = net(), net()
+    optimizer = SNOpt(model, 0.02, damping=lambda step: 0.1 / (step + 1))
+    by_hand = SNOpt(plain, 0.02, damping=0.1)
+    for step in range(4):
+        train(model, optimizer, 1)
+        assert optimizer.diagnostics()["damping"] == pytest.approx(0.1 / (step + 1))
+        by_hand._dampings[0] = 0.1 / (step + 1)
+        train(plain, by_hand, 1)
+    assert torch.equal(flat(model), flat(plain))
+
+
+def test_kl_clip_bounds_the_step() -> None:
+    """The whole step is scaled so that lr^2 times direction and gradient meet the bound."""
+    bound = 1e-4
+    twin = net()
+    free = SNOpt(twin, 0.5, rule="kfac", momentum=0.0, kl_clip=1e12, damping=0.01)
+    start = flat(twin)
+    train(twin, free, 1)
+    step = flat(twin) - start
+    grads = problems.gradients(twin)
+    total = 0.5 * float(-(step @ grads))  # lr^2 d.g
+    clipped = net()
+    train(clipped, SNOpt(clipped, 0.5, rule="kfac", momentum=0.0, kl_clip=bound, damping=0.01), 1)
+    scale = min(1.0, math.sqrt(bound / total))
+    assert scale < 1
+    torch.testing.assert_close(flat(clipped) - start, scale * step, rtol=1e-9, atol=1e-12)
+
+
+# -- refreshing -----------------------------------------------------------------------------------
+
+
+def test_staggered_refreshes_are_spread_over_the_period() -> None:
+    model = net()
+    optimizer = SNOpt(model, 0.02, refresh_every=10, stagger=True)
+    core = optimizer.preconditioner
+    layers, counts = len(core.layers), []
+    for _ in range(21):
+        before = core.refreshes
+        train(model, optimizer, 1)
+        counts.append(core.refreshes - before)
+    assert counts[0] == layers  # nobody goes without at the start
+    assert max(counts[1:]) == 1
+    assert sum(counts[1:11]) == sum(counts[11:21]) == layers
+
+
+def test_curvature_that_is_not_finite_is_discarded(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    optimizer = SNOpt(model, 0.0, refresh_every=1)
+    train(model, optimizer, 1)
+    kept = optimizer.factors()
+    optimizer.zero_grad()
+    problems.squares(YS)(model(XS)).backward()
+    optimizer.preconditioner.capture.sums["4"].b.fill_(float("nan"))
+    with caplog.at_level(logging.WARNING, logger="snopt"):
+        optimizer.step()
+    assert "layer 4" in caplog.text
+    assert "not finite" in caplog.text
+    assert optimizer.diagnostics()["refresh_failures"] == 1
+    assert torch.equal(optimizer.factors()["4"][1], kept["4"][1])
+    assert flat(model).isfinite().all()
+
+
+def test_a_first_refresh_that_fails_gives_the_plain_update(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(matrix: Tensor) -> None:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    model = net()
+    plain = net()
+    optimizer = SNOpt(model, 0.02, refresh_every=5)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="snopt"):
+        patch.setattr(torch.linalg, "eigh", broken)
+        train(model, optimizer, 1)
+    assert "plain update" in caplog.text
+    torch.testing.assert_close(
+        flat(model), train(plain, torch.optim.SGD(plain.parameters(), 0.02), 1)
+    )
+    assert optimizer.diagnostics()["refresh_failures"] == len(optimizer.preconditioner.layers)
+    train(model, optimizer, 1)  # asked again at once, not a period later
+    assert len(optimizer.factors()) == len(optimizer.preconditioner.layers)
+
+
+def test_parameters_without_gradients_stay() -> None:
+    model = net()
+    model[1].field.spare = nn.Linear(3, 3).double()
+    before = flat(model[1].field.spare)
+    optimizer = SNOpt(model, 0.02, weight_decay=0.5)
+    model[1].gradient = "direct"
+    train(model, optimizer, 2)
+    assert torch.equal(flat(model[1].field.spare), before)
+
+
+# -- precision ------------------------------------------------------------------------------------
+
+
+def test_grad_scaler_gives_the_factors_of_the_unscaled_loss() -> None:
+    found = []
+    for scaled in (False, True):
+        model = net()
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        optimizer = SNOpt(model, 0.02, refresh_every=2, grad_scaler=scaler if scaled else None)
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(problems.squares(YS)(model(XS))).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        found.append((flat(model), optimizer.factors()))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=1e-8)
+    for name, pair in found[0][1].items():
+        for got, want in zip(pair, found[1][1][name], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
+
+
+def test_an_overflow_that_the_scaler_skips_leaves_nothing() -> None:
+    model = net()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = SNOpt(model, 0.02, grad_scaler=scaler)
+    before = flat(model)
+    (scaler.scale(model(XS).sum()) * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(flat(model), before)
+    optimizer.zero_grad()
+    scaler.scale(problems.squares(YS)(model(XS))).backward()
+    scaler.step(optimizer)
+    assert optimizer.diagnostics()["refresh_failures"] == 0
+    assert all(f.isfinite().all() for pair in optimizer.factors().values() for f in pair)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("inside", [False, True])
+def test_bfloat16_autocast(kind: str, inside: bool) -> None:
+    """Backward outside the context as torch advises, and inside it as many loops have it."""
+    model = problems.model(
+        ODEBlock(problems.field(), gradient=kind, method="rk4", options={"steps": 4})
+    ).float()
+    exact = copy.deepcopy(model)
+    optimizer = SNOpt(model, 0.02, refresh_every=2)
+    x, y = XS.float(), YS.float()
+    problems.squares(y)(exact(x)).backward()
+    for step in range(4):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = problems.squares(y)(model(x).float())
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        if step == 0:
+            got, want = problems.gradients(model), problems.gradients(exact)
+            assert float((got - want).norm() / want.norm()) < 0.05
+        optimizer.step()
+    assert flat(model).isfinite().all()
+    for pair in optimizer.factors().values():
+        for factor in pair:
+            assert factor.dtype == torch.float32
+            assert factor.isfinite().all()
+            assert factor.abs().sum() > 0
+
+
+# -- in front of another optimizer ----------------------------------------------------------------
+
+
+def test_preconditioner_before_sgd_is_the_optimizer() -> None:
+    model, plain = net(), net()
+    preconditioner = SNOptPreconditioner(model, refresh_every=2, damping=0.1)
+    sgd = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+    for _ in range(5):
+        sgd.zero_grad()
+        problems.squares(YS)(model(XS)).backward()
+        preconditioner.step()
+        sgd.step()
+    whole = SNOpt(plain, 0.02, momentum=0.9, refresh_every=2, damping=0.1)
+    torch.testing.assert_close(flat(model), train(plain, whole, 5), rtol=1e-10, atol=1e-12)
+    assert preconditioner.factors().keys() == whole.factors().keys()
+
+
+def test_preconditioner_before_adam_changes_only_its_layers() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    preconditioner = SNOptPreconditioner(model, rule="kfac")
+    adam = torch.optim.Adam(model.parameters(), 0.01)
+    problems.squares(YS)(model(XS)).backward()
+    before = {n: p.grad.clone() for n, p in model.named_parameters()}
+    preconditioner.step()
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p.grad, before[n])}
+    assert changed == set(preconditioner.coverage().preconditioned)
+    assert changed == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    adam.step()
+    for foreign in ("lr", "momentum", "kl_clip"):
+        with pytest.raises(TypeError, match=foreign):
+            SNOptPreconditioner(model, **{foreign: 0.1})

@@ -1,0 +1,146 @@
+"""What the benchmarks rely on: peaks, ratios, exponents, the yardstick. No time is tested."""
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.benchmarks.bare import bare_work
+from scripts.benchmarks.memory import peak_bytes
+from scripts.benchmarks.plain import CallCounter, PlainBlock, with_plain_blocks
+from scripts.benchmarks.scaling import Growth, Size, draw, exponent, step_of
+from scripts.benchmarks.timing import Timings, interleave
+from scripts.benchmarks.workloads import load, nfe, ode_blocks, training_step
+from snopt import ODEBlock
+
+
+class Decay(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.calls = []
+
+    def forward(self, t, x):
+        self.calls.append(torch.is_grad_enabled())
+        return torch.tanh(self.linear(x))
+
+
+def test_peak_counts_what_lives_together_and_not_what_was_there():
+    kept = torch.ones(1_000_000)
+
+    def call():
+        first = torch.ones(250_000)
+        second = first + 1
+        del first
+        third = torch.ones(500_000)
+        return float(second.sum() + third.sum() + kept[0])
+
+    assert peak_bytes(call) == pytest.approx(4 * 750_000, rel=0.01)
+
+
+def test_peak_of_backpropagation_grows_with_depth():
+    def depth(layers):
+        def call():
+            x = torch.ones(100_000, requires_grad=True)
+            y = x
+            for _ in range(layers):
+                y = torch.tanh(y)
+            y.sum().backward()
+
+        return peak_bytes(call)
+
+    assert depth(20) - depth(10) == pytest.approx(10 * 400_000, rel=0.01)
+
+
+def test_variants_take_turns_in_alternating_order():
+    calls = []
+    variants = {name: lambda name=name: calls.append(name) for name in "abc"}
+    times = interleave(variants, rounds=2, warm_up=1)
+    assert calls == list("abccbaabc")
+    assert all(len(values) == 2 for values in times.rounds.values())
+
+
+def test_ratios_are_taken_within_rounds():
+    times = Timings({"a": (1.0, 10.0, 4.0), "b": (2.0, 20.0, 2.0)})
+    assert times.seconds("a") == 4.0
+    assert times.ratio("a", "b") == (0.5, 0.5, 2.0)
+
+
+def test_plain_blocks_keep_parameter_names_and_gradients():
+    torch.manual_seed(0)
+    tight = {"rtol": 1e-10, "atol": 1e-10}
+    ours = nn.Sequential(nn.Linear(3, 3), ODEBlock(Decay(), (0.0, 1.0), **tight)).double()
+    plain = nn.Sequential(nn.Linear(3, 3), ODEBlock(Decay(), (0.0, 1.0), **tight)).double()
+    plain.load_state_dict(ours.state_dict())
+    with_plain_blocks(plain, **tight)
+    assert isinstance(plain[1], PlainBlock)
+    assert list(plain.state_dict()) == list(ours.state_dict())
+    x = torch.randn(4, 3, dtype=torch.float64)
+    for model in (ours, plain):
+        model(x).square().sum().backward()
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-9)
+
+
+def test_calls_of_plain_blocks_are_counted():
+    model = nn.Sequential(PlainBlock(Decay(), (0.0, 1.0)))
+    counter = CallCounter(model)
+    model(torch.randn(2, 3))
+    counter.close()
+    assert counter.calls == len(model[0].field.calls) > 6
+    model(torch.randn(2, 3))
+    assert counter.calls < len(model[0].field.calls)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "expected"),
+    [("adjoint", [False] * 4 + [True] * 3), ("direct", [True] * 4)],
+)
+def test_bare_work_makes_the_same_evaluations(gradient, expected):
+    field = Decay()
+    nfe_of_step = (4, 3 if gradient == "adjoint" else 0)
+    bare_work(field, (torch.tensor(0.0), torch.randn(2, 3)), nfe_of_step, gradient)()
+    assert field.calls == expected
+
+
+def test_workload_makes_the_same_step_again_and_again():
+    workload = load("digits", batch_size=8)
+    model = workload.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    first = training_step(workload, model, optimizer)
+    gradient = [p.grad.clone() for p in model.parameters()]
+    assert training_step(workload, model, optimizer) == first
+    assert nfe(model) == (2 * first[0], 2 * first[1])
+    for old, p in zip(gradient, model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, old)
+
+
+def test_workload_takes_other_solvers_with_the_same_weights():
+    workload = load("digits", batch_size=8)
+    model = workload.model(solver={"method": "rk4", "steps": 2, "gradient": "direct"})
+    (block,) = ode_blocks(model)
+    assert block.gradient == "direct"
+    assert block.solver.steps == 2
+    reference = workload.model()
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_exponent_of_a_power_law():
+    values = (8, 16, 32, 64)
+    assert exponent(values, [3.0 * v**1.5 for v in values]) == pytest.approx(1.5)
+    # A fixed cost bends the small end; the larger half is what counts.
+    assert exponent(values, [100.0, 100.0, 1024.0, 4096.0]) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("net", ["ode-rnn", "image net"])
+def test_sizes_make_steps(net):
+    step_of(Size(net, batch=2, hidden=4, observations=3, steps=1, gradient="direct"))()
+
+
+def test_growth_is_drawn():
+    grown = [
+        Growth("ode-rnn", axis, g, (1, 2), (0.1, 0.2), (1.0, 4.0))
+        for axis in ("batch", "hidden")
+        for g in ("direct", "adjoint")
+    ]
+    assert draw(grown).startswith(b"\x89PNG")

@@ -1,0 +1,164 @@
+"""Job lists, skipping, resuming, and published numbers beside ours, on a made-up configuration."""
+
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from scripts import jobs, reproduce
+from scripts.published import PUBLISHED
+from tests.suite.made_up_runs import made_up_run
+
+BASE = {
+    "defaults": ["_self_", {"experiment": "none"}],
+    "seed": 0,
+    "device": "cpu",
+    "dtype": "float32",
+    "task": {"name": "circle", "_target_": "made.Up"},
+    "model": {"name": "node"},
+    "optim": {"name": "adam", "_target_": "torch.optim.Adam"},
+    "solver": {},
+    "data": {"root": None},
+    "results": {"root": "results"},
+    "train": {"max_epochs": 10, "max_steps": None, "max_seconds": None},
+    "schedule": {},
+    "logger": {"name": "local"},
+}
+
+
+@pytest.fixture
+def conf(tmp_path, monkeypatch):
+    root = tmp_path / "conf"
+    (root / "experiment/paper/flows").mkdir(parents=True)
+    (root / "config.yaml").write_text(yaml.safe_dump(BASE))
+    (root / "experiment/none.yaml").write_text("{}")
+    for optim in ("adam", "snopt"):
+        text = f"# @package _global_\noptim: {{name: {optim}}}\n"
+        (root / f"experiment/paper/flows/circle-{optim}.yaml").write_text(text)
+    monkeypatch.setattr(jobs, "CONF", root)
+    monkeypatch.setattr(reproduce, "CONF", root)
+    return root
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replaces training: made-up runs in the folders that the jobs ask for."""
+    commands = []
+
+    def run(command, *, cwd, check):
+        commands.append(command[2:])
+        (job,) = jobs.plan([command[2].split("=")[1]], [int(command[3].split("=")[1])], None)
+        root = next(c.split("=")[1] for c in command if c.startswith("results.root="))
+        made_up_run(
+            jobs.Path(root),
+            task="circle",
+            optim=job.config["optim"]["name"],
+            seed=job.config["seed"],
+            config_hash=job.folder.name.rpartition("-")[0],
+            metric="nll",
+            higher_is_better=False,
+        )
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def command(tmp_path, *arguments):
+    return reproduce.main(["paper/flows", "--results", str(tmp_path / "results"), *arguments])
+
+
+def test_folders_are_experiments_and_stand_for_what_is_in_them(conf):
+    found = jobs.experiments()
+    assert set(found) == {"paper/flows", "paper", "all"}
+    assert found["paper"] == ["paper/flows/circle-adam", "paper/flows/circle-snopt"]
+
+
+def test_all_optimizers_of_a_seed_come_before_the_next_seed(conf):
+    planned = jobs.plan(jobs.experiments()["paper"], [0, 1], budget=30.0)
+    assert [(j.config["seed"], j.config["optim"]["name"]) for j in planned] == [
+        (0, "adam"),
+        (0, "snopt"),
+        (1, "adam"),
+        (1, "snopt"),
+    ]
+    assert {j.config["train"]["max_seconds"] for j in planned} == {30}
+    assert planned[0].folder.parts[-4:-1] == ("circle", "node", "adam")
+
+
+def test_runs_what_is_missing_skips_what_is_finished_and_draws(conf, trained, tmp_path, capsys):
+    assert command(tmp_path, "--seeds", "0,1") == 0
+    assert len(trained) == 4
+    folder = tmp_path / "results/reproduced/paper-flows"
+    assert {path.name for path in folder.iterdir()} == {
+        "comparison.png",
+        "report.html",
+        "runs.csv",
+        "summary.csv",
+        "table.md",
+    }
+    text = (folder / "table.md").read_text()
+    (row,) = [line for line in text.splitlines() if "| snopt |" in line]
+    assert row.endswith("| 0.86 |")
+    assert "synthetic, made up by a test" in row
+    assert "unchecked" in text
+    capsys.readouterr()
+    assert command(tmp_path, "--seeds", "0,1,2") == 0
+    assert len(trained) == 6
+    assert capsys.readouterr().out.count("finished before") == 4
+
+
+def test_dry_run_trains_nothing_and_estimates_from_earlier_runs(conf, trained, tmp_path, capsys):
+    made_up_run(tmp_path / "results", task="circle", optim="adam", steps_per_epoch=50)
+    (conf / "experiment/paper/flows/other.yaml").write_text(
+        "# @package _global_\ntask: {name: other}\n"
+    )
+    assert command(tmp_path, "--seeds", "0", "--dry-run") == 0
+    assert trained == []
+    lines = capsys.readouterr().out.splitlines()
+    # 10 epochs of 50 steps at 0.1 s.
+    assert any("circle-adam" in line and line.rstrip().endswith("50") for line in lines)
+    # Without a run of its own, as the other optimizer's.
+    assert any("circle-snopt" in line and line.rstrip().endswith("50") for line in lines)
+    assert any("flows/other" in line and line.rstrip().endswith("unknown") for line in lines)
+    assert lines[-1].startswith("3 runs: 2 with about 100 s")
+
+
+def test_budget_bounds_the_estimate(conf, tmp_path):
+    (job,) = jobs.plan(["paper/flows/circle-adam"], [0], budget=7.0)
+    assert jobs.estimate(job, tmp_path) == 7.0
+
+
+def test_interruption_ends_the_command_and_draws_nothing(conf, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=130))
+    assert command(tmp_path) == 130
+    assert not (tmp_path / "results").exists()
+
+
+def test_failed_runs_are_named_and_the_others_drawn(conf, trained, tmp_path, monkeypatch, capsys):
+    works = subprocess.run
+
+    def half(command, **keywords):
+        if "snopt" in command[2]:
+            return SimpleNamespace(returncode=1)
+        return works(command, **keywords)
+
+    monkeypatch.setattr(subprocess, "run", half)
+    assert command(tmp_path, "--seeds", "0") == 1
+    printed = capsys.readouterr().out
+    assert "left out circle/node/snopt" in printed
+    assert "| circle |" in printed
+
+
+def test_unknown_experiments_and_keys_are_explained(conf, tmp_path, capsys):
+    assert reproduce.main(["paper/pictures"]) == 1
+    assert "paper/flows" in capsys.readouterr().err
+    assert command(tmp_path, "train.max_epoch=3", "--dry-run") == 1
+    assert "max_epoch" in capsys.readouterr().err
+
+
+def test_published_numbers_name_their_source():
+    for published in PUBLISHED.values():
+        assert set(published.values) == {"adam", "sgd", "snopt"}
+        assert published.source
