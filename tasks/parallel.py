@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ class World:
         return cls(dist.get_rank(), size, here)
 
     def leave(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, after the wrapped model that talks through it is gone."""
         if self.size > 1 and dist.is_initialized():
+            gc.collect()
             dist.destroy_process_group()
 
     def wrap(self, model: nn.Module) -> nn.Module:

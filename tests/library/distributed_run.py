@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +17,8 @@ from tests.library.problems import squares
 from tests.library.test_distributed import batch, build
 
 
-def main(target: str, settings: str) -> None:
-    dist.init_process_group("gloo")
+def train(settings: str) -> dict[str, Any]:
+    """Five steps on this process's share of each batch: the parameters, factors and state after."""
     rank, world = dist.get_rank(), dist.get_world_size()
     options = json.loads(settings)
     kind, grouped = options.pop("kind"), options.pop("grouped", False)
@@ -29,14 +32,25 @@ def main(target: str, settings: str) -> None:
         optimizer.curvature_pass(outputs, "gaussian")
         squares(y)(outputs).backward()
         optimizer.step()
-    if rank == 0:
-        result = {
-            "parameters": [p.detach() for p in network.module.parameters()],
-            "factors": optimizer.factors(),
-            "state": optimizer.state_dict(),
-        }
+    return {
+        "parameters": [p.detach() for p in network.module.parameters()],
+        "factors": optimizer.factors(),
+        "state": optimizer.state_dict(),
+    }
+
+
+def main(target: str, settings: str) -> None:
+    dist.init_process_group("gloo")
+    result = train(settings)
+    if dist.get_rank() == 0:
         torch.save(result, target)
+    # The wrapped network goes before the group it talks through; both processes leave together.
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
+    # A thread of gloo's that asks for the interpreter while it shuts down aborts the process.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
