@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from snopt.patches import as_rows, pad, patch_moment, patches, shares_products, spread
+
 _PATCH_ELEMENTS = 1 << 24
 """Patches are formed for as many samples at a time as fit into this many numbers."""
 
@@ -119,10 +121,11 @@ class Layer(ABC):
         dtype = torch.promote_types(torch.float32, self.weight.dtype)
         cotangents = self.cotangent_rows(g).to(dtype)
         rows = cotangents.shape[1]
-        inputs = self._input_moment(z, dtype, rows) if with_inputs else None
+        inputs = self.input_moment(z, dtype, rows) if with_inputs else None
         return inputs, cotangents.mT @ cotangents, rows, used
 
-    def _input_moment(self, z: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+    def input_moment(self, z: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+        """Sum of outer products of the input rows, bias included: (groups, in, in)."""
         groups, _, width = self.shape
         moment = torch.zeros(groups, width, width, dtype=dtype, device=z.device)
         numbers = max(1, rows // max(1, z.shape[0])) * width * groups
@@ -158,10 +161,32 @@ class LinearLayer(Layer):
         return z.ndim == 1
 
 
-class ConvLayer(Layer):
-    """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``; output positions are locations."""
+class _Convolution(Layer):
+    """What ordinary and transposed convolutions share; output positions are locations."""
 
     module: Any
+
+    @abstractmethod
+    def windows(self, z: Tensor) -> Tensor:
+        """The input's patches, (samples, channels, *positions, *kernel)."""
+
+    @override
+    def input_rows(self, z: Tensor) -> Tensor:
+        return as_rows(self.windows(z), self.groups)
+
+    @override
+    def cotangent_rows(self, g: Tensor) -> Tensor:
+        # (samples, out, *positions) -> (groups, samples * positions, out / groups)
+        grouped: Tensor = g.unflatten(1, (self.groups, -1)).flatten(3)
+        return grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+    @override
+    def unbatched(self, z: Tensor) -> bool:
+        return z.ndim == self.weight.ndim - 1
+
+
+class ConvLayer(_Convolution):
+    """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``."""
 
     @override
     def matrix(self, weight: Tensor) -> Tensor:
@@ -172,22 +197,27 @@ class ConvLayer(Layer):
         return matrix.reshape(self.weight.shape)
 
     @override
-    def input_rows(self, z: Tensor) -> Tensor:
+    def windows(self, z: Tensor) -> Tensor:
         m = self.module
-        mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
-        padded = F.pad(z, _both_sides(m), mode=mode)
-        return _patch_rows(padded, m.kernel_size, m.stride, m.dilation, self.groups)
+        return patches(pad(z, m), m.kernel_size, m.stride, m.dilation)
 
     @override
-    def cotangent_rows(self, g: Tensor) -> Tensor:
-        return _position_rows(g, self.groups)
+    def input_moment(self, z: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+        m = self.module
+        if not shares_products(z, m.kernel_size, m.stride, m.dilation, self.groups):
+            return super().input_moment(z, dtype, rows)
+        z = z.to(dtype)
+        moment = patch_moment(pad(z, m), m.kernel_size, m.stride, m.dilation)
+        if self.bias is None:
+            return moment.unsqueeze(0)
+        windows = self.windows(z)
+        positions = range(2, 2 + len(m.stride))
+        sums = windows.sum(dim=(0, *positions)).reshape(-1, 1)
+        last = torch.cat([sums, sums.new_full((1, 1), rows)])
+        return torch.cat([torch.cat([moment, sums.T]), last], dim=1).unsqueeze(0)
 
-    @override
-    def unbatched(self, z: Tensor) -> bool:
-        return z.ndim == self.weight.ndim - 1
 
-
-class ConvTransposeLayer(ConvLayer):
+class ConvTransposeLayer(_Convolution):
     """The transposed convolutions, as ordinary ones over an input spread out by the stride."""
 
     @override
@@ -203,11 +233,10 @@ class ConvTransposeLayer(ConvLayer):
         return grouped.transpose(1, 2).reshape(self.weight.shape)
 
     @override
-    def input_rows(self, z: Tensor) -> Tensor:
+    def windows(self, z: Tensor) -> Tensor:
         m = self.module
-        spread = z
         for dim, stride in enumerate(m.stride, start=2):
-            spread = _spread(spread, dim, stride)
+            z = spread(z, dim, stride)
         pads: list[int] = []
         for size, dilation, padding, extra in zip(
             m.kernel_size, m.dilation, m.padding, m.output_padding, strict=True
@@ -215,9 +244,8 @@ class ConvTransposeLayer(ConvLayer):
             edge = dilation * (size - 1) - padding
             pads = [edge, edge + extra, *pads]
         # A negative pad crops. Patches of a transposed convolution run against the kernel.
-        patches = _patches(F.pad(spread, pads), m.kernel_size, [1] * len(m.stride), m.dilation)
-        patches = patches.flip(list(range(-len(m.stride), 0)))
-        return _as_rows(patches, self.groups)
+        found = patches(F.pad(z, pads), m.kernel_size, [1] * len(m.stride), m.dilation)
+        return found.flip(list(range(-len(m.stride), 0)))
 
 
 KINDS: dict[type[nn.Module], type[Layer]] = {
@@ -253,55 +281,3 @@ def _add_upper(moment: Tensor, x: Tensor) -> None:
     for start in range(0, width, strip):
         end = min(start + strip, width)
         moment[:, start:end, start:].baddbmm_(x[:, :, start:end].mT, x[:, :, start:])
-
-
-def _both_sides(module: Any) -> list[int]:
-    """Padding in the order of ``F.pad``: last dimension first, left before right."""
-    pads: list[int] = []
-    for i, (size, dilation) in enumerate(zip(module.kernel_size, module.dilation, strict=True)):
-        if module.padding == "same":
-            total = dilation * (size - 1)
-            left, right = total // 2, total - total // 2
-        elif module.padding == "valid":
-            left = right = 0
-        else:
-            left = right = module.padding[i]
-        pads = [left, right, *pads]
-    return pads
-
-
-def _spread(x: Tensor, dim: int, stride: int) -> Tensor:
-    """Insert ``stride - 1`` zeros between neighbours along ``dim``."""
-    if stride == 1:
-        return x
-    shape = list(x.shape)
-    shape[dim] = (x.shape[dim] - 1) * stride + 1
-    out = x.new_zeros(shape)
-    out[(slice(None),) * dim + (slice(None, None, stride),)] = x
-    return out
-
-
-def _patches(x: Tensor, kernel: Any, stride: Any, dilation: Any) -> Tensor:
-    """A view (samples, channels, *positions, *kernel) of a padded input."""
-    for dim, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
-        x = x.unfold(dim, gap * (size - 1) + 1, step)[..., ::gap]
-    return x
-
-
-def _as_rows(patches: Tensor, groups: int) -> Tensor:
-    """Patches as (groups, samples * positions, channels / groups * kernel)."""
-    spatial = (patches.ndim - 2) // 2
-    grouped: Tensor = patches.unflatten(1, (groups, -1))
-    positions = list(range(3, 3 + spatial))
-    kernel = list(range(3 + spatial, 3 + 2 * spatial))
-    return grouped.permute(1, 0, *positions, 2, *kernel).flatten(1, 1 + spatial).flatten(2)
-
-
-def _patch_rows(x: Tensor, kernel: Any, stride: Any, dilation: Any, groups: int) -> Tensor:
-    return _as_rows(_patches(x, kernel, stride, dilation), groups)
-
-
-def _position_rows(g: Tensor, groups: int) -> Tensor:
-    """(samples, out, *positions) -> (groups, samples * positions, out / groups)."""
-    grouped: Tensor = g.unflatten(1, (groups, -1)).flatten(3)
-    return grouped.permute(1, 0, 3, 2).flatten(1, 2)
