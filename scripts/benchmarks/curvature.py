@@ -17,15 +17,20 @@ from scripts.benchmarks.workloads import Weights, Workload, load, nfe, trained, 
 from snopt import SNOpt
 from tasks.series import SeriesClassification
 
-VARIANTS: Mapping[str, dict[str, Any]] = {
+RULES: Mapping[str, dict[str, Any]] = {
     "paper": {"rule": "paper"},
     "adam": {"rule": "adam"},
     "kfac": {"rule": "kfac"},
+}
+"""Each rule at its defaults, by the name of its line."""
+
+VARIANTS: Mapping[str, dict[str, Any]] = {
+    **RULES,
     "paper, 32 samples": {"rule": "paper", "curvature_samples": 32},
     "adam, 32 samples": {"rule": "adam", "curvature_samples": 32},
     "adam, gradient basis": {"rule": "adam", "basis": "gradient", "refresh_every": 10},
 }
-"""Settings of SNOpt by the name of their line; the first three are each rule's defaults."""
+"""What is measured on a task's own solver; on the paper's, whose steps are dearer, the rules."""
 
 STILL = 1e-12
 """A learning rate so small that all steps of all optimizers happen at the same weights."""
@@ -37,10 +42,12 @@ def run(tasks: Sequence[str], rounds: int, steps: int, out: Console, folder: Pat
     """Measure time for each net and rule, then memory against the number of solver steps."""
     times: list[list[Cell]] = []
     for task in tasks:
-        workload = load(task)
-        times.extend(time_rows(workload, trained(workload, steps), rounds))
+        for solver, variants in (("own", VARIANTS), ("paper", RULES)):
+            workload = load(task, *([] if solver == "own" else [f"solver={solver}"]))
+            weights = trained(workload, steps)
+            times.extend(time_rows(workload, weights, rounds, solver, variants))
     headings = (
-        "net", "SNOpt", "s SGD", "ordinary / SGD", "refresh / SGD", "refresh / ordinary",
+        "net", "solver", "SNOpt", "s SGD", "ordinary / SGD", "refresh / SGD", "refresh / ordinary",
         "period", "average / SGD", "NFE f/b",
     )  # fmt: skip
     title = f"SNOpt's step over SGD's, after {steps} training steps (medians, quartiles)"
@@ -58,16 +65,22 @@ def run(tasks: Sequence[str], rounds: int, steps: int, out: Console, folder: Pat
     )
 
 
-def time_rows(workload: Workload, weights: Weights, rounds: int) -> list[list[Cell]]:
-    """One net's lines, all variants side by side."""
+def time_rows(
+    workload: Workload,
+    weights: Weights,
+    rounds: int,
+    solver: str,
+    variants: Mapping[str, dict[str, Any]],
+) -> list[list[Cell]]:
+    """One net's lines with one solver, all variants side by side."""
     calls: dict[str, Callable[[], object]] = {"sgd": sgd_step(workload, weights)}
-    for name, settings in VARIANTS.items():
+    for name, settings in variants.items():
         never, always = ({**settings, "refresh_every": every} for every in (NEVER, 1))
         calls[f"{name} ordinary"] = snopt_step(workload, weights, never)
         calls[f"{name} refresh"] = snopt_step(workload, weights, always)
     times = interleave(calls, rounds)
     rows: list[list[Cell]] = []
-    for name, settings in VARIANTS.items():
+    for name, settings in variants.items():
         ordinary, refresh = f"{name} ordinary", f"{name} refresh"
         period = period_of(workload, settings)
         once = times.ratio(refresh, "sgd")[0]
@@ -75,6 +88,7 @@ def time_rows(workload: Workload, weights: Weights, rounds: int) -> list[list[Ce
         rows.append(
             [
                 workload.name,
+                solver,
                 name,
                 times.seconds("sgd"),
                 range_text(times.ratio(ordinary, "sgd")),
