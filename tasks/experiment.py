@@ -24,6 +24,7 @@ from tasks.results import FINISHED, Outcome, ResultsError, RunFolder, run_folder
 from tasks.runner import Runner
 from tasks.seeding import stream_seed
 from tasks.settings import ConfigError, Settings, config_hash, require_choice
+from tasks.shelf import Loaded, Shelf
 from tasks.task import Splits, Task
 from tasks.writer import RowLog, Writer
 
@@ -101,11 +102,12 @@ def default_data_root() -> Path:
     return user_cache_path("snopt", appauthor=False)
 
 
-def train(settings: Settings) -> Mapping[str, Any]:
+def train(settings: Settings, shelf: Shelf | None = None) -> Mapping[str, Any]:
     """Train what the settings describe, or say that it has been done.
 
     Args:
         settings: the validated configuration.
+        shelf: keeps the data for the next run of this process.
 
     Returns:
         The content of ``run.json``.
@@ -127,7 +129,7 @@ def train(settings: Settings) -> Mapping[str, Any]:
             if done is not None:
                 logger.info("already finished: %s", done["message"])
                 return cast(Mapping[str, Any], done)
-            return _train(settings, task, world, clock, folder)
+            return _train(settings, task, world, clock, folder, shelf or Shelf())
         finally:
             if folder is not None:
                 folder.close()
@@ -141,10 +143,19 @@ def _finished(folder: RunFolder | None) -> dict[str, Any] | None:
 
 
 def _train(
-    settings: Settings, task: Task, world: World, clock: Clock, folder: RunFolder | None
+    settings: Settings,
+    task: Task,
+    world: World,
+    clock: Clock,
+    folder: RunFolder | None,
+    shelf: Shelf,
 ) -> Mapping[str, Any]:
     path = run_folder(settings)
-    splits = load_splits(settings, task, world)
+
+    def load() -> Loaded:
+        return task, load_splits(settings, task, world)
+
+    task, splits = shelf.take(settings.config, load)
     model = build_model(settings, task, world)
     optimizer = build_optimizer(settings.config["optim"], model)
     horizon = build_horizon(settings.horizon, model, optimizer)

@@ -91,12 +91,15 @@ class Progress:
             metric: the task's headline metric.
         """
         names = dict.fromkeys(("loss", metric))
-        valid = " ".join(f"{name} {final['valid'][name]:.4g}" for name in names)
-        self._measured = f" valid {valid}"
+        texts = {
+            split: f"{split} " + " ".join(f"{name} {values[name]:.4g}" for name in names)
+            for split, values in final.items()
+        }
+        self._measured = f" {texts['valid']}" if "valid" in texts else ""
         if self._style == "plain" and time.monotonic() - self._said >= 1.0:
             self._said = time.monotonic()
-            train = final["train"]["loss"]
-            logger.info("step %d: train loss %.4g valid %s", step, train, valid)
+            train = [f"train loss {final['train']['loss']:.4g}"] if "train" in final else []
+            logger.info("step %d: %s", step, " ".join([*train, *self._measured.split()]))
 
     def close(self) -> None:
         """Remove the bar."""

@@ -95,11 +95,14 @@ class Runner:
         self.order = Order(
             splits.train, task.batch_size, settings.seed, rank=world.rank, world=world.size
         )
-        samples = settings.train.eval_train_samples
-        self._measured = {
-            "train": evenly_spaced(splits.train, samples),
-            "valid": splits.valid,
-            "test": splits.test,
+        train = settings.train
+        subset = evenly_spaced(splits.train, train.eval_train_samples)
+        #: By split, what the last evaluation measures, and what those before it do.
+        self._whole = {"train": subset, "valid": splits.valid, "test": splits.test}
+        self._part = {
+            "train": subset,
+            "valid": evenly_spaced(splits.valid, train.eval_valid_samples),
+            "test": evenly_spaced(splits.test, train.eval_test_samples),
         }
         self.total_steps = self._total_steps()
         self.schedule = Schedule(
@@ -208,6 +211,10 @@ class Runner:
                     f"Validation {self.task.metric} reached {value:.4g} at step {state.step} "
                     f"(train.target={train.target:g})."
                 )
+        return self._at_limit()
+
+    def _at_limit(self) -> tuple[Outcome, str] | None:
+        train, state = self.settings.train, self.state
         if self.total_steps is not None and state.step >= self.total_steps:
             return Outcome.COMPLETED, (
                 f"Made all {state.step} steps, {self.order.epoch} whole epochs."
@@ -263,28 +270,21 @@ class Runner:
         clock.switch("data")
 
     def evaluate(self) -> None:
-        """Measure every split, and write it down."""
+        """Measure the splits, and write it down; the last time, all of validation and test."""
         state, metric = self.state, self.task.metric
+        parts = self._part if self._at_limit() is None else self._whole
         with self.clock.during("evaluation"), untouched(self.model, self.world.device):
             try:
                 state.final = {
-                    split: evaluate(self.task, self.model, data, self.settings.seed)
-                    for split, data in self._measured.items()
+                    split: evaluate(self.task, self.model, parts[split], self.settings.seed)
+                    for split in self.settings.train.eval_splits
                 }
             except snopt.SolverError as error:
                 raise DivergedError(f"a solve of the evaluation failed: {error}") from error
         with self.clock.during("logging"):
             state.evaluated_at = state.step
             state.evaluated_seconds = self.clock.seconds
-            value = state.final["valid"][metric]
-            best = math.nan if state.best is None else state.best["valid"]
-            if state.best is None or math.isnan(best) or self._better(value, best):
-                state.best = {
-                    "step": state.step,
-                    "seconds": state.evaluated_seconds,
-                    "metric": metric,
-                    **{split: values[metric] for split, values in state.final.items()},
-                }
+            self._note_best()
             self.writer.append(
                 self._row(split, name, number)
                 for split, values in state.final.items()
@@ -295,6 +295,19 @@ class Runner:
                 learned["horizon/T"] = self.horizon.T
             self.writer.append(self._row("train", name, x) for name, x in learned.items())
             self.progress.measured(state.step, state.final, metric)
+
+    def _note_best(self) -> None:
+        state, metric = self.state, self.task.metric
+        if "valid" not in state.final:
+            return
+        best = math.nan if state.best is None else state.best["valid"]
+        if math.isnan(best) or self._better(state.final["valid"][metric], best):
+            state.best = {
+                "step": state.step,
+                "seconds": state.evaluated_seconds,
+                "metric": metric,
+                **{split: values[metric] for split, values in state.final.items()},
+            }
 
     def save(self) -> None:
         """Write a checkpoint."""

@@ -24,6 +24,15 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 ON_FAILURE = ("raise", "partial", "skip_step")
 HORIZONS = ("feedback", "first_order", "fixed")
+SPLITS = ("train", "valid", "test")
+
+
+#: Values of later keys of ``train`` that leave everything as it was, identities included.
+_ADDED_LATER = (
+    ("eval_valid_samples", None),
+    ("eval_test_samples", None),
+    ("eval_splits", list(SPLITS)),
+)
 
 
 class ConfigError(ValueError):
@@ -115,19 +124,33 @@ class TrainSettings(_Section):
     eval_every_seconds: float | None = None
     eval_at_start: bool = True
     eval_train_samples: int | None = 1000
+    eval_valid_samples: int | None = None
+    eval_test_samples: int | None = None
+    eval_splits: tuple[str, ...] = SPLITS
     log_every_steps: int = 10
     checkpoint_every_seconds: float | None = 60.0
     checkpoint_every_steps: int | None = None
 
     def __post_init__(self) -> None:
         self._at_least(1, "max_epochs", "max_steps", "eval_every_epochs", "eval_every_steps")
-        self._at_least(1, "eval_train_samples", "log_every_steps", "checkpoint_every_steps")
+        self._at_least(1, "eval_train_samples", "eval_valid_samples", "eval_test_samples")
+        self._at_least(1, "log_every_steps", "checkpoint_every_steps")
         self._at_least(0, "max_seconds", "eval_every_seconds", strictly=True)
         self._at_least(0, "checkpoint_every_seconds")
         if self.max_epochs is None and self.max_steps is None and self.max_seconds is None:
             raise ValueError(
                 "max_epochs=None: one of train.max_epochs, train.max_steps and train.max_seconds "
                 "must be set, or training never ends."
+            )
+        for split in self.eval_splits:
+            require_choice("eval_splits", split, SPLITS)
+        if self.target is not None and (
+            "valid" not in self.eval_splits or self.eval_valid_samples or self.eval_test_samples
+        ):
+            raise ValueError(
+                f"target={self.target:g}: is looked for on the whole validation split. Leave "
+                "train.eval_valid_samples and train.eval_test_samples at null, and valid in "
+                "train.eval_splits."
             )
 
 
@@ -279,6 +302,7 @@ def _short(target: str) -> str:
 def config_hash(config: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that identify what is computed, apart from the seed."""
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) not in _ADDED_LATER}
     if kept.get("probe") == {"every": None}:  # as if there were no such part
         del kept["probe"]
     if not HorizonSettings(**kept.get("horizon", {})).asked_for:
