@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from snopt.compiled import compiled_step
 from snopt.errors import SolverError
-from snopt.gradients import GRADIENTS, Observer, Solve, solve
-from snopt.runge_kutta import TABLEAUS, step
+from snopt.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end
+from snopt.runge_kutta import TABLEAUS, Field, clock, step
 from snopt.solve import REPLAYABLE, Solver, Statistics, options_of, step_grid
-from snopt.state import Layout, State, batch_size
+from snopt.state import Layout, State, all_finite, batch_size
 
 logger = logging.getLogger(__name__)
 
@@ -148,17 +148,14 @@ class ODEBlock(nn.Module):
         problem = self._problem(layout, flat)
         if torch.is_grad_enabled() and self.training:
             self.samples = batch_size(x)
-        try:
-            states = solve(problem, flat, times)
-        except SolverError as error:
-            if self.on_failure != "partial" or t is not None:
-                raise
-            states = self._partial(problem, flat, times, error)
         if t is not None:
-            return layout.unpack(states)
-        # A tensor of its own: the backward pass needs the states as they are, and what follows may
-        # work in place.
-        return layout.unpack(states[-1].clone())
+            return layout.unpack(solve(problem, flat, times))
+        try:
+            return layout.unpack(solve_to_end(problem, flat, times))
+        except SolverError as error:
+            if self.on_failure != "partial":
+                raise
+            return layout.unpack(self._partial(problem, flat, times, error))
 
     @property
     def unrolls(self) -> bool:
@@ -171,13 +168,13 @@ class ODEBlock(nn.Module):
         return training and self.compile_step and self.gradient == "direct" and not self.observer
 
     def grid(self, like: Tensor) -> Tensor:
-        """Start times of the equal steps over ``t_span``, and their length last: (steps + 1,).
+        """Stage times of the equal steps over ``t_span``: see :func:`snopt.runge_kutta.clock`.
 
         Args:
             like: a tensor of the state's dtype and device.
         """
-        ((_, starts, dt, _),) = step_grid(self._times(None), self.solver.steps or 1, like)
-        return torch.cat([starts, dt[None]])
+        ((times, dt),) = step_grid(self._times(None), self.solver.steps or 1)
+        return clock(times, dt, TABLEAUS[self.solver.method], like)
 
     def unrolled(self, x: Tensor, grid: Tensor) -> Tensor:
         """x(t1) as a plain differentiable function, for a compiled region of the caller's own.
@@ -189,8 +186,8 @@ class ODEBlock(nn.Module):
             grid: what :meth:`grid` returned.
         """
         tableau = TABLEAUS[self.solver.method]
-        for start in grid[:-1].unbind():
-            x = step(self.field, start, grid[-1], x, tableau)
+        for row in grid.unbind():
+            x = step(self.field, row, x, tableau)
         return x
 
     def account(self, x: Tensor, solves: int) -> None:
@@ -207,7 +204,7 @@ class ODEBlock(nn.Module):
         nfe = steps * len(TABLEAUS[self.solver.method].nodes)
         self._count("forward", Statistics(solves * nfe))
         self.samples = batch_size(x)
-        if not bool(torch.isfinite(x.detach()).all()):
+        if not all_finite(x):
             dt = (self._t_span[1] - self._t_span[0]) / steps
             raise SolverError("non-finite state", self._t_span[1] - dt, dt, solves * nfe)
 
@@ -225,7 +222,6 @@ class ODEBlock(nn.Module):
         return times
 
     def _problem(self, layout: Layout, flat: Tensor) -> Solve:
-        function = _FlatField(self.field, layout, flat)
         stepper = None
         if self.compile_step and not layout.shapes:
             if self._stepper is None:
@@ -234,8 +230,8 @@ class ODEBlock(nn.Module):
         watched = self.training and torch.is_grad_enabled()
         observer = self.observer if watched else None
         return Solve(
-            field=function,
-            parameters=tuple(p for p in self.field.parameters() if p.requires_grad),
+            field=_over_one_tensor(self.field, layout, flat),
+            module=self.field,
             layout=layout,
             solver=self.solver,
             gradient=self.gradient,
@@ -277,8 +273,10 @@ class ODEBlock(nn.Module):
         reached = error.time if problem.solver.adaptive else self._last_finite(problem, flat, times)
         logger.warning("solve stopped early, its state at t = %g is used: %s", reached, error)
         if reached == float(times[0]):
-            return flat.unsqueeze(0)
-        return solve(problem, flat, torch.tensor([float(times[0]), reached], dtype=times.dtype))
+            return flat.clone()
+        return solve_to_end(
+            problem, flat, torch.tensor([float(times[0]), reached], dtype=times.dtype)
+        )
 
     def _last_finite(self, problem: Solve, flat: Tensor, times: Tensor) -> float:
         """Where fixed steps, which go on whatever happens, were still finite."""
@@ -286,7 +284,7 @@ class ODEBlock(nn.Module):
 
         def on_step(time: float, y: Tensor, dt: float) -> None:
             nonlocal reached
-            if bool(torch.isfinite(y).all()):
+            if all_finite(y):
                 reached = time
 
         with torch.no_grad(), contextlib.suppress(SolverError):
@@ -320,6 +318,12 @@ class ODEBlock(nn.Module):
         s = self.solver
         how = f"steps={s.steps}" if s.steps is not None else f"rtol={s.rtol:g}, atol={s.atol:g}"
         return f"t_span={self._t_span}, method={s.method!r}, {how}, gradient={self.gradient!r}"
+
+
+def _over_one_tensor(module: nn.Module, layout: Layout, like: Tensor) -> Field:
+    if not layout.shapes and not torch.is_autocast_enabled(like.device.type):
+        return module
+    return _FlatField(module, layout, like)
 
 
 class _FlatField:

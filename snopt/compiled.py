@@ -29,8 +29,8 @@ class CompileClock:
     seconds = 0.0
 
 
-def compiled_step(field: nn.Module, method: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """One step ``(t, dt, y) -> y(t + dt)`` of ``method``, compiled on first use per shape.
+def compiled_step(field: nn.Module, method: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """One step ``(row of the clock, y) -> y(t + dt)``, compiled on first use per shape.
 
     Args:
         field: module called as ``field(t, y)``.
@@ -38,8 +38,8 @@ def compiled_step(field: nn.Module, method: str) -> Callable[[Tensor, Tensor, Te
     """
     tableau = TABLEAUS[method]
 
-    def eager(t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
-        return step(field, t, dt, y, tableau)
+    def eager(row: Tensor, y: Tensor) -> Tensor:
+        return step(field, row, y, tableau)
 
     return Compiled(eager, "the step")
 

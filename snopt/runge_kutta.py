@@ -7,7 +7,7 @@ the backward pass can repeat it, and so that a fixed number of steps unrolls int
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,36 +65,65 @@ TABLEAUS: dict[str, Tableau] = {
 Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.1 to II.5."""
 
 
-def step(field: Field, t: Tensor, dt: Tensor, y: Tensor, tableau: Tableau) -> Tensor:
-    """One explicit Runge-Kutta step of length ``dt`` from ``(t, y)``.
+def clock(times: Sequence[float], dt: float, tableau: Tableau, like: Tensor) -> Tensor:
+    """Stage times of equal steps, and their length: a row (t_1, ..., t_s, dt) for each step.
+
+    Args:
+        times: start times of the steps.
+        dt: their signed length.
+        tableau: the method, of s stages.
+        like: a tensor of the state's dtype and device.
+
+    Returns:
+        Shape (len(times), s + 1).
+    """
+    rows = [[*(time + node * dt for node in tableau.nodes), dt] for time in times]
+    return torch.tensor(rows, dtype=like.dtype, device=like.device)
+
+
+def step(field: Field, row: Tensor, y: Tensor, tableau: Tableau, dt: float | None = None) -> Tensor:
+    """One explicit Runge-Kutta step.
 
     Args:
         field: the vector field.
-        t: start time, a scalar tensor.
-        dt: signed length, a scalar tensor of ``y``'s dtype.
+        row: the step's row of :func:`clock`.
         y: state of any shape.
         tableau: the method.
+        dt: the row's last number. With it, weights are plain numbers and two thirds of the
+            operations between evaluations are saved; without it, nothing but tensors enters, so
+            that a compiled step serves every length.
 
     Returns:
-        The state at ``t + dt``, of ``y``'s shape, differentiable in ``y`` and the parameters.
+        The state at the step's end, of ``y``'s shape, differentiable in ``y`` and the parameters.
     """
+    *times, length = row.unbind()
     slopes: list[Tensor] = []
-    for i, node in enumerate(tableau.nodes):
-        state = y if i == 0 else _combine(y, dt, tableau.stages[i - 1], slopes)
-        slopes.append(field(t + node * dt, state))
-    return _combine(y, dt, tableau.weights, slopes)
+
+    def move(weights: tuple[float, ...]) -> Tensor:
+        if dt is None:
+            return _move_by_tensor(y, length, weights, slopes)
+        return _move(y, dt, weights, slopes)
+
+    for i, time in enumerate(times):
+        slopes.append(field(time, y if i == 0 else move(tableau.stages[i - 1])))
+    return move(tableau.weights)
 
 
-def _combine(y: Tensor, dt: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    total: Tensor | None = None
+def _move(y: Tensor, dt: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    total = y
     for weight, slope in zip(weights, slopes, strict=True):
         if weight == 0.0:
             continue
-        if total is None:
-            total = slope * weight
-        elif torch.compiler.is_compiling():
-            # Inductor (torch 2.13) fuses add(total, mm(..), alpha) into addmm and drops alpha.
-            total = total + slope * weight
+        if total is y:
+            total = torch.add(y, slope, alpha=weight * dt)
         else:
-            total = torch.add(total, slope, alpha=weight)
-    return y if total is None else torch.addcmul(y, total, dt)
+            total.add_(slope, alpha=weight * dt)
+    return total
+
+
+def _move_by_tensor(
+    y: Tensor, dt: Tensor, weights: tuple[float, ...], slopes: list[Tensor]
+) -> Tensor:
+    # Inductor (torch 2.13) fuses add(total, mm(..), alpha) into addmm and drops alpha: none here.
+    used = [slope * weight for weight, slope in zip(weights, slopes, strict=True) if weight]
+    return torch.addcmul(y, sum(used[1:], used[0]), dt) if used else y

@@ -20,7 +20,8 @@ from torch import Tensor
 from torchdiffeq._impl.odeint import SOLVERS
 
 from snopt.errors import SolverError
-from snopt.runge_kutta import TABLEAUS, Field, step
+from snopt.runge_kutta import TABLEAUS, Field, clock, step
+from snopt.state import all_finite
 
 OnStep = Callable[[float, Tensor, float], None]
 """Called once a step has been taken and kept, with (start time, start state, signed length)."""
@@ -123,9 +124,14 @@ class _RightHandSide:
             self.callback_accept_step = self._keep_step
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
+        if self.sign > 0:
+            return self.forwards(s, y)
+        return -self.forwards(-s, y)
+
+    def forwards(self, t: Tensor, y: Tensor) -> Tensor:
+        """The function itself, at its own time."""
         self.statistics.nfe += 1
-        slope = self.function(s * self.sign, y)
-        return slope if self.sign > 0 else -slope
+        return self.function(t, y)
 
     def _try_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
         self.time, self.dt = _number(s) * self.sign, _number(ds) * self.sign
@@ -215,7 +221,7 @@ def integrate(
             options["step_t"] = t[-1:] * sign
     try:
         if solver.steps is not None:
-            states = _fixed_steps(rhs, y0, t * sign, solver)
+            states = _fixed_steps(rhs, y0, t, solver)
         else:
             states = torchdiffeq.odeint(
                 rhs, y0, (t * sign).to(y0.device), rtol=solver.rtol, atol=solver.atol,
@@ -229,37 +235,27 @@ def integrate(
         message = re.split(r"[:{]", str(error), maxsplit=1)[0].strip()
         raise _failure(_reason(message), rhs, t, message) from None
     rhs.end_fixed_step()
-    if not bool(torch.isfinite(states[-1]).all()):
+    if not all_finite(states[-1]):
         raise _failure("non-finite state", rhs, t, "")
     return states, rhs.statistics
 
 
-def _fixed_steps(rhs: _RightHandSide, y0: Tensor, s: Tensor, solver: Solver) -> Tensor:
-    outputs, y = [y0], y0
-    for times, starts, ds, dt in step_grid(s, solver.steps or 1, y0):
-        for time, start in zip(times, starts, strict=True):
-            rhs.begin_fixed_step(time, y, dt)
-            y = step(rhs, start, ds, y, TABLEAUS[solver.method])
+def _fixed_steps(rhs: _RightHandSide, y0: Tensor, t: Tensor, solver: Solver) -> Tensor:
+    outputs, y, tableau = [y0], y0, TABLEAUS[solver.method]
+    for times, dt in step_grid(t, solver.steps or 1):
+        for time, row in zip(times, clock(times, dt, tableau, y0), strict=True):
+            rhs.begin_fixed_step(time * rhs.sign, y, dt * rhs.sign)
+            y = step(rhs.forwards, row, y, tableau, dt)
         outputs.append(y)
     return torch.stack(outputs)
 
 
-def step_grid(
-    t: Tensor, steps: int, like: Tensor
-) -> list[tuple[list[float], Tensor, Tensor, float]]:
-    """Equal steps between the times of ``t``, as numbers and as tensors on ``like``'s device.
-
-    Returns:
-        For every interval: start times (numbers), the same as a tensor of shape (steps,), the
-        length as a scalar tensor, the length.
-    """
-    times = t.tolist()
+def step_grid(t: Tensor, steps: int) -> list[tuple[list[float], float]]:
+    """Equal steps between the times of ``t``: for each interval the start times and the length."""
     grid = []
-    for start, end in pairwise(times):
+    for start, end in pairwise(t.tolist()):
         dt = (end - start) / steps
-        starts = [start + i * dt for i in range(steps)]
-        packed = torch.tensor([*starts, dt], dtype=like.dtype, device=like.device)
-        grid.append((starts, packed[:-1], packed[-1], dt))
+        grid.append(([start + i * dt for i in range(steps)], dt))
     return grid
 
 

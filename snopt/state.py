@@ -56,6 +56,13 @@ def _rms(x: Tensor) -> Tensor:
     return x.abs().square().mean().sqrt()
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether every element is finite."""
+    x = x.detach()
+    # One pass over the elements instead of five; a sum of finite numbers may overflow, though.
+    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
+
+
 def batch_size(state: State) -> int:
     """Samples in a state: the first dimension of its first part (1 for a state without one)."""
     first = state if isinstance(state, Tensor) else state[0]

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from snopt.gradients.adjoint import Adjoint
 from snopt.gradients.checkpointed import Checkpointed
-from snopt.gradients.direct import direct
+from snopt.gradients.direct import direct, unrolled
 from snopt.gradients.problem import Observer, Solve, vector_jacobian
 
-__all__ = ["GRADIENTS", "Observer", "Solve", "solve", "vector_jacobian"]
+__all__ = ["GRADIENTS", "Observer", "Solve", "solve", "solve_to_end", "vector_jacobian"]
 
 GRADIENTS = ("adjoint", "adjoint-seminorm", "checkpoint", "direct")
 
@@ -53,3 +53,14 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
     function = Checkpointed if problem.gradient == "checkpoint" else Adjoint
     states: Tensor = function.apply(problem, t, y0, *problem.parameters)  # type: ignore[no-untyped-call]
     return states
+
+
+def solve_to_end(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+    """The state at the last time of ``t``, as :func:`solve`; a tensor of its own.
+
+    What follows may change it in place: the backward pass does not need it.
+    """
+    steps = problem.solver.steps is not None and problem.gradient == "direct"
+    if steps and problem.observer is None and torch.is_grad_enabled():
+        return unrolled(problem, y0, t)[-1]
+    return solve(problem, y0, t)[-1].clone()

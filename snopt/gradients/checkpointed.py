@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snopt.gradients.problem import Solve, vector_jacobian
-from snopt.runge_kutta import TABLEAUS
+from snopt.runge_kutta import clock
 from snopt.solve import Statistics
 
 
@@ -59,7 +59,7 @@ class Checkpointed(torch.autograd.Function):
         starts, parameters = list(rest[:count]), tuple(rest[count:])
         gradients = [torch.zeros_like(p) for p in parameters]
         times, a, statistics = t.tolist(), grad_states[-1], Statistics()
-        stages = len(TABLEAUS[problem.solver.method].nodes)
+        stages = len(problem.tableau.nodes)
         for i in range(len(times) - 1, 0, -1):
             nodes = problem.watched(times[i], times[i - 1])
             if nodes is not None:
@@ -82,8 +82,8 @@ class Checkpointed(torch.autograd.Function):
 def _repeat_step(
     problem: Solve, time: float, dt: float, y: Tensor, a: Tensor, parameters: tuple[Tensor, ...]
 ) -> list[Tensor]:
-    clock = torch.tensor([time, dt], dtype=y.dtype, device=y.device)
+    (row,) = clock([time], dt, problem.tableau, y)
     with torch.enable_grad():
         y = y.detach().requires_grad_(True)
-        y_next = problem.step(clock[0], clock[1], y)
+        y_next = problem.step(row, dt, y)
     return vector_jacobian([y_next], (y, *parameters), [a])

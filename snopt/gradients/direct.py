@@ -10,8 +10,9 @@ from torch import Tensor
 from snopt.errors import SolverError
 from snopt.gradients.problem import Observer, Solve
 from snopt.nodes import Nodes
-from snopt.runge_kutta import TABLEAUS
+from snopt.runge_kutta import clock
 from snopt.solve import Statistics, step_grid
+from snopt.state import all_finite
 
 
 def direct(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
@@ -22,7 +23,7 @@ def direct(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
         problem.observer.start(y0)
     boundaries: list[tuple[float, Tensor]] = []
     if problem.solver.steps is not None:
-        states = _unrolled(problem, y0, t, boundaries)
+        states = torch.stack(unrolled(problem, y0, t, boundaries))
     else:
         states = problem.integrate(
             "forward",
@@ -38,23 +39,36 @@ def direct(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
     return states
 
 
-def _unrolled(
-    problem: Solve, y0: Tensor, t: Tensor, boundaries: list[tuple[float, Tensor]]
-) -> Tensor:
-    """Equal steps, ``solver.steps`` of them between output times, as one graph."""
+def unrolled(
+    problem: Solve, y0: Tensor, t: Tensor, boundaries: list[tuple[float, Tensor]] | None = None
+) -> list[Tensor]:
+    """Equal steps, ``solver.steps`` of them between output times, as one graph.
+
+    Args:
+        problem: field and solver.
+        y0: initial state.
+        t: output times.
+        boundaries: filled with start time and start state of every step.
+
+    Returns:
+        The states at the output times.
+
+    Raises:
+        SolverError: the last state is not finite.
+    """
     outputs, y, statistics = [y0], y0, Statistics()
-    stages = len(TABLEAUS[problem.solver.method].nodes)
-    for times, starts, ds, _ in step_grid(t, problem.solver.steps or 1, y0):
-        for time, start in zip(times, starts.unbind(), strict=True):
-            boundaries.append((time, y))
-            y = problem.step(start, ds, y)
+    stages = len(problem.tableau.nodes)
+    for times, dt in step_grid(t, problem.solver.steps or 1):
+        for time, row in zip(times, clock(times, dt, problem.tableau, y0).unbind(), strict=True):
+            if boundaries is not None:
+                boundaries.append((time, y))
+            y = problem.step(row, dt, y)
             statistics.nfe += stages
         outputs.append(y)
     problem.count("forward", statistics)
-    if not bool(torch.isfinite(y.detach()).all()):
-        time, dt = boundaries[-1][0], float(t[-1]) - boundaries[-1][0]
-        raise SolverError("non-finite state", time, dt, statistics.nfe)
-    return torch.stack(outputs)
+    if not all_finite(y):
+        raise SolverError("non-finite state", times[-1], dt, statistics.nfe)
+    return outputs
 
 
 def _watch(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snopt.nodes import Nodes
-from snopt.runge_kutta import TABLEAUS, Field
+from snopt.runge_kutta import TABLEAUS, Field, Tableau
 from snopt.runge_kutta import step as runge_kutta_step
 from snopt.solve import Solver, Statistics, integrate
 from snopt.state import Layout
@@ -39,7 +39,7 @@ class Solve:
 
     Attributes:
         field: the field over one tensor.
-        parameters: the field's trainable parameters.
+        module: the field as the caller's module.
         layout: shapes behind the tensor.
         solver: how to solve.
         gradient: one of :data:`GRADIENTS`.
@@ -51,13 +51,13 @@ class Solve:
     """
 
     field: Field
-    parameters: tuple[Tensor, ...]
+    module: nn.Module
     layout: Layout
     solver: Solver
     gradient: str
     count: Callable[[str, Statistics], None]
     first_step: Callable[[str], float | None]
-    stepper: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    stepper: Callable[[Tensor, Tensor], Tensor] | None = None
     observer: Observer | None = None
     pass_number: int = 0
 
@@ -71,11 +71,21 @@ class Solve:
         self.count(direction, statistics)
         return states
 
-    def step(self, t: Tensor, dt: Tensor, y: Tensor) -> Tensor:
-        """One step of the solver's Runge-Kutta method."""
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The field's trainable parameters."""
+        return tuple(p for p in self.module.parameters() if p.requires_grad)
+
+    @property
+    def tableau(self) -> Tableau:
+        """The solver's Runge-Kutta method."""
+        return TABLEAUS[self.solver.method]
+
+    def step(self, row: Tensor, dt: float, y: Tensor) -> Tensor:
+        """One step of that method, from its row of :func:`snopt.runge_kutta.clock`."""
         if self.stepper is not None:
-            return self.stepper(t, dt, y)
-        return runge_kutta_step(self.field, t, dt, y, TABLEAUS[self.solver.method])
+            return self.stepper(row, y)
+        return runge_kutta_step(self.field, row, y, self.tableau, dt)
 
     def watched(self, start: float, end: float) -> Nodes | None:
         """A quadrature rule for one interval if somebody watches this backward pass."""
