@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts import tune
+from scripts import search, tune
 from tasks.settings import ConfigError
+from tasks.shelf import Shelf
 from tests.suite import fake
 
 LIMITS = {"train": {"max_steps": 5, "eval_every_epochs": None, "eval_at_start": False}}
 
 
-def configure(root, seen: list[dict[str, Any]] | None = None, **base: Any) -> tune.Configure:
+def configure(root, seen: list[dict[str, Any]] | None = None, **base: Any) -> search.Configure:
     def configured(changes: Mapping[str, Any]) -> dict[str, Any]:
         if seen is not None:
             seen.append(dict(changes))
@@ -29,7 +30,7 @@ def configure(root, seen: list[dict[str, Any]] | None = None, **base: Any) -> tu
 
 
 def test_every_optimizer_gets_the_same_points() -> None:
-    sgd, adam = (tune.draw(optim, 8, seed=3, horizon=50) for optim in ("sgd", "adam"))
+    sgd, adam = (search.draw(optim, 8, seed=3, horizon=50) for optim in ("sgd", "adam"))
     for one, other in zip(sgd, adam, strict=True):
         assert one["optim.lr"] == pytest.approx(10 * other["optim.lr"], rel=0.02)
         assert one["optim.field_lr"] == pytest.approx(10 * other["optim.field_lr"], rel=0.02)
@@ -37,11 +38,11 @@ def test_every_optimizer_gets_the_same_points() -> None:
         assert one["schedule.warmup_steps"] == other["schedule.warmup_steps"]
 
 
-@pytest.mark.parametrize("optim", tune.RATES)
+@pytest.mark.parametrize("optim", search.RATES)
 def test_points_fill_the_space_and_stay_in_it(optim) -> None:
-    low, high = tune.RATES[optim]
+    low, high = search.RATES[optim]
     assert math.isclose(high / low, 100.0)
-    drawn = tune.draw(optim, 16, seed=0, horizon=50)
+    drawn = search.draw(optim, 16, seed=0, horizon=50)
     rates = [changes["optim.lr"] for changes in drawn]
     middle = math.sqrt(low * high)
     assert sum(rate < middle for rate in rates) == 8
@@ -49,12 +50,12 @@ def test_points_fill_the_space_and_stay_in_it(optim) -> None:
     ratios = [changes["optim.field_lr"] / changes["optim.lr"] for changes in drawn]
     assert all(0.0099 <= ratio <= 1.01 for ratio in ratios)
     assert sum(changes["schedule.name"] == "cosine" for changes in drawn) == 8
-    assert {changes["schedule.warmup_steps"] for changes in drawn} == set(tune.WARMUPS)
+    assert {changes["schedule.warmup_steps"] for changes in drawn} == set(search.WARMUPS)
 
 
 def test_search_runs_equal_trials_and_sorts_them(tmp_path) -> None:
     seen: list[dict[str, Any]] = []
-    tried = tune.search(configure(tmp_path, seen), "adam", trials=3, steps=5, seeds=[100, 101])
+    tried = search.search(configure(tmp_path, seen), "adam", trials=3, steps=5, seeds=[100, 101])
     trials = [changes for changes in seen if "optim.lr" in changes]
     assert [changes["seed"] for changes in trials] == [100, 101] * 3
     assert {changes["train.max_steps"] for changes in trials} == {5}
@@ -66,56 +67,111 @@ def test_search_runs_equal_trials_and_sorts_them(tmp_path) -> None:
 def test_score_is_the_final_loss_of_the_chosen_split(tmp_path) -> None:
     record = fake.train(tmp_path / "a", seed=100, **LIMITS)
     for split in ("train", "valid"):
-        loss = tune.run(configure(tmp_path / split), {}, 100, split)
+        loss = search.run(configure(tmp_path / split), {}, 100, split)
         assert loss == pytest.approx(record["final"][split]["loss"])
 
 
 def test_trials_are_kept_and_not_made_again(tmp_path) -> None:
     given = {"trials": 2, "steps": 5, "seeds": [100]}
-    first = tune.search(configure(tmp_path), "adam", **given)
+    first = search.search(configure(tmp_path), "adam", **given)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
     assert len(written) == 2
-    assert tune.search(configure(tmp_path), "adam", **given) == first
+    assert search.search(configure(tmp_path), "adam", **given) == first
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
 
 
 def test_time_becomes_steps(tmp_path, monkeypatch) -> None:
     clock = {"wall": 0.0, "cpu": 0.0}
 
-    def run(configure, changes, seed, select) -> float:
+    def run(configure, changes, seed, select, shelf) -> float:
         # 2 s besides 0.25 s a step of the processor, that the machine takes three times as long for
         spent = 2.0 + 0.25 * changes["train.max_steps"]
         clock["cpu"] += spent
         clock["wall"] += 3.0 * spent
         return 1.0
 
-    monkeypatch.setattr(tune, "run", run)
-    monkeypatch.setattr(tune.time, "process_time", lambda: clock["cpu"])
-    monkeypatch.setattr(tune.time, "perf_counter", lambda: clock["wall"])
-    assert tune.steps_in(configure(tmp_path), 10.0, 100) == 40
+    monkeypatch.setattr(search, "run", run)
+    monkeypatch.setattr(search.time, "process_time", lambda: clock["cpu"])
+    monkeypatch.setattr(search.time, "perf_counter", lambda: clock["wall"])
+    assert search.steps_in(configure(tmp_path), 10.0, 100) == 40
 
 
 def test_a_run_that_diverged_never_wins(tmp_path) -> None:
     task = {"_target_": "tests.suite.fake.Rings", "name": "rings", "explode_at": 3}
-    loss = tune.run(configure(tmp_path, task=task), {}, 100, "train")
+    loss = search.run(configure(tmp_path, task=task), {}, 100, "train")
     assert loss == math.inf
+
+
+def test_a_costly_trial_is_ended_and_counts(tmp_path) -> None:
+    (tried,) = search.search(
+        configure(tmp_path), "adam", trials=1, steps=10**6, seeds=[100], ceiling=0.05
+    )
+    assert math.isfinite(tried.score)
+
+
+def test_data_are_loaded_once(tmp_path, monkeypatch) -> None:
+    loads = []
+    load = fake.Rings.load
+    monkeypatch.setattr(fake.Rings, "load", lambda *given: loads.append(1) or load(*given))
+    shelf = Shelf()
+    search.steps_in(configure(tmp_path), 0.1, 100, shelf)
+    search.search(configure(tmp_path), "adam", trials=2, steps=5, seeds=[100], shelf=shelf)
+    assert len(loads) == 1
+
+
+def test_steps_are_measured_once_for_the_same_question(tmp_path) -> None:
+    path, answers = tmp_path / "digits" / "adam-steps.json", iter((7, 8))
+
+    def steps(seconds: float) -> int:
+        return tune.remembered(path, {"seconds": seconds}, lambda: next(answers))
+
+    assert [steps(10.0), steps(10.0), steps(20.0), steps(20.0)] == [7, 7, 8, 8]
+    path.write_text("{")
+    assert tune.remembered(path, {"seconds": 1.0}, lambda: 9) == 9
+
+
+def test_several_pairs_are_searched_each_in_its_own_process(tmp_path, monkeypatch) -> None:
+    started = []
+
+    def run_all(commands, jobs, begin) -> list[int]:
+        started.extend(commands)
+        assert jobs == 2
+        return [0] * len(commands)
+
+    monkeypatch.setattr(tune, "run_all", run_all)
+    given = ["task=digits,circle", "optim=adam,snopt", "threads=1", "--jobs", "2", "--trials", "3"]
+    assert tune.main([*given, "--results", str(tmp_path)]) == 0
+    pairs = [command[3:5] for command in started]
+    assert pairs[:2] == [["task=digits", "optim=adam"], ["task=digits", "optim=snopt"]]
+    assert len(pairs) == 4
+    for command in started:
+        assert {"threads=1", "--trials=3", f"--results={tmp_path}"} <= set(command)
+
+
+def test_a_pair_that_fails_is_named_and_an_interruption_too(tmp_path, monkeypatch, capsys) -> None:
+    given = ["task=digits", "optim=adam,snopt", "--results", str(tmp_path)]
+    monkeypatch.setattr(tune, "run_all", lambda *rest: [0, 1])
+    assert tune.main(given) == 1
+    assert "not tuned: digits snopt" in capsys.readouterr().err
+    monkeypatch.setattr(tune, "run_all", lambda *rest: [130, None])
+    assert tune.main(given) == 130
 
 
 def test_seeds_of_results_are_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="7 is for results"):
-        tune.search(configure(tmp_path), "adam", trials=1, steps=5, seeds=[100, 7])
+        search.search(configure(tmp_path), "adam", trials=1, steps=5, seeds=[100, 7])
     assert not list(tmp_path.iterdir())
 
 
 def test_optimizer_without_a_range(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"Choices: .*adamw"):
-        tune.search(configure(tmp_path), "lbfgs", trials=1, steps=5, seeds=[100])
+        search.search(configure(tmp_path), "lbfgs", trials=1, steps=5, seeds=[100])
 
 
 def test_file_says_how_it_was_found() -> None:
-    first, other = tune.draw("sgd", 2, seed=0, horizon=9)
-    best, second = tune.Trial(first, (0.25,)), tune.Trial(other, (0.5,))
-    text = tune.render([best, second], "sgd", "python -m scripts.tune ...", "8 s each")
+    first, other = search.draw("sgd", 2, seed=0, horizon=9)
+    best, second = search.Trial(first, (0.25,)), search.Trial(other, (0.5,))
+    text = search.render([best, second], "sgd", "python -m scripts.tune ...", "8 s each")
     assert text.startswith("# @package _global_\n# Found by: python -m scripts.tune ...\n")
     assert "# Best and second: 0.25, 0.5\n" in text
     assert "lr 0.01..1 " in text
@@ -132,15 +188,19 @@ def test_command_writes_a_file_that_composes(tmp_path, monkeypatch, capsys) -> N
     assert tune.main(arguments) == 0
     ((path, text),) = written.items()
     assert path.name == "digits-adam.yaml"
-    assert "task=digits optim=adam --trials 8 --steps 7 --seeds 100 --select train" in text
+    assert (
+        "task=digits optim=adam --trials 8 --seconds 10 --steps 7 --seeds 100 --select train"
+        in text
+    )
     assert str(tmp_path) not in text
 
 
-def _composed(configure) -> list[tune.Trial]:
+def _composed(configure) -> list[search.Trial]:
     config = configure({"seed": 100, "optim.lr": 0.5})
     assert (config["optim"]["lr"], config["seed"]) == (0.5, 100)
     assert config["train"]["eval_every_epochs"] is None
-    return [tune.Trial({"optim.lr": 0.5}, (1.0,)), tune.Trial({"optim.lr": 0.1}, (2.0,))]
+    assert config["train"]["eval_splits"] == ["train"]
+    return [search.Trial({"optim.lr": 0.5}, (1.0,)), search.Trial({"optim.lr": 0.1}, (2.0,))]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +208,8 @@ def _composed(configure) -> list[tune.Trial]:
     [
         (["optim=adam"], "say what to tune"),
         (["task=digits", "optim=adan"], "Did you mean adam"),
+        (["task=digits", "optim=adam,lbfgs"], "optim=lbfgs: no such choice"),
+        (["task=digits", "optim=adam", "--jobs", "0"], "--jobs=0: must be at least 1"),
         (["task=digits", "optim=adam", "--steps", "5", "--seeds", "3"], "3 is for results"),
         (
             ["task=digits", "optim=adam", "--steps", "5", "--trials", "0"],

@@ -1,0 +1,100 @@
+"""Commands side by side: a few at a time, all of them ended when this process is."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tasks.cli import CONF
+
+#: Exit code of a command that was interrupted.
+INTERRUPTED = 130
+_POLL = 0.05  # seconds
+
+
+def run_all(
+    commands: Sequence[Sequence[str]],
+    jobs: int = 1,
+    begin: Callable[[int], None] = lambda index: None,
+    *,
+    cwd: Path = CONF.parent,
+) -> list[int | None]:
+    """Run every command, at most ``jobs`` at a time, in order.
+
+    Ctrl-C or SIGTERM interrupts those that run, once, and starts no more; so does a command that
+    was interrupted itself.
+
+    Args:
+        commands: programs with their arguments.
+        jobs: how many run at once, at least 1.
+        begin: called with a command's index before it starts.
+        cwd: where they run.
+
+    Returns:
+        Exit codes, ``None`` for commands that were not started.
+    """
+    codes: list[int | None] = [None] * len(commands)
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    following = iter(enumerate(commands))
+    stopped = False
+    try:
+        with _stoppable():
+            while True:
+                while not stopped and len(running) < jobs:
+                    index, command = next(following, (-1, ()))
+                    if not command:
+                        break
+                    begin(index)
+                    # A session of its own: an interruption reaches it from here alone, once.
+                    running[index] = subprocess.Popen(command, cwd=cwd, start_new_session=True)
+                if not running:
+                    return codes
+                ended = _collect(running, codes)
+                if any(codes[index] == INTERRUPTED for index in ended) and not stopped:
+                    stopped = True
+                    _interrupt(running)
+                time.sleep(0 if ended else _POLL)
+    except KeyboardInterrupt:
+        _interrupt(running)
+        while running:
+            _collect(running, codes)
+            time.sleep(_POLL)
+        return codes
+    finally:
+        for process in running.values():  # only where waiting for them was interrupted, too
+            process.kill()
+
+
+def _collect(running: dict[int, subprocess.Popen[bytes]], codes: list[int | None]) -> list[int]:
+    ended = [index for index, process in running.items() if process.poll() is not None]
+    for index in ended:
+        codes[index] = running.pop(index).returncode
+    return ended
+
+
+def _interrupt(running: dict[int, subprocess.Popen[bytes]]) -> None:
+    for process in running.values():
+        process.send_signal(signal.SIGINT)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM inside raises :class:`KeyboardInterrupt`, as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
