@@ -55,10 +55,16 @@ class ImageClassification(ClassificationTask):
         valid_samples: training images held out for validation, every class in proportion; where
             there are fewer than ten times as many, a tenth of them.
         train_samples: use only the first so many training images, before any are held out.
+        test_samples: use only the first so many test images.
+
+    Attributes:
+        datasets: the names that ``dataset`` may have.
 
     Raises:
         ValueError: an argument is outside its range.
     """
+
+    datasets: tuple[str, ...] = tuple(READERS)
 
     def __init__(
         self,
@@ -69,13 +75,17 @@ class ImageClassification(ClassificationTask):
         eval_batch_size: int = 1000,
         valid_samples: int = 5000,
         train_samples: int | None = None,
+        test_samples: int | None = None,
     ) -> None:
-        if dataset not in READERS:
-            raise ValueError(choices("dataset", dataset, READERS))
-        require_positive(valid_samples=valid_samples, train_samples=train_samples)
+        if dataset not in self.datasets:
+            raise ValueError(choices("dataset", dataset, self.datasets))
+        require_positive(
+            valid_samples=valid_samples, train_samples=train_samples, test_samples=test_samples
+        )
         super().__init__(dataset, hidden, batch_size, eval_batch_size)
         self.valid_samples = valid_samples
         self.train_samples = train_samples
+        self.test_samples = test_samples
         self._shape = _SHAPES[dataset]
         self._brightest = 255.0
         self._dtype = torch.float32
@@ -89,13 +99,16 @@ class ImageClassification(ClassificationTask):
         used = min(self.train_samples or available, available)
         if used < available:
             self.provenance = f"{images.provenance}; only the first {used} training images"
+        if self.test_samples is not None and self.test_samples < len(images.test[1]):
+            self.provenance += f"; only the first {self.test_samples} test images"
         labels = images.train[1][:used]
         train, valid = hold_out(labels, min(self.valid_samples, max(used // 10, 1)), self.name)
 
         def part(source: tuple[Any, Any], indices: Any = slice(None)) -> Batch:
             return tuple(torch.as_tensor(a[indices], device=device) for a in source)
 
-        return Splits(part(images.train, train), part(images.train, valid), part(images.test))
+        test = part(images.test, slice(self.test_samples))
+        return Splits(part(images.train, train), part(images.train, valid), test)
 
     def build_model(self, family: Mapping[str, Any], solver: Mapping[str, Any]) -> nn.Module:
         """The paper's network with any family; for 8x8 images a strided convolution less."""

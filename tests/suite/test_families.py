@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from snopt.dynamics import GHBNODE, AdamNODE, LearnedScalar
 from tasks.family_images import FamilyImageClassification
+from tasks.images import ImageClassification
 from tasks.models.families import CONV_SIZES, SYSTEMS, FamilyConvNet, PointNet, build_system
 from tasks.models.forced import ForcedLinear, ForcedNet
 from tasks.models.sequences import VibrationNet, WalkerNet
@@ -149,6 +152,18 @@ def test_image_tasks_take_the_families_networks(dataset: str) -> None:
     assert task.forward(model, (pixels, torch.zeros(3)), torch.Generator()).shape == (3, 10)
     with pytest.raises(ValueError, match="dataset=digits"):
         FamilyImageClassification("digits", hidden=64, batch_size=4)
+
+
+def test_fewer_test_images_are_the_first_and_called_a_subset() -> None:
+    whole = ImageClassification("digits", hidden=8, batch_size=4)
+    part = ImageClassification("digits", hidden=8, batch_size=4, test_samples=7)
+    a, b = (t.load(Path(), 0, torch.device("cpu"), torch.float32) for t in (whole, part))
+    assert torch.equal(b.test[0], a.test[0][:7])
+    assert torch.equal(b.test[1], a.test[1][:7])
+    assert torch.equal(b.train[0], a.train[0])
+    assert part.provenance == f"{whole.provenance}; only the first 7 test images"
+    with pytest.raises(ValueError, match="test_samples"):
+        ImageClassification("digits", hidden=8, batch_size=4, test_samples=0)
 
 
 def test_mistakes_are_explained() -> None:
