@@ -31,7 +31,8 @@ RATES = {
 }
 #: ``field_lr`` over ``lr``, log-uniform.
 FIELD_RATIO = (0.01, 1.0)
-WARMUPS = (0, 10, 30)
+#: Of a trial's steps.
+WARMUPS = (0.0, 0.05, 0.15)
 SCHEDULES = ("constant", "cosine")
 #: Training seconds, about, of the run that times an optimizer, and its fewest and most steps.
 PILOT_SECONDS, PILOT_STEPS = 8.0, (3, 40)
@@ -62,7 +63,8 @@ def draw(optim: str, count: int, seed: int, horizon: int) -> list[dict[str, Any]
         optim: a key of ``RATES``.
         count: points; powers of two fill the space most evenly.
         seed: of the scrambling.
-        horizon: steps over which the cosine falls to a tenth; after them it stays there.
+        horizon: steps of a trial, over which the cosine falls to a tenth; after them it stays
+            there.
     """
     points = torch.quasirandom.SobolEngine(4, scramble=True, seed=seed).draw(count).tolist()
     drawn = []
@@ -72,7 +74,7 @@ def draw(optim: str, count: int, seed: int, horizon: int) -> list[dict[str, Any]
             "optim.lr": lr,
             "optim.field_lr": _round(lr * _log_uniform(second, *FIELD_RATIO)),
             "schedule.name": SCHEDULES[int(third * len(SCHEDULES))],
-            "schedule.warmup_steps": WARMUPS[int(fourth * len(WARMUPS))],
+            "schedule.warmup_steps": round(horizon * WARMUPS[int(fourth * len(WARMUPS))]),
         }
         if changes["schedule.name"] == "cosine":
             changes |= {"schedule.total_steps": horizon, "schedule.final_factor": 0.1}
@@ -190,7 +192,7 @@ def render(tried: Sequence[Trial], optim: str, command: str, about: str) -> str:
         f"# {len(tried)} trials, {about}.",
         f"# Space: lr {low:g}..{high:g} and field_lr / lr {FIELD_RATIO[0]:g}..{FIELD_RATIO[1]:g}, "
         f"log-uniform; schedule {' | '.join(SCHEDULES)}",
-        f"# (falling to a tenth); warm-up {' | '.join(map(str, WARMUPS))} steps. "
+        f"# (falling to a tenth); warm-up {' | '.join(f'{w:.0%}' for w in WARMUPS)} of the steps. "
         "The same trials and seconds for every optimizer.",
         "# Best and second: " + ", ".join(f"{trial.score:.4g}" for trial in tried[:2]),
     ]

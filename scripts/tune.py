@@ -105,6 +105,7 @@ def _each(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> int:
     flags += [] if options.steps is None else [f"--steps={options.steps}"]
     flags += [f"--seeds={options.seeds}", f"--select={options.select}"]
     flags += [f"--draw-seed={options.draw_seed}", f"--results={options.results.resolve()}"]
+    flags += [] if options.out is None else [f"--out={options.out.resolve()}"]
     program = [sys.executable, "-m", "scripts.tune"]
     commands = [[*program, f"task={t}", f"optim={o}", *rest, *flags] for t, o in pairs]
     codes = run_all(
@@ -171,7 +172,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         f"{steps} steps each (measured here as {options.seconds:g} s), seeds {seed_list}, by the "
         f"loss at the end on the {options.select} split"
     )
-    path = cli.CONF / "tuned" / f"{task}-{optim}.yaml"
+    path = (options.out or cli.CONF / "tuned") / f"{task}-{optim}.yaml"
     write(path, render(tried, optim, command, about))
     out.print(f"wrote {path}")
     return 0
@@ -195,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--select", choices=["train", "valid"], default="train", help="split")
     parser.add_argument("--draw-seed", type=int, default=0, help="of the points (0)")
     parser.add_argument("--jobs", type=int, default=1, help="pairs at a time (1)")
+    parser.add_argument("--out", type=Path, help="folder of the files written (conf/tuned)")
     parser.add_argument("--results", type=Path, default=Path("results/tuning"), help="of trials")
     return parser
 
