@@ -31,6 +31,21 @@ def test_tolerances_are_the_tasks_own():
     ]
 
 
+@pytest.mark.parametrize(
+    ("task", "field", "rest"),
+    [
+        ("character_trajectories", 1e-3, 1e-3),
+        ("articulary_word_recognition", 3e-3, 1e-3),
+        ("spoken_arabic_digits", 0.01, 3e-3),
+    ],
+)
+def test_sgd_trains_only_the_field_of_series(task, field, rest):
+    (job,) = plan([f"paper/series/{task}-sgd"], [0], None)
+    optim = job.config["optim"]
+    assert (optim["field"]["_target_"], optim["field"]["lr"]) == ("torch.optim.SGD", field)
+    assert (optim["rest"]["_target_"], optim["rest"]["lr"]) == ("torch.optim.Adam", rest)
+
+
 def test_seminorm_where_the_paper_has_it():
     for choice in CHOICES:
         (job,) = plan([choice], [0], None)
