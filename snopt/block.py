@@ -45,7 +45,8 @@ class ODEBlock(nn.Module):
             * ``warm_start``: start each adaptive solve with the longest step that the last one
               kept, instead of searching for a first step; training and evaluation remember
               apart (default False);
-            * ``compile``: compile the Runge-Kutta step (needs ``steps``; default False);
+            * ``compile``: compile the Runge-Kutta step (needs ``steps``; default False). Worth it
+              in long trainings: the first call takes a minute or so;
             * ``on_failure``: ``"raise"`` (default), or ``"partial"`` to return the state at the
               last time that was reached, with a warning.
 
@@ -112,7 +113,7 @@ class ODEBlock(nn.Module):
         self.measured = False
         self.observer: Observer | None = None
         self._longest: dict[str, float] = {}
-        self._stepper: Callable[..., Tensor] | None = None
+        self._steppers: dict[tuple[object, ...], Callable[[Tensor, Tensor], Tensor]] = {}
 
     @property
     def t_span(self) -> tuple[float, float]:
@@ -222,25 +223,30 @@ class ODEBlock(nn.Module):
         return times
 
     def _problem(self, layout: Layout, flat: Tensor) -> Solve:
-        stepper = None
-        if self.compile_step and not layout.shapes:
-            if self._stepper is None:
-                self._stepper = compiled_step(self.field, self.solver.method)
-            stepper = self._stepper
+        function = _over_one_tensor(self.field, layout, flat)
         watched = self.training and torch.is_grad_enabled()
         observer = self.observer if watched else None
         return Solve(
-            field=_over_one_tensor(self.field, layout, flat),
+            field=function,
             module=self.field,
             layout=layout,
             solver=self.solver,
             gradient=self.gradient,
             count=self._count,
             first_step=self._first_step,
-            stepper=stepper,
+            stepper=self._compiled(function, layout, flat) if self.compile_step else None,
             observer=observer,
             pass_number=0 if observer is None else observer.begin(),
         )
+
+    def _compiled(
+        self, function: Field, layout: Layout, flat: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """A compiled step; one for all states of one tensor, one for each set of parts' shapes."""
+        key = (*(layout.shapes or ()), torch.is_autocast_enabled(flat.device.type))
+        if key not in self._steppers:
+            self._steppers[key] = compiled_step(function, self.solver.method)
+        return self._steppers[key]
 
     def _count(self, direction: str, statistics: Statistics) -> None:
         name = f"nfe_{direction}"
@@ -311,7 +317,7 @@ class ODEBlock(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A compiled function and a listening optimizer stay behind when the block is pickled.
-        return {**self.__dict__, "_stepper": None, "observer": None}
+        return {**self.__dict__, "_steppers": {}, "observer": None}
 
     def extra_repr(self) -> str:
         """What ``print`` shows beside the field."""

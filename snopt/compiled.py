@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Generic, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from snopt.runge_kutta import TABLEAUS, step
+from snopt.runge_kutta import TABLEAUS, Field, step
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,11 @@ class CompileClock:
     seconds = 0.0
 
 
-def compiled_step(field: nn.Module, method: str) -> Callable[[Tensor, Tensor], Tensor]:
+def compiled_step(field: Field, method: str) -> Callable[[Tensor, Tensor], Tensor]:
     """One step ``(row of the clock, y) -> y(t + dt)``, compiled on first use per shape.
 
     Args:
-        field: module called as ``field(t, y)``.
+        field: called as ``field(t, y)``, y one tensor.
         method: an explicit Runge-Kutta method.
     """
     tableau = TABLEAUS[method]

@@ -94,10 +94,11 @@ class _TooManySteps(Exception):
 
 
 class _RightHandSide:
-    """The field in forward time, with the callbacks torchdiffeq looks for.
+    """The field in forward time; subclasses have the callbacks that torchdiffeq looks for.
 
     torchdiffeq negates time itself when it decreases; its callbacks then mix signs, so the sign is
-    kept here and the solver always runs forwards.
+    kept here and the solver always runs forwards. Callbacks are methods of a class: set on the
+    object, they would make it part of a cycle, which keeps states alive until Python looks for it.
     """
 
     def __init__(
@@ -115,13 +116,6 @@ class _RightHandSide:
         self.tried = 0
         self.time: float | None = None
         self.dt: float | None = None
-        if solver.method not in ADAPTIVE:
-            # A solver that reports no steps (SciPy's) warns of callbacks that it will not call.
-            if SOLVERS[solver.method].valid_callbacks():
-                self.callback_step = self.begin_fixed_step
-        else:
-            self.callback_step = self._try_step
-            self.callback_accept_step = self._keep_step
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
         if self.sign > 0:
@@ -159,6 +153,22 @@ class _RightHandSide:
         if self.pending is not None:
             self._keep_step(*self.pending)
         self.pending = None
+
+
+class _FixedRightHandSide(_RightHandSide):
+    callback_step = _RightHandSide.begin_fixed_step
+
+
+class _AdaptiveRightHandSide(_RightHandSide):
+    callback_step = _RightHandSide._try_step
+    callback_accept_step = _RightHandSide._keep_step
+
+
+def _right_hand_side(solver: Solver) -> type[_RightHandSide]:
+    if solver.method in ADAPTIVE:
+        return _AdaptiveRightHandSide
+    # A solver that reports no steps (SciPy's) warns of callbacks that it will not call.
+    return _FixedRightHandSide if SOLVERS[solver.method].valid_callbacks() else _RightHandSide
 
 
 def options_of(method: str) -> set[str]:
@@ -210,7 +220,7 @@ def integrate(
         SolverError: the step underflowed, too many steps were taken, or the state is not finite.
     """
     sign = 1.0 if t[-1] > t[0] else -1.0
-    rhs = _RightHandSide(function, sign, solver, on_try, on_step)
+    rhs = _right_hand_side(solver)(function, sign, solver, on_try, on_step)
     options = dict(solver.options)
     if solver.adaptive:
         if norm is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from snopt import ODEBlock, SNOpt
 from snopt.compiled import CompileClock
@@ -59,6 +61,36 @@ def test_every_gradient_takes_compiled_steps(kind: str) -> None:
     )
     for got, want in pairs:
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_states_of_several_tensors_are_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the graphs alone, without code generated for them."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 2), nn.Linear(2, 3)
+
+        def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return torch.tanh(self.b(state[1])) * (1 + t), torch.sin(self.a(state[0]))
+
+    torch.manual_seed(0)
+    field = Pair().double()
+    counters.clear()
+    for count in (4, 6):  # another batch size
+        x = torch.randn(count, 3).double(), torch.randn(count, 2).double()
+        found = []
+        for compiles in (True, False):
+            options = {"steps": 2, "compile": compiles}
+            layer = ODEBlock(field, method="rk4", gradient="direct", options=options)
+            field.zero_grad()
+            a, b = layer(x)
+            (a.square().sum() + b.square().sum()).backward()
+            found.append(torch.cat([a.flatten(), b.flatten(), problems.gradients(field)]))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+    assert counters["stats"]["unique_graphs"] >= 2
 
 
 def test_a_refresh_under_compiled_steps() -> None:

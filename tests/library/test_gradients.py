@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -207,6 +208,27 @@ def test_gradients_of_unused_frozen_and_borrowed_parameters(kind: str) -> None:
     assert found.keys() == {"inner.weight", "outer.weight"}
     for name, value in found.items():
         torch.testing.assert_close(value, field.get_parameter(name).grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("solver", ["dopri5", "rk4", "rk4-steps"])
+def test_nothing_outlives_a_step(kind: str, solver: str) -> None:
+    """No cycle of references holds states until Python happens to look for cycles."""
+    field, (x, y) = problems.field(), problems.data()
+    block = ODEBlock(field, gradient=kind, **SOLVERS[solver])
+    problems.squares(y)(block(x)).backward()
+    gc.collect()
+    gc.disable()
+    try:
+        problems.squares(y)(block(x)).backward()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [garbage for garbage in gc.garbage if isinstance(garbage, Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)

@@ -54,6 +54,15 @@ def wiggles(t: Tensor, x: Tensor, w: Tensor) -> Tensor:
     return 100 * w * torch.sin(200 * t) + 0 * x
 
 
+def test_large_finite_states_are_finite() -> None:
+    """Their sum is not."""
+    field = Formula(lambda t, x, w: 0 * w * x)
+    for options in ({}, {"steps": 2}):
+        x = torch.full((4, 1), 3e38)
+        block = ODEBlock(field, method="rk4", gradient="direct", options=options)
+        assert torch.equal(block(x), x)
+
+
 X = torch.ones(2, 1, dtype=torch.float64)
 
 
