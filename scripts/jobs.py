@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.cli import CONF, plain
 from tasks.results import FINISHED, run_folder
 from tasks.settings import ConfigError, Settings
+
+#: Seed of the runs that choose a learning rate; none of those that are reported.
+TRIAL_SEED = 100
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,13 @@ class Job:
         overrides: what to give ``run.py``.
         folder: where the run is kept.
         config: its resolved configuration.
+        trial: whether it tries one learning rate of several, the best of which is to be reported.
     """
 
     overrides: tuple[str, ...]
     folder: Path
     config: dict[str, Any]
+    trial: bool = False
 
     @property
     def record(self) -> dict[str, Any]:
@@ -46,8 +54,9 @@ class Job:
 def experiments() -> dict[str, list[str]]:
     """Names that can be reproduced, each with its configurations (``experiment=`` choices).
 
-    A folder of ``conf/experiment`` is an experiment, with one file a run; a folder that holds
-    folders stands for all of them, and ``all`` for everything.
+    A folder of ``conf/experiment`` is an experiment, with one file a run, or for all combinations
+    of the choices under its ``hydra.sweeper.params``; a folder that holds folders stands for all of
+    them, and ``all`` for everything.
     """
     root = CONF / "experiment"
     found: dict[str, list[str]] = {}
@@ -64,23 +73,77 @@ def plan(
 ) -> list[Job]:
     """Jobs of every configuration and seed, all optimizers of a seed before the next seed.
 
+    A configuration whose sweep has several ``optim.lr`` gives trials: every rate runs with
+    :data:`TRIAL_SEED`, and :func:`chosen` makes the runs to report of the best.
+
     Args:
         choices: values of ``experiment=``.
         seeds: seeds of every configuration.
         budget: training seconds of each run; its configuration's own limits by default.
-        extra: further overrides, for all runs alike.
+        extra: further overrides, for all runs alike; a key given here is not swept over.
 
     Raises:
         ConfigError: a configuration does not compose; the message says why.
     """
     limit = [] if budget is None else [f"train.max_seconds={budget:g}"]
-    jobs = []
+    further = [*limit, *extra]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF.resolve())):
-        for seed in seeds:
-            for choice in choices:
-                overrides = [f"experiment={choice}", f"seed={seed}", *limit, *extra]
-                jobs.append(_job(overrides))
-    return jobs
+        every = {choice: _combinations(choice, further) for choice in choices}
+        searched = {c for c, runs in every.items() if len({_rate(run) for run in runs}) > 1}
+        first = [(c, run, TRIAL_SEED, True) for c in choices if c in searched for run in every[c]]
+        rest = [
+            (c, run, seed, False)
+            for seed in seeds
+            for c in choices
+            if c not in searched
+            for run in every[c]
+        ]
+        return [
+            replace(_job([f"experiment={c}", f"seed={seed}", *run, *further]), trial=trial)
+            for c, run, seed, trial in [*first, *rest]
+        ]
+
+
+def chosen(trials: Sequence[Job], seeds: Sequence[int]) -> list[Job]:
+    """The best trial of every task, model and optimizer, with the seeds to report.
+
+    The lowest training loss at the end is best; trials that diverged are not in it.
+    """
+    best: dict[tuple[str, ...], tuple[float, Job]] = {}
+    for job in trials:
+        loss = (job.record.get("final") or {}).get("train", {}).get("loss")
+        names = tuple(job.config[part].get("name") for part in ("task", "model", "optim"))
+        if isinstance(loss, (int, float)) and math.isfinite(loss):
+            best[names] = min(best.get(names, (math.inf, job)), (loss, job), key=lambda x: x[0])
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF.resolve())):
+        return [
+            _job([f"seed={seed}" if o.startswith("seed=") else o for o in job.overrides])
+            for seed in seeds
+            for _, job in best.values()
+        ]
+
+
+def _combinations(choice: str, extra: Sequence[str]) -> list[list[str]]:
+    """The overrides of every run that a configuration stands for."""
+    try:
+        config = compose("config", [f"experiment={choice}", *extra], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"experiment={choice}: {error}") from error
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    given = {override.partition("=")[0].lstrip("+~") for override in extra}
+    parser = OverridesParser.create()
+    swept = parser.parse_overrides([f"{k}={v}" for k, v in params.items() if k not in given])
+    values = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [str(override.input_line)]
+        for override in swept
+    ]
+    return [list(run) for run in itertools.product(*values)]
+
+
+def _rate(run: Sequence[str]) -> str | None:
+    return next((override for override in run if override.startswith("optim.lr=")), None)
 
 
 def _job(overrides: Sequence[str]) -> Job:

@@ -18,7 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from scripts.jobs import Job, estimate, experiments, plan
+from scripts.family_study import write_study
+from scripts.jobs import Job, chosen, estimate, experiments, plan
 from scripts.published import PUBLISHED
 from tasks.cli import CONF
 from tasks.report import LeftOut, Report, Run, read_run, write_runs
@@ -55,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_plan(jobs, root, out)
         return 0
     failed, interrupted = _run(jobs, out)
+    trials = [job for job in jobs if job.trial]
+    if trials and not interrupted:
+        repeats = chosen(trials, seeds)
+        further, interrupted = _run(repeats, out)
+        failed += further
+        jobs = [job for job in jobs if not job.trial] + repeats
     if interrupted:
         err.print("stopped; the same command continues where it was.")
         return _INTERRUPTED
@@ -66,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     show(report.tables, report.left_out, root, out)
     if report.tables:
-        out.print(f"\n{_markdown(report)}\nwrote {folder}")
+        out.print((folder / "table.md").read_text(encoding="utf-8"), markup=False)
+        out.print(f"wrote {folder}", markup=False)
     return 1 if failed or not report.tables else 0
 
 
@@ -109,8 +117,8 @@ def _draw(jobs: Sequence[Job], root: Path, folder: Path) -> Report:
             left_out.append(LeftOut(job.folder, str(error)))
     report = write_runs(runs, left_out, root, folder)
     if report.tables:
-        text = _markdown(report).encode()
-        save(folder / "table.md", text)
+        text = write_study(runs, folder) or _markdown(report)
+        save(folder / "table.md", text.encode())
     return report
 
 

@@ -170,7 +170,8 @@ class PlaneVibration(RegressionTask):
     the points shifted by one, and the forecast, whose first is the last of the points shifted.
 
     Args:
-        as_published: standardise with the whole series, not with the training part.
+        as_published: standardise with the whole series, not with the training part, and let SONODE
+            take every gap for one sampling interval.
         shrink: multiplies all weights at the start; 0.01 in the released code, which shrinks the
             raw number behind the damping as well (here it stays).
         batch_size: samples of a training step.
@@ -199,7 +200,9 @@ class PlaneVibration(RegressionTask):
 
     def build_model(self, family: Mapping[str, Any], solver: Mapping[str, Any]) -> nn.Module:
         """The families' recurrent network."""
-        return VibrationNet(family, solver=solver, shrink=self.shrink)
+        return VibrationNet(
+            family, solver=solver, shrink=self.shrink, as_published=self.as_published
+        )
 
     def measure(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Squared errors: the training loss, the whole forecast and its last point."""
@@ -221,7 +224,8 @@ class Walker2d(RegressionTask):
 
     Args:
         as_published: give every family the frames that the released code gives it: up to i - 1 for
-            NODE and ANODE, up to i for the others. By default all see frames up to i.
+            NODE and ANODE, up to i for the others; and let SONODE take every gap for a whole unit.
+            By default all see frames up to i, and travel the gaps that were measured.
         train_samples: use only the first so many training windows; None: all 9684.
         batch_size: samples of a training step.
         eval_batch_size: samples of an evaluation step.

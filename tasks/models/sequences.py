@@ -39,11 +39,20 @@ class _Recurrent(nn.Module):
     """A family's system solved over one observation interval after the other.
 
     The parts h and m of a state take observations in; AdamNODE's third part v = m² at the start and
-    then moves with the system only.
+    then moves with the system only. With ``as_published`` SONODE travels one unit of time between
+    any two observations: in the released code its system leaves the elapsed time out.
     """
 
-    def __init__(self, name: str, width: int, system: nn.Module, solver: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        width: int,
+        system: nn.Module,
+        solver: Mapping[str, Any],
+        as_published: bool,
+    ) -> None:
         super().__init__()
+        self.one_unit = as_published and name == "sonode"
         self.name, self.width = name, width
         self.parts = PARTS[name]
         self.open_parts = min(self.parts, 2)
@@ -51,6 +60,8 @@ class _Recurrent(nn.Module):
 
     def evolve(self, state: State, elapsed: Tensor) -> State:
         """The state after ``elapsed``, one time for each sample."""
+        if self.one_unit:
+            elapsed = torch.ones_like(elapsed)
         return tuple(self.block((*state, elapsed))[:-1])
 
     def begin(self, joined: Tensor) -> State:
@@ -81,6 +92,7 @@ class VibrationNet(_Recurrent):
         solver: keyword arguments of :class:`snopt.ODEBlock`.
         shrink: multiplies all weights at the start, but not the systems' learned scalars. The state
             passes 64 residual maps; from 0.1 on it is in the ten thousands at their end.
+        as_published: SONODE takes every gap for one sampling interval, as in the released code.
 
     Source: Xia et al. 2021, plane vibration; AdamNODE's sizes are HBNODE's.
     """
@@ -94,6 +106,7 @@ class VibrationNet(_Recurrent):
         horizon: int = 8,
         solver: Mapping[str, Any],
         shrink: float = 0.01,
+        as_published: bool = False,
     ) -> None:
         name = family_name(family)
         n, parts = VIBRATION_SIZES[name], min(PARTS[name], 2)
@@ -102,7 +115,8 @@ class VibrationNet(_Recurrent):
         else:
             widths = [2 * n, 2 * n, n, n] if name == "sonode" else [n, n, n, n]
         inner = Autonomous(Mlp(widths, nn.ReLU))
-        super().__init__(name, n, build_system(family, inner, VIBRATION_SCALARS), solver)
+        system = build_system(family, inner, VIBRATION_SCALARS)
+        super().__init__(name, n, system, solver, as_published)
         self.horizon = horizon
         self.encoder = nn.Linear(channels * window, channels if name == "anode" else parts * n)
         self.from_state = nn.ModuleList(nn.Linear(n, parts * n) for _ in range(parts))
@@ -152,8 +166,9 @@ class WalkerNet(_Recurrent):
         solver: keyword arguments of :class:`snopt.ODEBlock`.
         as_published: what the released code lets each family see. There NODE and ANODE predict
             frame i + 1 from frames before i, the others from frames up to i, which then travel the
-            gap before frame i instead of the one after it. The default gives every family frames
-            up to i: the state travels the gap before frame i, takes it in, and predicts.
+            gap before frame i instead of the one after it, and SONODE takes every gap for a whole
+            unit, 64 frames. The default gives every family frames up to i: the state travels the
+            gap before frame i, takes it in, and predicts.
 
     Source: Xia et al. 2021; data and splits of Lechner and Hasani, Learning Long-Term Dependencies
     in Irregularly-Sampled Time Series, 2020. AdamNODE's sizes are HBNODE's.
@@ -170,7 +185,8 @@ class WalkerNet(_Recurrent):
         name = family_name(family)
         n = WALKER_SIZES[name]
         inner = Autonomous(nn.Linear(2 * n if name == "sonode" else n, n))
-        super().__init__(name, n, build_system(family, inner, WALKER_SCALARS), solver)
+        system = build_system(family, inner, WALKER_SCALARS)
+        super().__init__(name, n, system, solver, as_published)
         first_order = self.parts == 1
         widths = [n, 3 * n, 2 * n, n] if first_order else [2 * n] * 4
         self.cell = Mlp([channels + widths[0], *widths[1:]], nn.Tanh)

@@ -163,8 +163,9 @@ def _differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     return [n for n in names if len({repr(row.get(n)) for row in rows}) > 1]
 
 
-def _by_importance(name: str) -> tuple[bool, str]:
-    return (not name.startswith("optim."), name)
+def _by_importance(name: str) -> tuple[bool, bool, str]:
+    # Where integration times differ, rule and start say more than the numbers that go with them.
+    return (not name.startswith("optim."), name not in ("horizon.rule", "horizon.T0"), name)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -227,6 +227,31 @@ def test_walker_gaps_lie_on_the_right_side_of_a_frame() -> None:
         assert torch.equal(*out) is not as_published
 
 
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("net", [WalkerNet, VibrationNet])
+def test_only_the_published_sonode_ignores_how_much_time_passes(net: type, name: str) -> None:
+    """Fault D2 of the released code: it takes every gap for one unit."""
+    solver = {"method": "rk4", "options": {"steps": 2}, "gradient": "direct"}
+    channels = 17 if net is WalkerNet else 5
+    seen = torch.randn(1, 64, channels, generator=torch.Generator().manual_seed(0))
+
+    def outputs(as_published: bool, gap: float) -> Tensor:
+        torch.manual_seed(0)
+        model = net({"name": name}, solver=solver, as_published=as_published)
+        for parameter in model.parameters():  # as after some training: time matters
+            parameter.data.mul_(1.0 if net is WalkerNet else 20.0)
+        out: Tensor = model(seen, torch.full((1, 64), gap))
+        return out
+
+    assert not torch.equal(outputs(False, 0.5), outputs(False, 1.0))
+    same = torch.equal(outputs(True, 0.5), outputs(True, 1.0))
+    assert same is (name == "sonode")
+    if name == "sonode":
+        one_unit, by_default = outputs(True, 0.5), outputs(False, 1.0)
+        if net is VibrationNet:  # Walker2d's order of moving and taking in differs as well
+            torch.testing.assert_close(one_unit, by_default)
+
+
 def test_vibration_groups_are_what_they_are_called() -> None:
     torch.manual_seed(0)
     solver = {"method": "rk4", "options": {"steps": 4}, "gradient": "direct"}

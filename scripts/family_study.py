@@ -1,0 +1,278 @@
+"""Tables and pictures of an experiment that compares families, beside what others logged."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scripts.published_families import LOGGED, SILVERBOX, Logged
+from tasks.report.family_figures import (
+    by_model,
+    forecast_figure,
+    growth_figure,
+    point_cloud_figure,
+)
+from tasks.report.figures import png
+from tasks.report.nfe import per_step
+from tasks.report.rebuilt import evaluations, rebuild
+from tasks.report.runs import Key, Run
+from tasks.report.spread import Spread
+from tasks.report.wording import metric_style, number, spread
+from tasks.report.write import save
+
+DRAWS = 10
+"""Initialisations of the Silverbox study, as published."""
+MARKS = (16, 32, 63)
+"""Times of its table."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is shown of a task.
+
+    Attributes:
+        key: split and metric of the result.
+        tolerances: at which evaluations of the field are measured with the final weights.
+        samples: training samples that they are measured on.
+    """
+
+    key: Key
+    tolerances: tuple[float, ...]
+    samples: int
+
+
+STUDIES = {
+    "nested_spheres": Study(("train", "loss"), (1e-3, 1e-5, 1e-7), 50),
+    "mnist": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4), 8),
+    "cifar10": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4), 8),
+    "plane_vibration": Study(("test", "forecast"), (1e-3, 1e-5, 1e-7), 64),
+    "walker2d": Study(("test", "loss"), (1e-3, 1e-5, 1e-7), 64),
+}
+
+NOTE = (
+    "Ours: median [range] over seeds at the end of training. Evaluations a step are those of "
+    "training with its own solver, late in it; columns with a tolerance were measured afterwards "
+    "with the first seed's final weights, dopri5 and the adjoint in float64, on one batch of {} "
+    "training samples, forward/backward. Seconds an epoch are ours on one thread of a busy 2-core "
+    "machine. Logged: from the HBNODE authors' raw logs, on their budget and machine (evaluations "
+    "of a batch late in training, forward/backward); nothing was released for AdamNODE."
+)
+
+
+def write_study(runs: Sequence[Run], folder: Path) -> str:
+    """Draw and tabulate an experiment whose runs differ in the family.
+
+    Args:
+        runs: all its runs.
+        folder: where pictures and CSV files go.
+
+    Returns:
+        Markdown; empty where no task was run with several families.
+    """
+    parts = []
+    for task in sorted({run.task for run in runs}):
+        members = [run for run in runs if run.task == task]
+        if len({run.model for run in members}) < 2:
+            continue
+        if len({run.optim for run in members}) > 1:
+            parts.append(_optimizers(task, members))
+        elif task == "silverbox":
+            parts.append(_silverbox(members, folder))
+        elif task in STUDIES:
+            parts.append(_families(task, members, folder))
+        if len({run.optim for run in members}) == 1 and task in _FIGURES:
+            name, draw = _FIGURES[task]
+            save(folder / f"{name}.png", png(draw(members)))
+    return "\n".join(parts)
+
+
+_FIGURES: dict[str, tuple[str, Callable[[Sequence[Run]], Any]]] = {
+    "nested_spheres": ("point_cloud", point_cloud_figure),
+    "plane_vibration": ("forecasts", forecast_figure),
+}
+
+
+def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
+    study = STUDIES[task]
+    split, metric = study.key
+    logged = LOGGED.get(task, {})
+    measured = _measured(study, runs, folder / "evaluations.csv")
+    heads = [
+        "family",
+        "parameters",
+        "seeds",
+        f"{split} {'MSE' if metric == 'loss' else metric}",
+        "evaluations a step",
+        *(f"at {tolerance:g}" for tolerance in study.tolerances),
+        "s an epoch",
+        "logged",
+        "logged evaluations",
+        "logged s an epoch",
+    ]
+    rows = []
+    for name, members in by_model(runs).items():
+        theirs = logged.get(name, Logged(""))
+        rows.append(
+            [
+                name,
+                str(_record(members[0]).get("parameters", "")),
+                str(len(members)),
+                _result(members, study.key),
+                _late(members),
+                *(measured[members[0].path.name, t] for t in study.tolerances),
+                spread(Spread.of(r.seconds / r.steps * _per_epoch(r) for r in members)),
+                theirs.value,
+                theirs.nfe,
+                theirs.seconds,
+            ]
+        )
+    data = ", ".join(sorted({run.provenance for run in runs}))
+    return _table(f"{task} (data: {data})", heads, rows) + NOTE.format(study.samples) + "\n"
+
+
+def _result(members: Sequence[Run], key: Key) -> str:
+    finals = Spread.of(run.curves[key].final if key in run.curves else math.nan for run in members)
+    return spread(finals, metric_style(key[1]))
+
+
+def _late(members: Sequence[Run]) -> str:
+    """Forward/backward evaluations of a step in the last tenth of training, medians over seeds."""
+    late = []
+    for run in members:
+        parts = per_step(run).parts
+        if parts.shape[1]:
+            late.append(parts[:, -max(1, parts.shape[1] // 10) :].mean(axis=1))
+    return _pair(*np.median(late, axis=0)) if late else ""
+
+
+def _measured(study: Study, runs: Sequence[Run], file: Path) -> dict[tuple[str, float], str]:
+    """Evaluations by run and tolerance, measured once and kept in ``file``."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    if file.is_file():
+        with file.open(newline="") as lines:
+            kept = csv.DictReader(lines)
+            rows = {(r["model"], r["run"], r["tolerance"]): dict(r) for r in kept}
+    for members in by_model(runs).values():
+        run = members[0]
+        for tolerance in study.tolerances:
+            key = (run.model, run.path.name, f"{tolerance:g}")
+            if key not in rows:
+                forward, backward = evaluations(run, tolerance, study.samples)
+                rows[key] = {
+                    **dict(zip(("model", "run", "tolerance"), key, strict=True)),
+                    "samples": str(study.samples),
+                    "forward": str(forward),
+                    "backward": str(backward),
+                }
+    save(file, _csv(list(rows.values())))
+    return {
+        (run, float(tolerance)): "failed"
+        if row["forward"] == "-1"
+        else f"{row['forward']}/{row['backward']}"
+        for (_, run, tolerance), row in rows.items()
+    }
+
+
+def _silverbox(runs: Sequence[Run], folder: Path) -> str:
+    """Growth of untrained states from fresh draws, and its figure."""
+    growth: dict[str, dict[str, np.ndarray]] = {}
+    output = np.zeros(0)
+    for forcing in SILVERBOX:
+        chosen = [run for run in runs if run.config["task"]["forcing"] == forcing]
+        for name, members in by_model(chosen).items():
+            norms, output = _growth(members[0])
+            growth.setdefault(forcing, {})[name] = norms
+    save(folder / "growth.png", png(growth_figure(growth, output)))
+    heads = ["forcing", "family", *(f"t = {t}" for t in MARKS), "median draw at 63", "re-run"]
+    rows: list[list[str]] = []
+    for forcing, families in growth.items():
+        for name, norms in families.items():
+            mean = [f"{math.log10(norms[:, t].mean()):.1f}" for t in MARKS]
+            median = f"{math.log10(float(np.median(norms[:, -1]))):.1f}"
+            theirs = "/".join(f"{value:.1f}" for value in SILVERBOX[forcing][name])
+            rows.append([forcing, name, *mean, median, theirs])
+    save(folder / "growth.csv", _csv([dict(zip(heads, row, strict=True)) for row in rows]))
+    note = (
+        f"log10 of the mean norm of the whole state over {DRAWS} initialisations (seeds 0 to "
+        f"{DRAWS - 1}), first training window, without training. The mean is the worst draw's. "
+        "Re-run: t = 16/32/63 of an independent re-run with 60 draws; the published figure has no "
+        "numbers.\n"
+    )
+    return _table("silverbox", heads, rows) + note
+
+
+def _growth(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Norms of shape (draws, times), and the size of the measured output."""
+    norms = []
+    for seed in range(DRAWS):
+        made = rebuild(run, trained=False, seed=seed)
+        batch = tuple(tensor[:1] for tensor in made.splits.train)
+        with torch.no_grad():
+            norms.append(made.forward(batch)[0, :, 1].numpy())
+    return np.stack(norms), batch[1][0].abs().numpy()
+
+
+def _optimizers(task: str, runs: Sequence[Run]) -> str:
+    """Families by optimizers: the training loss at the end, the test metric, seconds a step."""
+    optims = sorted({run.optim for run in runs}, key=("snopt", "adam", "sgd").index)
+    metric = runs[0].metric
+    heads = ["family"]
+    for optim in optims:
+        heads += [f"{optim}: train loss", f"test {metric}", "lr", "ms a step"]
+    rows = []
+    for name, members in by_model(runs).items():
+        cells = [name]
+        for optim in optims:
+            own = [run for run in members if run.optim == optim]
+            rates = sorted({f"{run.config['optim']['lr']:g}" for run in own})
+            cells += [
+                _result(own, ("train", "loss")),
+                _result(own, ("test", metric)),
+                ", ".join(rates),
+                spread(Spread.of(1000 * run.seconds / run.steps for run in own)),
+            ]
+        rows.append(cells)
+    steps = sorted({run.steps for run in runs})
+    data = ", ".join(sorted({run.provenance for run in runs}))
+    title = f"{task}: families by optimizers (data: {data}; {steps[-1]} steps each)"
+    note = (
+        "Median [range] over seeds after equally many steps. lr: the best of three values, chosen "
+        "by the training loss at the end on a seed of its own. Steps cost differently, see ms.\n"
+    )
+    return _table(title, heads, rows) + note
+
+
+def _per_epoch(run: Run) -> int:
+    return int(_record(run).get("steps_per_epoch") or 0)
+
+
+def _record(run: Run) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _pair(forward: float, backward: float) -> str:
+    return f"{number(forward)}/{number(backward)}"
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"### {title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", ""])
+
+
+def _csv(rows: Sequence[dict[str, str]]) -> bytes:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
