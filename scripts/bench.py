@@ -4,6 +4,8 @@
 ``runner``     the runner against the same loop written by hand
 ``snopt``      SNOpt's ordinary and refresh steps over SGD's; memory of a refresh by solver steps
 ``gradients``  every way to a gradient beside plain torchdiffeq: time, memory, NFE, error
+``warmstart``  evaluations of a solve with and without a warm start
+``solvers``    candidates for a task's default solver: time and gradient error
 ``scaling``    growth with batch, width, observations and solver steps: table, plot, exponents
 
 Nothing here is a test: numbers belong to the machine and the moment. Variants take turns within
@@ -83,6 +85,20 @@ def _gradients(options: argparse.Namespace, out: Console) -> None:
     gradients.run(tasks, options.rounds, options.steps, ways, out, options.out)
 
 
+def _warmstart(options: argparse.Namespace, out: Console) -> None:
+    from scripts.benchmarks import warmstart
+    from scripts.benchmarks.workloads import NETS
+
+    warmstart.run(_tasks(options) or NETS, options.steps, out, options.out)
+
+
+def _solvers(options: argparse.Namespace, out: Console) -> None:
+    from scripts.benchmarks import solvers, step
+
+    tasks = _tasks(options) or step.all_tasks()
+    solvers.run(tasks, options.rounds, options.steps, options.batch, out, options.out)
+
+
 def _scaling(options: argparse.Namespace, out: Console) -> None:
     from scripts.benchmarks import scaling
 
@@ -94,6 +110,8 @@ SUBJECTS = {
     "runner": _runner,
     "snopt": _snopt,
     "gradients": _gradients,
+    "warmstart": _warmstart,
+    "solvers": _solvers,
     "scaling": _scaling,
 }
 
@@ -113,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds (7)")
     parser.add_argument("--steps", type=int, default=60, help="training steps before or in it (60)")
     parser.add_argument("--threads", type=int, help="threads of torch (its own choice)")
+    parser.add_argument("--batch", type=int, help="solvers: samples of a batch (the task's own)")
     parser.add_argument("--ways", help="gradients: only these, separated by semicolons")
     parser.add_argument("--short", action="store_true", help="scaling: three values of each sweep")
     parser.add_argument("--out", type=Path, help="folder for CSV files and the plot")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.benchmarks.workloads import Workload, ode_blocks
+from snopt import ODEBlock
 
 
 def field_call(workload: Workload, model: nn.Module) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -22,6 +23,30 @@ def field_call(workload: Workload, model: nn.Module) -> tuple[nn.Module, tuple[A
     finally:
         handle.remove()
     return field, seen[0]
+
+
+def solves(workload: Workload, model: nn.Module) -> Callable[[], None]:
+    """All solves of one step with their gradients, from the states they really start at.
+
+    What is left out is the rest of the network, which no solver can save.
+    """
+    recorded: list[tuple[ODEBlock, Any]] = []
+    handles = [
+        block.register_forward_pre_hook(lambda block, inputs: recorded.append((block, inputs[0])))
+        for block in ode_blocks(model)
+    ]
+    with torch.no_grad():
+        workload.loss(model)
+    for handle in handles:
+        handle.remove()
+
+    def work() -> None:
+        model.zero_grad()
+        for block, state in recorded:
+            ends = _tensors(block(_leaves(state)))
+            torch.autograd.backward(ends, [torch.ones_like(end) for end in ends])
+
+    return work
 
 
 def bare_work(

@@ -136,13 +136,16 @@ def tight(workload: Workload) -> float:
     return TIGHT_WITH_KINKS if kinks else TIGHT
 
 
-def tight_gradient(workload: Workload, weights: Weights) -> dict[str, Tensor]:
+def tight_gradient(
+    workload: Workload, weights: Weights, tolerance: float | None = None
+) -> dict[str, Tensor]:
     """The gradient by plain torchdiffeq in float64 at tight tolerances, by parameter name."""
+    tolerance = tolerance or tight(workload)
     double = load(workload.name, batch_size=len(workload.batch[0]), dtype="float64")
     model = with_plain_blocks(
         double.model({k: v.double() for k, v in weights.items()}),
-        rtol=tight(workload),
-        atol=tight(workload),
+        rtol=tolerance,
+        atol=tolerance,
     )
     double.loss(model).backward()
     return _gradient(model)

@@ -7,6 +7,7 @@ import torchdiffeq
 from torch import Tensor, nn
 
 from snopt import ODEBlock
+from snopt.state import State
 
 
 class PlainBlock(nn.Module):
@@ -33,13 +34,16 @@ class PlainBlock(nn.Module):
         self.t_span = t_span
         self.rtol, self.atol, self.method = rtol, atol, method
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: State) -> State:
         """x(t1) from x(t0)."""
-        times = torch.tensor(self.t_span, dtype=x.dtype, device=x.device)
-        states: Tensor = torchdiffeq.odeint_adjoint(
+        like = x if isinstance(x, Tensor) else x[0]
+        times = torch.tensor(self.t_span, dtype=like.dtype, device=like.device)
+        states: State = torchdiffeq.odeint_adjoint(
             self.field, x, times, rtol=self.rtol, atol=self.atol, method=self.method
         )
-        return states[-1]
+        if isinstance(states, Tensor):
+            return states[-1]
+        return tuple(part[-1] for part in states)
 
 
 def with_plain_blocks(model: nn.Module, rtol: float = 1e-3, atol: float = 1e-3) -> nn.Module:

@@ -175,25 +175,35 @@ def exponent(values: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def draw(grown: Sequence[Growth]) -> bytes:
-    """Seconds above, memory below, a column a sweep, double-logarithmic."""
-    sweeps = list(dict.fromkeys((g.net, g.axis) for g in grown))
+    """Seconds and memory of each net, a column for each axis; above each panel its exponents."""
+    nets = list(dict.fromkeys(g.net for g in grown))
+    columns = list(dict.fromkeys(g.axis for g in grown))
     colours = dict(zip(GRADIENTS, list(BUCKETS.values())[1:], strict=False))
-    figure = new_figure(3.1 * len(sweeps), 6.0)
-    grid = figure.subplots(2, len(sweeps), sharey="row", squeeze=False)
-    for column, (net, axis) in enumerate(sweeps):
-        for g in (g for g in grown if (g.net, g.axis) == (net, axis)):
-            for row, costs in enumerate((g.seconds, g.megabytes)):
-                label = f"{g.gradient}: {exponent(g.values, costs):.2f}"
-                axes = grid[row, column]
-                axes.loglog(g.values, costs, marker="o", label=label, color=colours[g.gradient])
-        for row in (0, 1):
+    figure = new_figure(3.2 * len(columns), 2.7 * 2 * len(nets))
+    grid = figure.subplots(2 * len(nets), len(columns), sharey="row", squeeze=False)
+    for row, (net, quantity) in enumerate((n, q) for n in nets for q in ("seconds", "MB")):
+        grid[row, 0].set_ylabel(f"{net}: {quantity} a step", fontsize=9)
+        for column, axis in enumerate(columns):
+            sweeps = [g for g in grown if (g.net, g.axis) == (net, axis)]
             axes = grid[row, column]
+            if not sweeps:
+                axes.set_axis_off()
+                continue
+            for g in sweeps:
+                costs = g.seconds if quantity == "seconds" else g.megabytes
+                label = f"{g.gradient}: {exponent(g.values, costs):.2f}"
+                axes.loglog(
+                    g.values, costs, marker="o", ms=4, label=label, color=colours[g.gradient]
+                )
             axes.set_xscale("log", base=2)
-            axes.legend(fontsize=7, title="exponent", title_fontsize=7, frameon=False)
+            ticks = sweeps[0].values
+            axes.set_xticks(ticks, [str(v) for v in ticks], fontsize=8)
+            axes.minorticks_off()
+            axes.legend(
+                fontsize=7, ncols=2, frameon=False, loc="lower left", bbox_to_anchor=(-0.05, 1.0),
+                handlelength=1.0, columnspacing=0.8, borderpad=0.0,
+            )  # fmt: skip
             axes.grid(visible=True, color="#E4E4E4")
             axes.spines[["top", "right"]].set_visible(False)
-        grid[0, column].set_title(f"{net}: {axis}", fontsize=10)
-        grid[1, column].set_xlabel(axis, fontsize=9)
-    grid[0, 0].set_ylabel("seconds a step")
-    grid[1, 0].set_ylabel("peak memory of a step (MB)")
+            axes.set_xlabel(axis, fontsize=9)
     return png(figure)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from scripts.benchmarks.bare import bare_work, field_call
+from scripts.benchmarks.bare import bare_work, field_call, solves
 from scripts.benchmarks.tables import Cell, present, range_text
 from scripts.benchmarks.timing import interleave
 from scripts.benchmarks.workloads import Workload, load, ode_blocks, training_step
@@ -16,7 +16,8 @@ from tasks.cli import CONF
 from tasks.data.errors import DataError
 
 HEADINGS = (
-    "task", "batch", "gradient", "NFE f/b", "s/step", "s field", "step / field", "data",
+    "task", "batch", "gradient", "NFE f/b", "s/step", "s field", "step / field",
+    "solves / field", "data",
 )  # fmt: skip
 
 
@@ -33,7 +34,10 @@ def run(tasks: Sequence[str], rounds: int, out: Console, folder: Path | None) ->
             rows.append(row(load(task), rounds))
         except DataError as error:
             out.print(f"{task} left out: {error}", markup=False)
-    title = "One SGD step, and the same evaluations of the field alone (medians; ratio: quartiles)"
+    title = (
+        "One SGD step, its solves with their gradients, and the same evaluations of the field "
+        "alone (medians; ratio: quartiles)"
+    )
     present(title, HEADINGS, rows, out, folder, "step")
 
 
@@ -48,6 +52,7 @@ def row(workload: Workload, rounds: int) -> list[Cell]:
     times = interleave(
         {
             "step": lambda: training_step(workload, model, optimizer),
+            "solves": solves(workload, model),
             "field": bare_work(field, inputs, nfe, gradient),
         },
         rounds,
@@ -60,5 +65,6 @@ def row(workload: Workload, rounds: int) -> list[Cell]:
         times.seconds("step"),
         times.seconds("field"),
         range_text(times.ratio("step", "field")),
+        range_text(times.ratio("solves", "field")),
         workload.task.provenance,
     ]

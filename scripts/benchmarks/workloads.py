@@ -96,9 +96,15 @@ def load(
     return Workload(task, settings, made, splits, batch, world.device)
 
 
-def trained(workload: Workload, steps: int) -> Weights:
-    """Weights after some Adam steps; solvers and gradients behave differently at untrained ones."""
-    model = workload.model()
+def trained(workload: Workload, steps: int, solver: Mapping[str, Any] | None = None) -> Weights:
+    """Weights after some Adam steps; solvers and gradients behave differently at untrained ones.
+
+    Args:
+        workload: what to train.
+        steps: how many.
+        solver: as :meth:`Workload.model` takes it.
+    """
+    model = workload.model(solver=solver)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     order = Order(workload.splits.train, workload.task.batch_size, 0)
     for _ in range(steps):

@@ -1,14 +1,18 @@
 """What the benchmarks rely on: peaks, ratios, exponents, the yardstick. No time is tested."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from scripts.benchmarks.bare import bare_work
+from scripts.benchmarks.bare import bare_work, solves
 from scripts.benchmarks.memory import peak_bytes
 from scripts.benchmarks.plain import CallCounter, PlainBlock, with_plain_blocks
 from scripts.benchmarks.scaling import Growth, Size, draw, exponent, step_of
+from scripts.benchmarks.solvers import PAPER, choose, rows
 from scripts.benchmarks.timing import Timings, interleave
+from scripts.benchmarks.warmstart import STEPS, evaluations
 from scripts.benchmarks.workloads import load, nfe, ode_blocks, training_step
 from snopt import ODEBlock
 
@@ -123,6 +127,46 @@ def test_workload_takes_other_solvers_with_the_same_weights():
     reference = workload.model()
     for a, b in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("task", ["digits", "japanese_vowels"])
+def test_a_warm_start_saves_a_quarter_of_the_evaluations(task):
+    workload = load(task, batch_size=8)
+    weights = workload.model().state_dict()
+    cold, solves = evaluations(workload, weights, warm_start=False)
+    warm, same = evaluations(workload, weights, warm_start=True)
+    assert solves == same >= STEPS
+    for before, after in zip(cold, warm, strict=True):
+        assert 0 < after <= 0.75 * before
+
+
+def test_the_choice_is_the_fastest_that_is_as_good_as_the_paper_s():
+    errors = {PAPER: 1e-3, "rough": 2e-3, "as good": 1e-3, "better": 1e-5, "failed": math.nan}
+    seconds = {PAPER: 4.0, "rough": 0.5, "as good": 1.0, "better": 2.0}
+    assert choose(seconds, errors) == "as good"
+
+
+def test_candidates_are_measured_on_a_tuple_state():
+    lines = rows(load("circle", batch_size=16), rounds=1, steps=1)
+    found = {str(line[0]): line for line in lines}
+    assert found[PAPER][3] == "1.00 [1.00, 1.00]"
+    assert found["dopri5, 4 steps, direct"][1] == "24/0"
+    assert [line[-1] for line in lines].count("x") == 1
+    errors = [float(found[f"dopri5, {n} step{'s' * (n > 1)}, direct"][4]) for n in (1, 4)]
+    assert errors[1] < errors[0]
+
+
+def test_solves_of_a_step_are_its_blocks_own():
+    workload = load("digits", batch_size=8)
+    model = workload.model()
+    expected = training_step(workload, model, torch.optim.SGD(model.parameters(), lr=0.0))
+    work = solves(workload, model)
+    before = nfe(model)
+    work()
+    after = nfe(model)
+    assert (after[0] - before[0], after[1] - before[1]) == expected
+    outside = {n for n, p in model.named_parameters() if p.grad is None}
+    assert outside == {n for n, _ in model.named_parameters() if ".field." not in n}
 
 
 def test_exponent_of_a_power_law():
