@@ -1,4 +1,8 @@
-"""Writes ``comparison.png``, ``summary.csv``, ``runs.csv`` and ``report.html``."""
+"""Writes ``comparison.png``, ``summary.csv``, ``summary.md``, ``runs.csv`` and ``report.html``.
+
+Flows in two dimensions also leave ``density-<task>-<model>.png``, runs with an integration time of
+their own ``horizon-<task>-<model>.png``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tasks.report.comparison import Comparison, compare
+from tasks.report.densities import density_figure
 from tasks.report.figures import comparison_figure, diagnostics_figure, overview_figure, png
+from tasks.report.horizon_figure import has_horizon, horizon_figure
+from tasks.report.markdown import summary_markdown
 from tasks.report.page import Section, render
 from tasks.report.runs import LeftOut, Run, read_runs
 from tasks.report.summary import Table, runs_csv, summary_csv, tabulate
@@ -16,6 +23,8 @@ from tasks.results import write_atomically
 
 # Density plots and the like that a task left in a run's folder; more would drown the curves.
 _MOST_PICTURES = 6
+_DENSITY = "Densities and samples at the end of training"
+_HORIZON = "Integration time"
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,11 @@ def write_runs(
     files = {
         "comparison.png": _overview(comparisons, sections),
         "summary.csv": summary_csv(tables).encode(),
+        "summary.md": summary_markdown(tables).encode(),
         "runs.csv": runs_csv(comparisons).encode(),
         "report.html": render(root, sections, left_out).encode(),
+        **_named("density", _DENSITY, sections),
+        **_named("horizon", _HORIZON, sections),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -107,8 +119,30 @@ def _section(table: Table) -> Section:
         table=table,
         figure=png(comparison_figure(table.comparison)),
         diagnostics=None if diagnostics is None else png(diagnostics, dpi=90),
-        pictures=_pictures(table.comparison),
+        pictures={
+            **_density(table.comparison),
+            **_horizon(table.comparison),
+            **_pictures(table.comparison),
+        },
     )
+
+
+def _density(comparison: Comparison) -> dict[str, bytes]:
+    figure = density_figure(comparison)
+    return {} if figure is None else {_DENSITY: png(figure)}
+
+
+def _horizon(comparison: Comparison) -> dict[str, bytes]:
+    return {_HORIZON: png(horizon_figure(comparison))} if has_horizon(comparison) else {}
+
+
+def _named(name: str, caption: str, sections: Sequence[Section]) -> dict[str, bytes]:
+    """Pictures under one caption as files of their own, one a comparison."""
+    return {
+        f"{name}-{section.table.comparison.slug}.png": section.pictures[caption]
+        for section in sections
+        if caption in section.pictures
+    }
 
 
 def _pictures(comparison: Comparison) -> dict[str, bytes]:

@@ -31,6 +31,7 @@ def test_files_of_the_report(suite):
     assert {path.name for path in report.files} == {
         "comparison.png",
         "summary.csv",
+        "summary.md",
         "runs.csv",
         "report.html",
     }

@@ -96,6 +96,7 @@ def test_runs_what_is_missing_skips_what_is_finished_and_draws(conf, trained, tm
         "report.html",
         "runs.csv",
         "summary.csv",
+        "summary.md",
         "table.md",
     }
     text = (folder / "table.md").read_text()

@@ -1,0 +1,93 @@
+"""Pictures of densities: drawn from a real run's checkpoint, and only where there is one."""
+
+import math
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tasks import cli, experiment
+from tasks.report import densities, read_run, write_report
+from tasks.report.comparison import compare
+from tasks.settings import Settings
+
+TINY = [
+    "task=circle",
+    "task.hidden=8",
+    "task.batch_size=64",
+    "solver.method=rk4",
+    "solver.steps=4",
+    "solver.gradient=direct",
+    "train.max_steps=2",
+    "train.eval_train_samples=64",
+    "logger.progress=off",
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    root = tmp_path_factory.mktemp("results")
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        for optim in ("adam", "snopt"):
+            overrides = [*TINY, f"optim={optim}", f"results.root={root}"]
+            experiment.train(Settings.read(cli.plain(compose("config", overrides=overrides))))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    monkeypatch.setattr(densities, "_GRID", 60)
+    monkeypatch.setattr(densities, "_SAMPLES", 500)
+
+
+def run(results, optim="adam"):
+    (folder,) = (results / "circle/node" / optim).iterdir()
+    return read_run(folder)
+
+
+def test_a_picture_is_a_density_and_draws_from_it(results) -> None:
+    picture = densities._picture(run(results))
+    assert picture is not None
+    sides = picture.high - picture.low
+    # Nearly flat after two steps, a part of it lies outside of the square.
+    mass = picture.density.sum() * sides.prod() / 60**2
+    assert 0.4 < mass < 1.05
+    inside = ((picture.samples > picture.low) & (picture.samples < picture.high)).all(axis=1)
+    assert inside.mean() == pytest.approx(mass, abs=0.1)
+    recorded = run(results).curves["test", "nll"].final
+    assert picture.nll == pytest.approx(recorded, abs=0.05)
+
+
+def test_the_grid_is_not_transposed(results) -> None:
+    picture = densities._picture(run(results))
+    axes = [np.linspace(picture.low[i], picture.high[i], 60) for i in range(2)]
+    mean = [
+        np.average(axes[0], weights=picture.density.sum(axis=0)),
+        np.average(axes[1], weights=picture.density.sum(axis=1)),
+    ]
+    inside = ((picture.samples > picture.low) & (picture.samples < picture.high)).all(axis=1)
+    error = 3 * math.hypot(*picture.samples[inside].std(axis=0)) / math.sqrt(inside.sum())
+    assert picture.samples[inside].mean(axis=0) == pytest.approx(mean, abs=error)
+
+
+def test_the_report_has_the_picture_and_its_file(results, tmp_path) -> None:
+    report = write_report(results, tmp_path)
+    assert tmp_path / "density-circle-node.png" in report.files
+    assert (tmp_path / "density-circle-node.png").read_bytes().startswith(b"\x89PNG")
+    assert "Densities and samples" in (tmp_path / "report.html").read_text()
+
+
+def test_nothing_is_drawn_without_a_checkpoint_or_for_another_network(results, tmp_path) -> None:
+    one, other = run(results), run(results, "snopt")
+    (comparison,) = compare([one, other])
+    kept = (one.path / "checkpoint.pt").read_bytes()
+    other_kept = (other.path / "checkpoint.pt").read_bytes()
+    try:
+        (one.path / "checkpoint.pt").unlink()
+        (other.path / "checkpoint.pt").write_bytes(b"no checkpoint")
+        assert densities.density_figure(comparison) is None
+        (other.path / "checkpoint.pt").write_bytes(other_kept)
+        assert densities.density_figure(comparison) is not None
+    finally:
+        (one.path / "checkpoint.pt").write_bytes(kept)
+        (other.path / "checkpoint.pt").write_bytes(other_kept)
