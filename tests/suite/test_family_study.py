@@ -1,0 +1,148 @@
+"""Comparisons of families: sweeps, searched learning rates, counts, tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from scripts import family_study, point_cloud
+from scripts.family_study import write_study
+from scripts.jobs import TRIAL_SEED, chosen, experiments, plan
+from tasks import experiment
+from tasks.models.families import SYSTEMS, PointNet
+from tasks.report.rebuilt import evaluations, rebuild
+from tasks.report.runs import Run, read_runs
+from tasks.settings import Settings
+
+QUICK = ["train.max_epochs=2", "solver.rtol=1e-3", "solver.atol=1e-3", "logger.progress=off"]
+
+
+# --- sweeps and searched rates --------------------------------------------------------------------
+
+
+def test_one_file_stands_for_every_family() -> None:
+    planned = plan(experiments()["families/point_cloud"], [3], None)
+    assert [job.config["model"]["name"] for job in planned] == list(SYSTEMS)
+    assert len({job.folder for job in planned}) == len(SYSTEMS)
+    assert not any(job.trial for job in planned)
+    given = plan(experiments()["families/point_cloud"], [3, 4], None, ["model=sonode"])
+    assert [job.config["seed"] for job in given] == [3, 4]
+    assert given[0].folder == planned[2].folder
+
+
+@pytest.mark.parametrize("name", [n for n in experiments() if n.startswith("families/")])
+def test_every_family_experiment_composes(name: str) -> None:
+    extra = ["model=adamnode", "optim.lr=0.01"]
+    planned = plan(experiments()[name], [0], None, extra)
+    assert {job.config["model"]["name"] for job in planned} == {"adamnode"}
+    assert len(planned) >= len(experiments()[name])
+
+
+def test_the_best_rate_of_each_pair_goes_on_to_the_reported_seeds(tmp_path: Path) -> None:
+    choices = ["families/optimizers/digits-adam"]
+    trials = plan(choices, [0, 1], None, [f"results.root={tmp_path}"])
+    assert len(trials) == 3 * len(SYSTEMS)  # seeds 0 and 1 wait for the choice
+    assert all(job.trial and job.config["seed"] == TRIAL_SEED for job in trials)
+    losses = {"node": (0.5, 0.2, 0.3), "anode": (math.nan, 0.9, 0.1)}
+    for name, values in losses.items():
+        own = [job for job in trials if job.config["model"]["name"] == name]
+        for job, loss in zip(own, values, strict=True):
+            job.folder.mkdir(parents=True)
+            record = {"outcome": "completed", "final": {"train": {"loss": loss}}}
+            (job.folder / "run.json").write_text(json.dumps(record))
+    found = chosen(trials, [0, 1])
+    assert [
+        (job.config["seed"], job.config["model"]["name"], job.config["optim"]["lr"])
+        for job in found
+    ] == [(0, "node", 0.004), (0, "anode", 0.016), (1, "node", 0.004), (1, "anode", 0.016)]
+    assert not any(job.trial for job in found)
+
+
+# --- the point cloud ------------------------------------------------------------------------------
+
+
+def test_intervals_are_wilsons() -> None:
+    # 76 of 100, from the closed form worked out by hand.
+    assert point_cloud.interval(76, 100) == pytest.approx((0.6677, 0.8331), abs=1e-4)
+    assert point_cloud.interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert point_cloud.interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["anode", "ghbnode", "adamnode"])
+def test_networks_trained_together_are_those_trained_alone(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(point_cloud, "STEPS", 4)
+    points, targets = point_cloud._points([5, 6])
+    together = point_cloud.train(name, points, targets, [0, 1], steps=8)
+    solver = {"method": "dopri5", "rtol": 1e-10, "atol": 1e-10, "gradient": "direct"}
+    for run in (0, 1):
+        torch.manual_seed(run)
+        net = PointNet({"name": name}, solver).double()
+        optimizer = torch.optim.Adam(net.parameters(), point_cloud.RATE)
+        for _ in range(4):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(points[run]), targets[run]).backward()
+            optimizer.step()
+        alone = nn.functional.mse_loss(net(points[run]), targets[run])
+        torch.testing.assert_close(together[run], alone, rtol=1e-5, atol=1e-7)
+
+
+# --- models again, tables and pictures ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    root = tmp_path_factory.mktemp("results")
+    for name in ("node", "hbnode"):
+        extra = [*QUICK, f"results.root={root}", f"model={name}"]
+        (job,) = plan(["families/point_cloud/models"], [0], None, extra)
+        experiment.train(Settings.read(job.config))
+    return read_runs(root)[0]
+
+
+@torch.no_grad()
+def test_a_rebuilt_model_measures_what_its_run_measured(cloud: list[Run]) -> None:
+    for run in cloud:
+        losses = []
+        for trained in (False, True):
+            made = rebuild(run, trained=trained)
+            outputs = made.forward(made.splits.train)
+            losses.append(float(made.task.loss(outputs, made.splits.train)))
+        measured = run.curves["train", "loss"].values
+        assert losses == pytest.approx([measured[0], measured[-1]], rel=1e-6)
+        assert losses[0] != pytest.approx(losses[1])
+
+
+def test_evaluations_are_those_of_dopri5(cloud: list[Run]) -> None:
+    loose, tight = (evaluations(cloud[0], tolerance, 50) for tolerance in (1e-2, 1e-8))
+    for forward, backward in (loose, tight):
+        assert forward % 6 == 2
+        assert backward % 6 == 2
+    assert tight[0] > loose[0]
+    assert tight[1] > loose[1]
+
+
+def test_a_study_is_tabulated_and_drawn(cloud: list[Run], tmp_path: Path, monkeypatch) -> None:
+    text = write_study(cloud, tmp_path)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| node", "| hb"))]
+    assert [row[0] for row in rows] == ["| node", "| hbnode"]
+    assert rows[0][1] == "525"  # the published number of parameters
+    assert "76 of 100" in " ".join(rows[1])
+    assert "synthetic" in text
+    assert (tmp_path / "point_cloud.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "evaluations.csv").open(newline="") as file:
+        measured = list(csv.DictReader(file))
+    assert len(measured) == 2 * 3
+    # What was measured once is not measured again.
+    monkeypatch.setattr(family_study, "evaluations", lambda *_: pytest.fail("measured again"))
+    assert write_study(cloud, tmp_path) == text
+
+
+def test_runs_of_one_family_are_no_study(cloud: list[Run], tmp_path: Path) -> None:
+    assert write_study(cloud[:1], tmp_path) == ""
+    assert not any(tmp_path.iterdir())
