@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,6 +170,13 @@ def estimate(job: Job, root: Path) -> float:
     whole = min((_priced(train, record) for record in relatives), default=math.nan)
     bounded = limit if math.isnan(whole) else min(whole, limit)
     return max(0.0, bounded - done) if math.isfinite(bounded) else math.nan
+
+
+def wall_factor(job: Job, root: Path) -> float:
+    """Wall time over training time of earlier runs of the same task and model; NaN without any."""
+    relatives = _relatives(job, root, any_optim=False) or _relatives(job, root, any_optim=True)
+    factors = [r["wall"] / r["seconds"] for r in relatives if r.get("wall")]
+    return statistics.median(factors) if factors else math.nan
 
 
 def _priced(train: dict[str, Any], record: dict[str, Any]) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +18,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from scripts.family_study import write_study
-from scripts.jobs import Job, chosen, estimate, experiments, plan
+from scripts.jobs import Job, chosen, estimate, experiments, plan, wall_factor
+from scripts.pool import INTERRUPTED, run_all
 from scripts.published import PUBLISHED
-from tasks.cli import CONF
 from tasks.report import LeftOut, Report, Run, read_run, write_runs
 from tasks.report.console import console, show
 from tasks.report.runs import UnreadableRunError
@@ -30,8 +29,6 @@ from tasks.report.wording import metric_style, number, spread
 from tasks.report.write import save
 from tasks.results import ResultsError
 from tasks.settings import ConfigError
-
-_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,23 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
         extra = [f"results.root={root}", *options.override]
+        if options.jobs < 1:
+            raise ConfigError(f"--jobs={options.jobs}: must be at least 1.")
         jobs = plan(choices, seeds, options.budget, extra)
     except (ConfigError, ValueError) as error:
         err.print(str(error))
         return 1
     if options.dry_run:
-        _print_plan(jobs, root, out)
+        _print_plan(jobs, root, options.jobs, out)
         return 0
-    failed, interrupted = _run(jobs, out)
+    failed, interrupted = _run(jobs, options.jobs, out)
     trials = [job for job in jobs if job.trial]
     if trials and not interrupted:
         repeats = chosen(trials, seeds)
-        further, interrupted = _run(repeats, out)
+        further, interrupted = _run(repeats, options.jobs, out)
         failed += further
         jobs = [job for job in jobs if not job.trial] + repeats
     if interrupted:
         err.print("stopped; the same command continues where it was.")
-        return _INTERRUPTED
+        return INTERRUPTED
     folder = root / "reproduced" / options.experiment.replace("/", "-")
     try:
         report = _draw(jobs, root, folder)
@@ -78,25 +77,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed or not report.tables else 0
 
 
-def _run(jobs: Sequence[Job], out: Console) -> tuple[list[Job], bool]:
+def _run(jobs: Sequence[Job], at_once: int, out: Console) -> tuple[list[Job], bool]:
     """Run what is not finished, in order; the jobs that failed, and whether a user stopped it."""
-    failed: list[Job] = []
-    for place, job in enumerate(jobs, start=1):
-        title = f"[{place}/{len(jobs)}] {' '.join(job.overrides)}"
+    titles = [f"[{n}/{len(jobs)}] {' '.join(job.overrides)}" for n, job in enumerate(jobs, start=1)]
+    missing = []
+    for index, job in enumerate(jobs):
         if job.finished:
-            out.print(f"{title}: finished before", markup=False)
-            continue
-        out.print(title, markup=False)
-        command = [sys.executable, "run.py", *_absolute(job.overrides)]
-        try:
-            code = subprocess.run(command, cwd=CONF.parent, check=False).returncode
-        except KeyboardInterrupt:
-            return failed, True
-        if code == _INTERRUPTED:
-            return failed, True
-        if code != 0:
-            failed.append(job)
-    return failed, False
+            out.print(f"{titles[index]}: finished before", markup=False)
+        else:
+            missing.append(index)
+    # Several bars would draw over each other.
+    quiet = ["logger.progress=plain"] if at_once > 1 else []
+    program = [sys.executable, "run.py"]
+    codes = run_all(
+        [[*program, *_absolute(jobs[index].overrides), *quiet] for index in missing],
+        at_once,
+        lambda place: out.print(titles[missing[place]], markup=False),
+    )
+    interrupted = any(code in (None, INTERRUPTED) for code in codes)
+    return [jobs[index] for index, code in zip(missing, codes, strict=True) if code], interrupted
 
 
 def _absolute(overrides: Sequence[str]) -> list[str]:
@@ -159,14 +158,18 @@ def _published(row: Row) -> tuple[str, list[str]]:
     return metric_style(found.metric)(value), [found.source]
 
 
-def _print_plan(jobs: Sequence[Job], root: Path, out: Console) -> None:
+def _print_plan(jobs: Sequence[Job], root: Path, at_once: int, out: Console) -> None:
     grid = RichTable("run", "state", "estimated s", box=None, pad_edge=False)
-    total, unknown = 0.0, 0
+    total, wall, unknown = 0.0, 0.0, 0
     for job in jobs:
         seconds = estimate(job, root)
         state = "finished" if job.finished else "resumes" if job.record else "missing"
-        unknown += math.isnan(seconds)
-        total += 0.0 if math.isnan(seconds) else seconds
+        if math.isnan(seconds):
+            unknown += 1
+        else:
+            factor = wall_factor(job, root)
+            total += seconds
+            wall += seconds * (1.0 if math.isnan(factor) else factor)
         text = "unknown" if math.isnan(seconds) else number(seconds)
         grid.add_row(" ".join(job.overrides), state, text)
     out.print(grid)
@@ -175,6 +178,11 @@ def _print_plan(jobs: Sequence[Job], root: Path, out: Console) -> None:
     if unknown:
         costs.append(f"{unknown} of unknown cost: no earlier run of the task tells, see --budget")
     out.print(f"\n{len(jobs)} runs: {', '.join(costs)}")
+    if known:
+        out.print(
+            f"wall time with --jobs {at_once}: about {wall / at_once / 60:.1f} min; evaluation is "
+            "in it where earlier runs of the task tell, starting up is not"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("experiment", help="a folder of conf/experiment (paper/images), or all")
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas (0,1,2)")
     parser.add_argument("--budget", type=float, help="training seconds of each run, at most")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
     parser.add_argument("--dry-run", action="store_true", help="only list what would run")
     parser.add_argument(
         "--results",

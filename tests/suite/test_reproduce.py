@@ -1,8 +1,5 @@
 """Job lists, skipping, resuming, and published numbers beside ours, on a made-up configuration."""
 
-import subprocess
-from types import SimpleNamespace
-
 import pytest
 import yaml
 
@@ -37,8 +34,20 @@ def conf(tmp_path, monkeypatch):
         text = f"# @package _global_\noptim: {{name: {optim}}}\n"
         (root / f"experiment/paper/flows/circle-{optim}.yaml").write_text(text)
     monkeypatch.setattr(jobs, "CONF", root)
-    monkeypatch.setattr(reproduce, "CONF", root)
     return root
+
+
+def in_turn(run):
+    """Stands for ``run_all``: one command after the other, in this process."""
+
+    def run_all(commands, jobs, begin):
+        codes = []
+        for index, command in enumerate(commands):
+            begin(index)
+            codes.append(run(command))
+        return codes
+
+    return run_all
 
 
 @pytest.fixture
@@ -46,7 +55,7 @@ def trained(monkeypatch):
     """Replaces training: made-up runs in the folders that the jobs ask for."""
     commands = []
 
-    def run(command, *, cwd, check):
+    def run(command):
         commands.append(command[2:])
         (job,) = jobs.plan([command[2].split("=")[1]], [int(command[3].split("=")[1])], None)
         root = next(c.split("=")[1] for c in command if c.startswith("results.root="))
@@ -59,9 +68,9 @@ def trained(monkeypatch):
             metric="nll",
             higher_is_better=False,
         )
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(reproduce, "run_all", in_turn(run))
     return commands
 
 
@@ -111,7 +120,7 @@ def test_runs_what_is_missing_skips_what_is_finished_and_draws(conf, trained, tm
 
 
 def test_dry_run_trains_nothing_and_estimates_from_earlier_runs(conf, trained, tmp_path, capsys):
-    made_up_run(tmp_path / "results", task="circle", optim="adam", steps_per_epoch=50)
+    made_up_run(tmp_path / "results", task="circle", optim="adam", steps_per_epoch=50, wall=52.0)
     (conf / "experiment/paper/flows/other.yaml").write_text(
         "# @package _global_\ntask: {name: other}\n"
     )
@@ -123,7 +132,9 @@ def test_dry_run_trains_nothing_and_estimates_from_earlier_runs(conf, trained, t
     # Without a run of its own, as the other optimizer's.
     assert any("circle-snopt" in line and line.rstrip().endswith("50") for line in lines)
     assert any("flows/other" in line and line.rstrip().endswith("unknown") for line in lines)
-    assert lines[-1].startswith("3 runs: 2 with about 100 s")
+    assert lines[-2].startswith("3 runs: 2 with about 100 s")
+    # 52 s of wall time for 40 s of training.
+    assert lines[-1].startswith("wall time with --jobs 1: about 2.2 min")
 
 
 def test_budget_bounds_the_estimate(conf, tmp_path):
@@ -132,20 +143,20 @@ def test_budget_bounds_the_estimate(conf, tmp_path):
 
 
 def test_interruption_ends_the_command_and_draws_nothing(conf, tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=130))
+    monkeypatch.setattr(
+        reproduce, "run_all", lambda commands, *rest: [130] + [None] * (len(commands) - 1)
+    )
     assert command(tmp_path) == 130
     assert not (tmp_path / "results").exists()
 
 
 def test_failed_runs_are_named_and_the_others_drawn(conf, trained, tmp_path, monkeypatch, capsys):
-    works = subprocess.run
+    works = reproduce.run_all
 
-    def half(command, **keywords):
-        if "snopt" in command[2]:
-            return SimpleNamespace(returncode=1)
-        return works(command, **keywords)
+    def half(commands, *rest):
+        return [1 if "snopt" in c[2] else works([c], *rest)[0] for c in commands]
 
-    monkeypatch.setattr(subprocess, "run", half)
+    monkeypatch.setattr(reproduce, "run_all", half)
     assert command(tmp_path, "--seeds", "0") == 1
     printed = capsys.readouterr().out
     assert "left out circle/node/snopt" in printed
@@ -163,3 +174,24 @@ def test_published_numbers_name_their_source():
     for published in PUBLISHED.values():
         assert set(published.values) == {"adam", "sgd", "snopt"}
         assert published.source
+
+
+def test_several_at_once_draw_no_bars(conf, trained, tmp_path):
+    assert command(tmp_path, "--seeds", "0", "--jobs", "2") == 0
+    assert all("logger.progress=plain" in overrides for overrides in trained)
+    assert command(tmp_path, "--jobs", "0") == 1
+
+
+def test_reference_is_every_optimizer_for_the_same_seconds():
+    planned = jobs.plan(jobs.experiments()["reference"], [0, 1], None)
+    tasks = {}
+    for job in planned:
+        settings = job.config
+        tasks.setdefault(settings["task"]["name"], []).append(job)
+        assert settings["train"]["max_epochs"] is None
+        assert settings["threads"] == 1
+    assert len(tasks) == 10
+    for runs in tasks.values():
+        assert len({job.folder for job in runs}) == len(runs) == 14
+        assert len({str(job.config["train"]) for job in runs}) == 1
+        assert {j.config["optim"].get("rule") for j in runs} == {None, "adam", "paper"}
