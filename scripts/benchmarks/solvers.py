@@ -32,6 +32,11 @@ def candidates(rtol: float, atol: float) -> dict[str, dict[str, Any]]:
         "dopri5, adjoint-seminorm": {**adaptive, "gradient": "adjoint-seminorm"},
         "dopri5, checkpoint": {**adaptive, "gradient": "checkpoint"},
         "dopri5, direct": {**adaptive, "gradient": "direct"},
+        "dopri5, checkpoint, warm start": {
+            **adaptive,
+            "gradient": "checkpoint",
+            "warm_start": True,
+        },
         "dopri5, direct, warm start": {**adaptive, "gradient": "direct", "warm_start": True},
     }
     tight = rtol < 1e-4
@@ -111,9 +116,13 @@ def rows(workload: Workload, rounds: int, steps: int) -> list[list[Cell]]:
 
 
 def choose(seconds: Mapping[str, float], errors: Mapping[str, float]) -> str:
-    """The fastest whose error is no larger than the paper's own."""
+    """The fastest whose error is no larger than the paper's own.
+
+    Where several are within a tenth of the fastest, the one with the smallest error.
+    """
     good = [name for name in seconds if errors[name] <= errors[PAPER]]
-    return min(good, key=lambda name: seconds[name])
+    limit = 1.1 * min(seconds[name] for name in good)
+    return min((name for name in good if seconds[name] <= limit), key=lambda name: errors[name])
 
 
 def _step(workload: Workload, model: nn.Module) -> Callable[[], object]:

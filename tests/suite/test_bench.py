@@ -144,6 +144,8 @@ def test_the_choice_is_the_fastest_that_is_as_good_as_the_paper_s():
     errors = {PAPER: 1e-3, "rough": 2e-3, "as good": 1e-3, "better": 1e-5, "failed": math.nan}
     seconds = {PAPER: 4.0, "rough": 0.5, "as good": 1.0, "better": 2.0}
     assert choose(seconds, errors) == "as good"
+    # Times so close are no difference; errors are.
+    assert choose({**seconds, "better": 1.05}, errors) == "better"
 
 
 def test_candidates_are_measured_on_a_tuple_state():
