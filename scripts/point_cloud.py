@@ -119,7 +119,8 @@ def _net(name: str, seed: int, dtype: torch.dtype) -> PointNet:
     return PointNet({"name": name}, {}).to(dtype)
 
 
-def _points(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+def clouds(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Points (R, 50, 2) and targets (R, 50, 1) of the published recipe, one cloud a seed."""
     made = [make_nested_spheres(22, 28, seed) for seed in seeds]
     points = np.stack([points for points, _ in made])
     targets = np.stack([targets for _, targets in made])
@@ -137,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sets.update({f"fixed, set {k}": [k] * options.repeats for k in range(options.sets)})
     for name in options.models.split(","):
         for label, data_seeds in sets.items():
-            errors = train(name, *_points(data_seeds), weights, options.steps)
+            errors = train(name, *clouds(data_seeds), weights, options.steps)
             solved = int((errors <= THRESHOLD).sum())
             low, high = interval(solved, len(errors))
             row = {

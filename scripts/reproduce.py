@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from scripts.family_study import write_study
+from scripts.horizon_study import horizon_markdown
 from scripts.jobs import Job, chosen, estimate, experiments, plan, wall_factor
 from scripts.pool import INTERRUPTED, run_all
 from scripts.published import PUBLISHED
@@ -116,7 +117,7 @@ def _draw(jobs: Sequence[Job], root: Path, folder: Path) -> Report:
             left_out.append(LeftOut(job.folder, str(error)))
     report = write_runs(runs, left_out, root, folder)
     if report.tables:
-        text = write_study(runs, folder) or _markdown(report)
+        text = write_study(runs, folder) or horizon_markdown(runs) or _markdown(report)
         save(folder / "table.md", text.encode())
     return report
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from scripts import point_cloud
 from tasks.data import measurements
 from tasks.data.errors import DataError
 from tasks.data.measurements import read_plane_vibration, read_silverbox, read_walker2d
@@ -231,31 +232,18 @@ def test_steps_reduce_the_loss(name: str) -> None:
         assert losses[-1] < losses[0], task.name
 
 
-def train_point_cloud(name: str, seed: int) -> float:
-    """Training error after the published 300 steps."""
-    task = NestedSpheres()
-    batch = task.load(Path(), seed, CPU, torch.float32).train
-    torch.manual_seed(seed)
-    solver = {"method": "rk4", "options": {"steps": 6}, "gradient": "direct"}
-    model = task.build_model({"name": name}, solver)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(300):
-        optimizer.zero_grad()
-        loss = task.loss(task.forward(model, batch, NOISE), batch)
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        return task.loss(task.forward(model, batch, NOISE), batch).item()
-
-
 @pytest.mark.slow
 def test_heavy_balls_solve_the_point_cloud_more_often_than_a_plain_flow() -> None:
-    """A6: published, 76 of 100 runs of HBNODE end at or below 1e-3, on one fixed set of points.
+    """A6: published, 76 of 100 runs of HBNODE end at or below 1e-3.
 
-    With points drawn anew for every seed it is about every second run, so the bound is lower here;
-    most of the others end at 0.08, one point on the wrong side of a saturated output.
+    Whether a run does depends on its points as much as on its weights, so both are drawn anew. The
+    others mostly end at 0.08: one point on the wrong side of a saturated output. A plain flow can
+    lead fifty points past each other too, through gaps in the ring, but does so less often.
     """
-    heavy_ball = [train_point_cloud("hbnode", seed) for seed in range(16)]
-    plain = [train_point_cloud("node", seed) for seed in range(8)]
-    assert sum(error <= 1e-3 for error in heavy_ball) >= 6
-    assert sum(error <= 1e-3 for error in plain) <= 2
+    solved = {}
+    for name, runs in (("hbnode", 40), ("node", 20)):
+        points, targets = point_cloud.clouds(range(1000, 1000 + runs))
+        errors = point_cloud.train(name, points, targets, range(runs), 4)
+        solved[name] = float((errors <= point_cloud.THRESHOLD).double().mean())
+    assert solved["hbnode"] >= 0.6
+    assert solved["node"] <= 0.4

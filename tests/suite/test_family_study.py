@@ -77,7 +77,7 @@ def test_intervals_are_wilsons() -> None:
 @pytest.mark.parametrize("name", ["anode", "ghbnode", "adamnode"])
 def test_networks_trained_together_are_those_trained_alone(name: str, monkeypatch) -> None:
     monkeypatch.setattr(point_cloud, "STEPS", 4)
-    points, targets = point_cloud._points([5, 6])
+    points, targets = point_cloud.clouds([5, 6])
     together = point_cloud.train(name, points, targets, [0, 1], steps=8)
     solver = {"method": "dopri5", "rtol": 1e-10, "atol": 1e-10, "gradient": "direct"}
     for run in (0, 1):

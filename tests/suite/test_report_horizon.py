@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scripts.horizon_study import horizon_markdown
 from tasks.report.comparison import compare
 from tasks.report.horizon_figure import has_horizon, horizon_figure
 from tasks.report.nfe import per_step
@@ -51,6 +52,20 @@ def test_the_report_holds_it_only_where_there_is_one(tmp_path):
     assert "horizon-mnist-node.png" in names[0]
     assert not any(name.startswith("horizon") for name in names[1])
     assert "Integration time" in (tmp_path / "a/report.html").read_text()
+
+
+def test_the_table_says_where_t_began_and_ended(tmp_path):
+    with_horizon(tmp_path, "feedback", 1.0, config_hash="aaaaaaaa")
+    with_horizon(tmp_path, "feedback", 1.0, seed=1, config_hash="aaaaaaaa")
+    with_horizon(tmp_path, "fixed", 0.05, config_hash="bbbbbbbb")
+    rows = horizon_markdown(read_runs(tmp_path)[0]).splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[1:8] for row in cells] == [
+        ["400", "1", "feedback", "0.1", "2", "0.96", "30 to 30"],
+        ["400", "0.05", "fixed", "none", "1", "0.05", "30 to 30"],
+    ]
+    made_up_run(tmp_path / "none")
+    assert horizon_markdown(read_runs(tmp_path / "none")[0]) == ""
 
 
 def test_evaluations_of_a_step_come_from_the_counters(tmp_path):

@@ -1,0 +1,69 @@
+"""The table of runs whose integration time was traced or moved."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from tasks.report.nfe import per_step
+from tasks.report.runs import Run
+from tasks.report.spread import Spread
+from tasks.report.wording import metric_style, number, spread
+
+_T = ("train", "horizon/T")
+
+
+def horizon_markdown(runs: Sequence[Run]) -> str:
+    """T at both ends of training, and what it cost and gave, one row a rule and start.
+
+    Args:
+        runs: all runs of an experiment; those without an integration time are left aside.
+
+    Returns:
+        Markdown; empty where no run has one.
+    """
+    groups: dict[tuple[str, str, float, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        if _T in run.curves:
+            settings = run.config.get("horizon", {})
+            start = float(run.curves[_T].values[0])
+            bound = str(settings.get("max_change") or "none")
+            groups[run.provenance, str(settings.get("rule")), start, bound].append(run)
+    if not groups:
+        return ""
+    metric = next(iter(groups.values()))[0].metric
+    show = metric_style(metric)
+    lines = [
+        "| data | steps | T0 | rule | bound of an update | seeds | T at the end "
+        f"| evaluations a step, first and last tenth | s a step | train loss | test {metric} |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (data, rule, start, bound), members in sorted(groups.items(), key=lambda g: -g[0][2]):
+        cells = (
+            data,
+            " / ".join(sorted({str(run.steps) for run in members})),
+            number(start),
+            rule,
+            bound,
+            str(len(members)),
+            spread(Spread.of(run.curves[_T].final for run in members)),
+            " to ".join(number(part) for part in _evaluations(members)),
+            spread(Spread.of(run.seconds / run.steps for run in members if run.steps)),
+            spread(Spread.of(run.curves["train", "loss"].final for run in members)),
+            spread(Spread.of(run.curves["test", metric].final for run in members), show),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _evaluations(members: Sequence[Run]) -> tuple[float, float]:
+    """Medians over seeds of a step's evaluations, forward and backward together."""
+    ends = []
+    for run in members:
+        both = per_step(run).parts.sum(axis=0)
+        some = max(1, len(both) // 10)
+        ends.append((both[:some].mean(), both[-some:].mean()))
+    first, last = np.median(ends, axis=0)
+    return float(first), float(last)
