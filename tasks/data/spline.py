@@ -23,8 +23,17 @@ def fill(values: Float[Array, "n t c"]) -> Float[Array, "n t c"]:
     incomplete = np.isnan(columns).any(axis=1)
     if not incomplete.any():
         return values
+    observed = ~np.isnan(columns)
+    knots = observed.sum(axis=1)
+    # Most series only end early: what follows their last value repeats it.
+    grid = np.arange(values.shape[1])
+    short = incomplete & (knots > 0) & (observed == (grid < knots[:, None])).all(axis=1)
     filled = columns.copy()
-    filled[incomplete] = _interpolate(columns[incomplete])
+    last = np.minimum(grid, knots[short][:, None] - 1)
+    filled[short] = np.take_along_axis(columns[short], last, axis=1)
+    gaps = incomplete & ~short
+    if gaps.any():
+        filled[gaps] = _interpolate(columns[gaps])
     return filled.reshape(values.shape[0], values.shape[2], -1).transpose(0, 2, 1)
 
 

@@ -43,6 +43,20 @@ def test_observations_are_kept_and_ends_repeat() -> None:
     np.testing.assert_allclose(filled[[0, 5, 6]], [1.0, 2.0, 2.0])
 
 
+def test_series_that_end_early_equal_scipy_too() -> None:
+    generator = np.random.default_rng(1)
+    values = generator.normal(size=(6, 9, 2))
+    for case, end in enumerate((1, 2, 5, 8, 9, 0)):
+        values[case, end:] = np.nan
+    values[2, 3, 1] = np.nan  # and one with a gap besides
+    filled = spline.fill(values)
+    for case in range(6):
+        for channel in range(2):
+            np.testing.assert_allclose(
+                filled[case, :, channel], expected(values[case, :, channel]), atol=1e-12
+            )
+
+
 def test_straight_line_stays_straight() -> None:
     line = np.arange(9.0)
     gaps = line.copy()
