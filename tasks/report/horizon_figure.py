@@ -100,7 +100,13 @@ def _finish(panels: Sequence[Axes], comparison: Comparison) -> None:
         axes.grid(visible=True, color="#E4E4E4", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=8)
-    panels[0].set_ylim(bottom=0)
+    runs = [run for series in comparison.series for run in series.runs if _T in run.curves]
+    starts = [_start(run) for run in runs]
+    if max(starts) > 4 * min(starts):
+        panels[0].set_yscale("log")
+        panels[0].set_title("T (log)", fontsize=10)
+    else:
+        panels[0].set_ylim(bottom=0)
     panels[2].set_yscale("log")
     for axes in panels[3:5]:
         axes.set_yscale("symlog", linthresh=0.01)
