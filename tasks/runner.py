@@ -96,14 +96,12 @@ class Runner:
             splits.train, task.batch_size, settings.seed, rank=world.rank, world=world.size
         )
         train = settings.train
-        subset = evenly_spaced(splits.train, train.eval_train_samples)
-        #: By split, what the last evaluation measures, and what those before it do.
-        self._whole = {"train": subset, "valid": splits.valid, "test": splits.test}
-        self._part = {
-            "train": subset,
+        self._measured = {
+            "train": evenly_spaced(splits.train, train.eval_train_samples),
             "valid": evenly_spaced(splits.valid, train.eval_valid_samples),
             "test": evenly_spaced(splits.test, train.eval_test_samples),
         }
+        self._test = splits.test
         self.total_steps = self._total_steps()
         self.schedule = Schedule(
             optimizer, settings.schedule, self.total_steps, self.order.steps_per_epoch
@@ -270,9 +268,11 @@ class Runner:
         clock.switch("data")
 
     def evaluate(self) -> None:
-        """Measure the splits, and write it down; the last time, all of validation and test."""
+        """Measure the splits, and write it down; the last time, the whole test split."""
         state, metric = self.state, self.task.metric
-        parts = self._part if self._at_limit() is None else self._whole
+        parts = dict(self._measured)
+        if self._at_limit() is not None:
+            parts["test"] = self._test
         with self.clock.during("evaluation"), untouched(self.model, self.world.device):
             try:
                 state.final = {

@@ -195,6 +195,10 @@ def _notes(members: Sequence[Run]) -> list[str]:
     for name in _differing(machines):
         values = sorted({str(row.get(name)) for row in machines})
         notes.append(f"Seconds may not compare: {name} = {' / '.join(values)}.")
+    parts = {_get(r.config, "train", "eval_test_samples") for r in members} - {None}
+    if parts:
+        sizes = " / ".join(str(size) for size in sorted(parts))
+        notes.append(f"Test values before the last are of {sizes} test samples, the last of all.")
     commits = sorted({str(r.environment.get("snopt")) for r in members})
     if len(commits) > 1:
         notes.append(f"Not made by the same version of the code: {' / '.join(commits)}.")
@@ -206,6 +210,11 @@ def _notes(members: Sequence[Run]) -> list[str]:
         notes.append(f"Seeds differ ({'; '.join(texts)}).")
     notes.extend(f"{run.path}: {remark}." for run in members for remark in run.remarks)
     return notes
+
+
+def _get(config: Mapping[str, Any], section: str, key: str) -> Any:
+    part = config.get(section)
+    return part.get(key) if isinstance(part, Mapping) else None
 
 
 def _listed(seeds: set[int]) -> str:

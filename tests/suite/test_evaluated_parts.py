@@ -1,4 +1,4 @@
-"""Evaluations on parts of the splits: which part, when, and that the last one takes everything."""
+"""Evaluations on parts of the splits: which part and when, and the whole test split at the end."""
 
 import pytest
 
@@ -22,19 +22,21 @@ def sizes(monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [{"max_steps": 4}, {"max_epochs": 1, "max_steps": None}])
-def test_the_last_evaluation_takes_all_of_valid_and_test(tmp_path, sizes, limit) -> None:
+def test_the_last_evaluation_takes_the_whole_test_split(tmp_path, sizes, limit) -> None:
     parts = {"eval_train_samples": 9, "eval_valid_samples": 5, "eval_test_samples": 6}
     record = fake.train(tmp_path, train={"eval_every_steps": 2, **parts, **limit})
     evaluations = list(zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True))
     assert evaluations[:-1] == [(9, 5, 6)] * (len(evaluations) - 1)
-    assert evaluations[-1] == (9, 40, 40)
+    assert evaluations[-1] == (9, 5, 40)
     assert len(evaluations) == record["steps"] // 2 + 1 + record["steps"] % 2
 
 
 def test_parts_change_nothing_but_what_is_measured(tmp_path) -> None:
     whole = fake.train(tmp_path / "whole")
-    part = fake.train(tmp_path / "part", train={"eval_valid_samples": 3, "eval_test_samples": 3})
-    assert part["final"] == whole["final"]
+    part = fake.train(tmp_path / "part", train={"eval_train_samples": 3, "eval_test_samples": 3})
+    assert part["final"]["test"] == whole["final"]["test"]
+    assert part["final"]["valid"] == whole["final"]["valid"]
+    assert part["final"]["train"] != whole["final"]["train"]
 
 
 def test_splits_that_are_not_asked_for_are_not_measured(tmp_path) -> None:

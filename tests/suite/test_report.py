@@ -187,6 +187,16 @@ def test_settings_that_differ_between_optimizers_are_pointed_out(tmp_path):
     assert "solver.rtol = 0.001 / 0.1" in notes
     assert "device_name = another / made-up" in notes
     assert "version of the code: 0123abc / None" in notes
+    assert "test samples" not in notes
+
+
+def test_a_test_curve_of_a_part_of_the_split_is_said_to_be_one(tmp_path):
+    folder = made_up_run(tmp_path)
+    config = (folder / "config.yaml").read_text()
+    config = config.replace("max_seconds: 40", "max_seconds: 40\n  eval_test_samples: 192")
+    (folder / "config.yaml").write_text(config)
+    (note,) = write_report(tmp_path).tables[0].comparison.notes
+    assert note == "Test values before the last are of 192 test samples, the last of all."
 
 
 def test_metric_and_task_can_be_chosen(tmp_path, suite):
