@@ -147,11 +147,14 @@ def _labels(optim: str, by_hash: Mapping[str, Sequence[Run]]) -> dict[str, str]:
         return dict.fromkeys(by_hash, optim)
     flat = {h: flatten(_settings(runs[0].config)) for h, runs in by_hash.items()}
     differing = _differing(flat.values())
-    labels = {}
-    for config_hash, settings in flat.items():
-        parts = [f"{k.removeprefix('optim.')}={settings.get(k)}" for k in differing[:3]]
-        labels[config_hash] = f"{optim} ({', '.join(parts)})" if parts else ""
-    if len(set(labels.values())) < len(labels):
+    labels: dict[str, str] = {}
+    for most in range(1, 4):  # as few settings as tell them apart
+        for config_hash, settings in flat.items():
+            parts = [f"{k.removeprefix('optim.')}={settings.get(k)}" for k in differing[:most]]
+            labels[config_hash] = f"{optim} ({', '.join(parts)})" if parts else ""
+        if len(set(labels.values())) == len(labels):
+            break
+    else:
         # More differs than a label can say: the hash is in the folder's name.
         labels = {h: f"{optim} [{h}]" for h in by_hash}
     return labels
@@ -164,8 +167,9 @@ def _differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _by_importance(name: str) -> tuple[bool, bool, str]:
-    # Where integration times differ, rule and start say more than the numbers that go with them.
-    return (not name.startswith("optim."), name not in ("horizon.rule", "horizon.T0"), name)
+    # An update's rule, and a horizon's rule and start, say more than the numbers that go with them.
+    telling = ("optim.rule", "horizon.rule", "horizon.T0")
+    return (not name.startswith("optim."), name not in telling, name)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,6 +190,14 @@ def test_settings_that_differ_between_optimizers_are_pointed_out(tmp_path):
     assert "test samples" not in notes
 
 
+def test_the_rule_tells_variants_of_snopt_apart_before_all_else(tmp_path):
+    for rule, basis in (("adam", "gradient"), ("paper", "curvature")):
+        settings = {"rule": rule, "basis": basis, "lr": 0.1 if rule == "adam" else 0.2}
+        made_up_run(tmp_path, optim="snopt", config_hash=rule, optim_settings=settings)
+    labels = [row.series.label for row in write_report(tmp_path).tables[0].rows]
+    assert labels == ["snopt (rule=adam)", "snopt (rule=paper)"]
+
+
 def test_a_test_curve_of_a_part_of_the_split_is_said_to_be_one(tmp_path):
     folder = made_up_run(tmp_path)
     config = (folder / "config.yaml").read_text()
