@@ -21,6 +21,8 @@ TRAIN_LOSS: tuple[Key, ...] = (("train", "loss"), ("train", "batch_loss"))
 _IGNORED = ("seed", "device", "data", "results", "logger", "hydra", "experiment")
 # Settings that an honest comparison shares between its optimizers, apart from the optimizer.
 _SHARED = ("task", "model", "solver", "dtype", "train")
+# These say more than the numbers that go with them, and are named wherever they differ.
+_TELLING = frozenset({"optim.rule", "horizon.rule", "horizon.T0"})
 _MACHINE = ("device_name", "device", "threads", "cores", "processes", "torch")
 
 
@@ -148,7 +150,8 @@ def _labels(optim: str, by_hash: Mapping[str, Sequence[Run]]) -> dict[str, str]:
     flat = {h: flatten(_settings(runs[0].config)) for h, runs in by_hash.items()}
     differing = _differing(flat.values())
     labels: dict[str, str] = {}
-    for most in range(1, 4):  # as few settings as tell them apart
+    fewest = max(1, len(_TELLING.intersection(differing)))
+    for most in range(fewest, 4):  # as few settings as tell them apart
         for config_hash, settings in flat.items():
             parts = [f"{k.removeprefix('optim.')}={settings.get(k)}" for k in differing[:most]]
             labels[config_hash] = f"{optim} ({', '.join(parts)})" if parts else ""
@@ -167,9 +170,7 @@ def _differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _by_importance(name: str) -> tuple[bool, bool, str]:
-    # An update's rule, and a horizon's rule and start, say more than the numbers that go with them.
-    telling = ("optim.rule", "horizon.rule", "horizon.T0")
-    return (not name.startswith("optim."), name not in telling, name)
+    return (not name.startswith("optim."), name not in _TELLING, name)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
