@@ -36,7 +36,7 @@ from tasks.settings import ConfigError, require_choice
 from tasks.shelf import Shelf
 
 #: Times the seconds given after which a trial is ended: settings can make a solve costly.
-CEILING = 2.0
+CEILING = 3.0
 
 
 def remembered(path: Path, asked: Mapping[str, Any], measure: Callable[[], int]) -> int:
