@@ -56,6 +56,7 @@ def point_cloud_figure(runs: Sequence[Run]) -> Figure:
         axes.set_ylabel(f"evaluations of a {word} solve", fontsize=9)
         _plain(axes)
     curves.legend(handles=_handles(families), **_BELOW)
+    figure.suptitle(_title(runs), fontsize=11, fontweight="bold")
     return figure
 
 
@@ -84,10 +85,10 @@ def growth_figure(growth: Mapping[str, Mapping[str, np.ndarray]], output: np.nda
         axes.set_title(titles.get(forcing, forcing), fontsize=10)
         axes.set_xlabel("time (samples)", fontsize=9)
         _plain(axes)
-    panels[0].set_ylabel("norm of the state", fontsize=9)
+    panels[0].set_ylabel("norm of the state: mean (thick), draws (thin)", fontsize=9)
     first = next(iter(growth.values()))
     note = Line2D([], [], color="#444444", linestyle="dotted", label="measured output")
-    figure.legend(handles=[*_handles(first, " (mean; thin: draws)"), note], **_BELOW)
+    figure.legend(handles=[*_handles(first), note], **_BELOW)
     return figure
 
 
@@ -124,11 +125,13 @@ def forecast_figure(runs: Sequence[Run]) -> Figure:
         for one in series if len(series) > 1 else ():
             errors.plot(ahead, one, color=COLOURS[name], alpha=0.3, linewidth=0.7)
     errors.set_xlabel("samples after the window", fontsize=9)
-    errors.set_ylabel("mean squared error, test", fontsize=9)
+    errors.set_ylabel("mean squared error, test (log)", fontsize=9)
+    errors.set_yscale("log")
     _plain(errors)
     _draw_channels(channels, outputs, truth, 2 * window)
     handles = [Line2D([], [], label="measured", marker="o", **_TRUTH), *_handles(families)]
     lower.legend(handles=handles, **_BELOW)
+    figure.suptitle(_title(runs), fontsize=11, fontweight="bold")
     return figure
 
 
@@ -192,15 +195,19 @@ def _draw_channels(
         error = ((out - truth)[:, start:] ** 2).mean(axis=(0, 1))
         axes.bar(places + (index + 0.5) * width - 0.4, error, width, color=COLOURS[name])
     axes.set_xticks(places, CHANNELS, fontsize=8, rotation=15)
-    axes.set_ylabel("mean squared error of the forecast", fontsize=9)
+    axes.set_ylabel("mean squared error of the forecast (log)", fontsize=9)
+    axes.set_yscale("log")
     _plain(axes)
 
 
-def _handles(families: Mapping[str, object], note: str = "") -> list[Line2D]:
-    return [
-        Line2D([], [], color=COLOURS[name], linewidth=2.0, label=f"{name}{note}")
-        for name in families
-    ]
+def _title(runs: Sequence[Run]) -> str:
+    steps = " / ".join(sorted({str(run.steps) for run in runs}))
+    data = " / ".join(sorted({run.provenance for run in runs}))
+    return f"{runs[0].task} after {steps} steps    (data: {data})"
+
+
+def _handles(families: Mapping[str, object]) -> list[Line2D]:
+    return [Line2D([], [], color=COLOURS[name], linewidth=2.0, label=name) for name in families]
 
 
 def _plain(axes: Axes) -> None:
