@@ -43,19 +43,21 @@ class Study:
         key: split and metric of the result.
         tolerances: at which evaluations of the field are measured with the final weights.
         samples: training samples that they are measured on.
+        logged: how long the logged runs trained.
     """
 
     key: Key
     tolerances: tuple[float, ...]
     samples: int
+    logged: str
 
 
 STUDIES = {
-    "nested_spheres": Study(("train", "loss"), (1e-3, 1e-5, 1e-7), 50),
-    "mnist": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4), 8),
-    "cifar10": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4), 8),
-    "plane_vibration": Study(("test", "forecast"), (1e-3, 1e-5, 1e-7), 64),
-    "walker2d": Study(("test", "loss"), (1e-3, 1e-5, 1e-7), 64),
+    "nested_spheres": Study(("train", "loss"), (1e-3, 1e-5, 1e-7), 50, "300 steps"),
+    "mnist": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4), 8, "40 epochs of 60000 images"),
+    "cifar10": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4), 8, "40 epochs of 50000 images"),
+    "plane_vibration": Study(("test", "forecast"), (1e-3, 1e-5, 1e-7), 64, "200 to 500 epochs"),
+    "walker2d": Study(("test", "loss"), (1e-3, 1e-5, 1e-7), 64, "500 epochs"),
 }
 
 NOTE = (
@@ -136,7 +138,9 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
             ]
         )
     data = ", ".join(sorted({run.provenance for run in runs}))
-    return _table(f"{task} (data: {data})", heads, rows) + NOTE.format(study.samples) + "\n"
+    steps = " / ".join(sorted({str(run.steps) for run in runs}))
+    title = f"{task}: {steps} steps here, {study.logged} where logged (data: {data})"
+    return _table(title, heads, rows) + NOTE.format(study.samples) + "\n"
 
 
 def _result(members: Sequence[Run], key: Key) -> str:
