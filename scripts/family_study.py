@@ -64,7 +64,8 @@ NOTE = (
     "Ours: median [range] over seeds at the end of training. Evaluations a step are those of "
     "training with its own solver, late in it; columns with a tolerance were measured afterwards "
     "with the first seed's final weights, dopri5 and the adjoint in float64, on one batch of {} "
-    "training samples, forward/backward. Seconds an epoch are ours on one thread of a busy 2-core "
+    "training samples, forward/backward (failed: no step was small enough, or 1000 were too "
+    "few). Seconds an epoch are ours on one thread of a busy 2-core "
     "machine. Logged: from the HBNODE authors' raw logs, on their budget and machine (evaluations "
     "of a batch late in training, forward/backward); nothing was released for AdamNODE."
 )
