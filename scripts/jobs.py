@@ -91,18 +91,14 @@ def plan(
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF.resolve())):
         every = {choice: _combinations(choice, further) for choice in choices}
         searched = {c for c, runs in every.items() if len({_rate(run) for run in runs}) > 1}
-        first = [(c, run, TRIAL_SEED, True) for c in choices if c in searched for run in every[c]]
-        rest = [
-            (c, run, seed, False)
-            for seed in seeds
+        # Composing takes longest, and the seed is the last to be known.
+        drafts = [
+            (c in searched, _job([f"experiment={c}", "seed=0", *run, *further]))
             for c in choices
-            if c not in searched
             for run in every[c]
         ]
-        return [
-            replace(_job([f"experiment={c}", f"seed={seed}", *run, *further]), trial=trial)
-            for c, run, seed, trial in [*first, *rest]
-        ]
+    trials = [replace(_seeded(job, TRIAL_SEED), trial=True) for search, job in drafts if search]
+    return trials + [_seeded(job, s) for s in seeds for search, job in drafts if not search]
 
 
 def chosen(trials: Sequence[Job], seeds: Sequence[int]) -> list[Job]:
@@ -116,12 +112,7 @@ def chosen(trials: Sequence[Job], seeds: Sequence[int]) -> list[Job]:
         names = tuple(job.config[part].get("name") for part in ("task", "model", "optim"))
         if isinstance(loss, (int, float)) and math.isfinite(loss):
             best[names] = min(best.get(names, (math.inf, job)), (loss, job), key=lambda x: x[0])
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF.resolve())):
-        return [
-            _job([f"seed={seed}" if o.startswith("seed=") else o for o in job.overrides])
-            for seed in seeds
-            for _, job in best.values()
-        ]
+    return [replace(_seeded(job, s), trial=False) for s in seeds for _, job in best.values()]
 
 
 def _combinations(choice: str, extra: Sequence[str]) -> list[list[str]]:
@@ -153,6 +144,18 @@ def _job(overrides: Sequence[str]) -> Job:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{' '.join(overrides)}: {error}") from error
     return Job(tuple(overrides), run_folder(settings), dict(settings.config))
+
+
+def _seeded(job: Job, seed: int) -> Job:
+    """The same run with another seed."""
+    settings = Settings.read({**job.config, "seed": seed})
+    overrides = (f"seed={seed}" if o.startswith("seed=") else o for o in job.overrides)
+    return replace(
+        job,
+        overrides=tuple(overrides),
+        folder=run_folder(settings),
+        config=dict(settings.config),
+    )
 
 
 def estimate(job: Job, root: Path) -> float:

@@ -1,6 +1,7 @@
 """Run what is missing of an experiment, then draw it: ``python -m scripts.reproduce paper/images``.
 
-An experiment is a folder of ``conf/experiment`` with one file a run; ``all`` stands for every one.
+An experiment is a folder of ``conf/experiment``, with one file a run or a sweep, or one such file
+(``reference/digits``); ``all`` stands for every one.
 Finished runs are skipped and interrupted ones resumed, so the command can be stopped at any time
 and given again. It writes ``comparison.png``, ``report.html``, ``summary.csv``, and ``table.md``
 with published numbers beside ours, to ``<results>/reproduced/<experiment>/``.
@@ -37,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     out, err = console(), console(stderr=True)
     known = experiments()
-    choices = known.get(options.experiment)
-    if choices is None:
+    single = [choice for choice in known.get("all", []) if choice == options.experiment]
+    choices = known.get(options.experiment) or single
+    if not choices:
         names = ", ".join(sorted(known)) or "none, conf/experiment holds no folder"
         err.print(f"{options.experiment}: no such experiment. Choices: {names}.")
         return 1
@@ -188,7 +190,9 @@ def _print_plan(jobs: Sequence[Job], root: Path, at_once: int, out: Console) -> 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.reproduce", description=__doc__)
-    parser.add_argument("experiment", help="a folder of conf/experiment (paper/images), or all")
+    parser.add_argument(
+        "experiment", help="a folder or file of conf/experiment (paper/images), or all"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas (0,1,2)")
     parser.add_argument("--budget", type=float, help="training seconds of each run, at most")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")

@@ -163,6 +163,13 @@ def test_failed_runs_are_named_and_the_others_drawn(conf, trained, tmp_path, mon
     assert "| circle |" in printed
 
 
+def test_a_single_file_is_an_experiment_too(conf, trained, tmp_path):
+    arguments = ["paper/flows/circle-snopt", "--seeds", "0", "--results", str(tmp_path / "r")]
+    assert reproduce.main(arguments) == 0
+    assert len(trained) == 1
+    assert (tmp_path / "r/reproduced/paper-flows-circle-snopt/table.md").is_file()
+
+
 def test_unknown_experiments_and_keys_are_explained(conf, tmp_path, capsys):
     assert reproduce.main(["paper/pictures"]) == 1
     assert "paper/flows" in capsys.readouterr().err
