@@ -27,7 +27,7 @@ def run_all(
     """Run every command, at most ``jobs`` at a time, in order.
 
     Ctrl-C or SIGTERM interrupts those that run, once, and starts no more; so does a command that
-    was interrupted itself.
+    was interrupted itself. A second signal kills them.
 
     Args:
         commands: programs with their arguments.
@@ -40,34 +40,31 @@ def run_all(
     """
     codes: list[int | None] = [None] * len(commands)
     running: dict[int, subprocess.Popen[bytes]] = {}
-    following = iter(enumerate(commands))
+    following = list(enumerate(commands))
     stopped = False
-    try:
-        with _stoppable():
-            while True:
-                while not stopped and len(running) < jobs:
-                    index, command = next(following, (-1, ()))
-                    if not command:
-                        break
+    with _signals() as heard:
+        try:
+            while running or (following and not stopped):
+                if heard and not stopped:
+                    stopped = True
+                    _interrupt(running)
+                if len(heard) > 1:  # told twice: no more patience
+                    for process in running.values():
+                        process.kill()
+                while following and not stopped and not heard and len(running) < jobs:
+                    index, command = following.pop(0)
                     begin(index)
                     # A session of its own: an interruption reaches it from here alone, once.
                     running[index] = subprocess.Popen(command, cwd=cwd, start_new_session=True)
-                if not running:
-                    return codes
                 ended = _collect(running, codes)
                 if any(codes[index] == INTERRUPTED for index in ended) and not stopped:
                     stopped = True
                     _interrupt(running)
                 time.sleep(0 if ended else _POLL)
-    except KeyboardInterrupt:
-        _interrupt(running)
-        while running:
-            _collect(running, codes)
-            time.sleep(_POLL)
-        return codes
-    finally:
-        for process in running.values():  # only where waiting for them was interrupted, too
-            process.kill()
+            return codes
+        finally:
+            for process in running.values():  # only where something else went wrong
+                process.kill()
 
 
 def _collect(running: dict[int, subprocess.Popen[bytes]], codes: list[int | None]) -> list[int]:
@@ -83,18 +80,22 @@ def _interrupt(running: dict[int, subprocess.Popen[bytes]]) -> None:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM inside raises :class:`KeyboardInterrupt`, as Ctrl-C does."""
+def _signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM inside are noted, so that none falls between a start and its record."""
+    heard: list[int] = []
 
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    def note(number: int, frame: Any) -> None:
+        heard.append(number)
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
     except ValueError:  # not in the main thread, which alone gets signals
-        yield
+        yield heard
         return
     try:
-        yield
+        yield heard
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

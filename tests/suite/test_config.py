@@ -89,7 +89,7 @@ def test_one_step_of_every_gradient(solver, gradient, tmp_path) -> None:
     assert experiment.train(settings)["outcome"] == "completed"
 
 
-@pytest.mark.parametrize("optim", [o for o in CHOICES["optim"] if o != "lbfgs"])
+@pytest.mark.parametrize("optim", [o for o in CHOICES["optim"] if o not in ("lbfgs", "sgd_field")])
 def test_field_has_a_learning_rate_of_its_own(optim, tmp_path) -> None:
     overrides = [f"optim={optim}", "optim.field_lr=1e-5", "task=digits", *TINY["digits"]]
     settings = read(*overrides, f"results.root={tmp_path}", *ONE_STEP)
