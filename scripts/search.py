@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ Configure = Callable[[Changes], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried, by dotted key, and the loss at the end for every seed."""
+    """Settings that were tried, by dotted key, and the loss at the end for every seed they had."""
 
     changes: Changes
     losses: tuple[float, ...]
@@ -135,20 +135,26 @@ def search(
     trials: int,
     steps: int,
     seeds: Sequence[int],
+    finalists: int = 2,
     select: str = "train",
     draw_seed: int = 0,
     ceiling: float | None = None,
     shelf: Shelf | None = None,
     report: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
-    """Try every point with every seed; best first.
+    """Try every point with the first seed, the best of them with the others; best first.
+
+    One seed alone can choose settings that collapse on the next, and all seeds for every point
+    would be spent on points that are out of the running.
 
     Args:
         configure: the resolved configuration with changes, by dotted key.
         optim: a key of ``RATES``.
         trials: points tried.
         steps: training steps of each run.
-        seeds: seeds of each point, none of ``REPORTED_SEEDS``.
+        seeds: none of ``REPORTED_SEEDS``.
+        finalists: points that go on to the seeds after the first; one that diverges there makes
+            room for the next best.
         select: ``train`` or ``valid``.
         draw_seed: of the points.
         ceiling: training seconds after which a run is ended, whatever its steps.
@@ -159,21 +165,36 @@ def search(
         ConfigError: a setting that cannot be, or an optimizer without a range.
     """
     require_choice("optim", optim, RATES)
-    for name, value in (("trials", trials), ("steps", steps)):
+    for name, value in (("trials", trials), ("steps", steps), ("finalists", finalists)):
         if value < 1:
             raise ConfigError(f"--{name}={value}: must be at least 1.")
     reserved = [seed for seed in seeds if seed in REPORTED_SEEDS]
     if reserved:
         raise ConfigError(f"--seeds: {reserved[0]} is for results; tune on others, such as 100.")
-    tried = []
-    for changes in draw(optim, trials, draw_seed, steps):
+
+    def losses(changes: Changes, with_seeds: Sequence[int]) -> tuple[float, ...]:
         limited = {**changes, "train.max_steps": steps}
         if ceiling is not None:
             limited["train.max_seconds"] = ceiling
-        losses = tuple(run(configure, limited, seed, select, shelf) for seed in seeds)
-        tried.append(Trial(changes, losses))
+        return tuple(run(configure, limited, seed, select, shelf) for seed in with_seeds)
+
+    def score(trial: Trial) -> float:
+        return trial.score
+
+    first, others = seeds[:1], seeds[1:]
+    tried = []
+    for changes in draw(optim, trials, draw_seed, steps):
+        tried.append(Trial(changes, losses(changes, first)))
         report(tried[-1])
-    return sorted(tried, key=lambda trial: trial.score)
+    tried.sort(key=score)
+    if not others:
+        return tried
+    final: list[Trial] = []
+    while tried and sum(math.isfinite(trial.score) for trial in final) < finalists:
+        trial = tried.pop(0)
+        final.append(replace(trial, losses=trial.losses + losses(trial.changes, others)))
+        report(final[-1])
+    return sorted(final, key=score) + tried
 
 
 def render(tried: Sequence[Trial], optim: str, command: str, about: str) -> str:

@@ -3,9 +3,10 @@
 Every optimizer gets the same number of trials, training seconds and points. A trial is as many
 steps as the optimizer makes in the seconds given, timed once, so that a busy moment cannot cut it
 short; the points are a scrambled Sobol sequence, scaled to the ranges of ``RATES`` and to the
-choices that are the same for all. The lowest loss at the end of training wins, on the evaluated
-part of the training split, or with ``--select valid`` on the validation split; nothing looks at the
-test split, and seeds 0 to 9 are left to what is reported. The winner goes to
+choices that are the same for all. Every point runs with the first of the seeds, the best two
+(``--finalists``) with the others too; the lowest mean loss at the end of training wins, on the
+evaluated part of the training split, or with ``--select valid`` on the validation split; nothing
+looks at the test split, and seeds 0 to 9 are left to what is reported. The winner goes to
 ``conf/tuned/<task>-<optim>.yaml``, which says how it was found. What is finished is kept under
 ``--results`` and not made again, so the command can be stopped at any time and given again.
 """
@@ -103,7 +104,8 @@ def _each(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> int:
     rest = [o for o in options.overrides if o.partition("=")[0] not in ("task", "optim")]
     flags = [f"--trials={options.trials}", f"--seconds={options.seconds}"]
     flags += [] if options.steps is None else [f"--steps={options.steps}"]
-    flags += [f"--seeds={options.seeds}", f"--select={options.select}"]
+    flags += [f"--seeds={options.seeds}", f"--finalists={options.finalists}"]
+    flags += [f"--select={options.select}"]
     flags += [f"--draw-seed={options.draw_seed}", f"--results={options.results.resolve()}"]
     flags += [] if options.out is None else [f"--out={options.out.resolve()}"]
     program = [sys.executable, "-m", "scripts.tune"]
@@ -151,6 +153,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         trials=options.trials,
         steps=steps,
         seeds=seeds,
+        finalists=options.finalists,
         select=options.select,
         draw_seed=options.draw_seed,
         ceiling=CEILING * options.seconds,
@@ -166,11 +169,16 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     command = (
         f"python -m scripts.tune {' '.join(options.overrides)} --trials {options.trials} "
         f"--seconds {options.seconds:g} --steps {steps} --seeds {seed_list} "
-        f"--select {options.select} --draw-seed {options.draw_seed}"
+        f"--finalists {options.finalists} --select {options.select} --draw-seed {options.draw_seed}"
     )
     about = (
-        f"{steps} steps each (measured here as {options.seconds:g} s), seeds {seed_list}, by the "
-        f"loss at the end on the {options.select} split"
+        f"{steps} steps each (measured here as {options.seconds:g} s), seed {seeds[0]}"
+        + (
+            f", the best {options.finalists} also {','.join(map(str, seeds[1:]))}"
+            if seeds[1:]
+            else ""
+        )
+        + f", by the loss at the end on the {options.select} split"
     )
     path = (options.out or cli.CONF / "tuned") / f"{task}-{optim}.yaml"
     write(path, render(tried, optim, command, about))
@@ -192,7 +200,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trials", type=int, default=8, help="points of the search space (8)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of training, each run (10)")
     parser.add_argument("--steps", type=int, help="of each run, instead of timing --seconds")
-    parser.add_argument("--seeds", default="100", help="separated by commas; 10 or more (100)")
+    parser.add_argument(
+        "--seeds", default="100,101", help="separated by commas; 10 or more (100,101)"
+    )
+    parser.add_argument(
+        "--finalists", type=int, default=2, help="points that the seeds after the first try (2)"
+    )
     parser.add_argument("--select", choices=["train", "valid"], default="train", help="split")
     parser.add_argument("--draw-seed", type=int, default=0, help="of the points (0)")
     parser.add_argument("--jobs", type=int, default=1, help="pairs at a time (1)")

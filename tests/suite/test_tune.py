@@ -57,11 +57,26 @@ def test_search_runs_equal_trials_and_sorts_them(tmp_path) -> None:
     seen: list[dict[str, Any]] = []
     tried = search.search(configure(tmp_path, seen), "adam", trials=3, steps=5, seeds=[100, 101])
     trials = [changes for changes in seen if "optim.lr" in changes]
-    assert [changes["seed"] for changes in trials] == [100, 101] * 3
+    assert [changes["seed"] for changes in trials] == [100] * 3 + [101] * 2
     assert {changes["train.max_steps"] for changes in trials} == {5}
-    assert [trial.score for trial in tried] == sorted(trial.score for trial in tried)
+    assert [len(trial.losses) for trial in tried] == [2, 2, 1]
+    firsts = [trial.losses[0] for trial in tried]
+    assert max(firsts[:2]) <= firsts[2]
+    assert tried[0].score <= tried[1].score
     assert {changes.get("schedule.total_steps", 5) for changes in trials} == {5}
     assert all("train.max_steps" not in trial.changes for trial in tried)
+
+
+def test_settings_that_fail_on_the_next_seed_make_room(tmp_path, monkeypatch) -> None:
+    ends = {100: iter([0.1, 0.2, 0.3, math.inf]), 101: iter([math.inf, 0.5, 0.3])}
+    monkeypatch.setattr(search, "run", lambda configure, changes, seed, *rest: next(ends[seed]))
+    tried = search.search(configure(tmp_path), "adam", trials=4, steps=5, seeds=[100, 101])
+    assert [trial.losses for trial in tried] == [
+        (0.3, 0.3),
+        (0.2, 0.5),
+        (0.1, math.inf),
+        (math.inf,),
+    ]
 
 
 def test_score_is_the_final_loss_of_the_chosen_split(tmp_path) -> None:
@@ -190,8 +205,8 @@ def test_command_writes_a_file_that_composes(tmp_path, monkeypatch, capsys) -> N
     assert path.name == "digits-adam.yaml"
     assert path.parent == tune.cli.CONF / "tuned"
     assert (
-        "task=digits optim=adam --trials 8 --seconds 10 --steps 7 --seeds 100 --select train"
-        in text
+        "task=digits optim=adam --trials 8 --seconds 10 --steps 7 --seeds 100,101 "
+        "--finalists 2 --select train" in text
     )
     assert str(tmp_path) not in text
 
