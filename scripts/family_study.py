@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from tasks.report.nfe import per_step
 from tasks.report.rebuilt import evaluations, rebuild
 from tasks.report.runs import Key, Run
 from tasks.report.spread import Spread
+from tasks.report.summary import as_csv
 from tasks.report.wording import metric_style, number, spread
 from tasks.report.write import save
 
@@ -178,7 +178,7 @@ def _measured(study: Study, runs: Sequence[Run], file: Path) -> dict[tuple[str, 
                     "forward": str(forward),
                     "backward": str(backward),
                 }
-    save(file, _csv(list(rows.values())))
+    save(file, as_csv(list(rows.values())).encode())
     return {
         (run, float(tolerance)): "failed"
         if row["forward"] == "-1"
@@ -205,7 +205,9 @@ def _silverbox(runs: Sequence[Run], folder: Path) -> str:
             median = f"{math.log10(float(np.median(norms[:, -1]))):.1f}"
             theirs = "/".join(f"{value:.1f}" for value in SILVERBOX[forcing][name])
             rows.append([forcing, name, *mean, median, theirs])
-    save(folder / "growth.csv", _csv([dict(zip(heads, row, strict=True)) for row in rows]))
+    save(
+        folder / "growth.csv", as_csv([dict(zip(heads, row, strict=True)) for row in rows]).encode()
+    )
     note = (
         f"log10 of the mean norm of the whole state over {DRAWS} initialisations (seeds 0 to "
         f"{DRAWS - 1}), first training window, without training. The mean is the worst draw's. "
@@ -273,11 +275,3 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> s
     lines = [f"### {title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", ""])
-
-
-def _csv(rows: Sequence[dict[str, str]]) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()

@@ -10,8 +10,6 @@ rk4, accurate enough for counting, and differentiates them directly.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ from scripts.published_families import SOLVED
 from tasks.data.nested_spheres import make_nested_spheres
 from tasks.models.families import SYSTEMS, PointNet
 from tasks.report.console import console
+from tasks.report.summary import Cell, as_csv
 from tasks.report.write import save
 
 STEPS, RATE, THRESHOLD = 300, 0.01, 1e-3
@@ -132,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     out = console()
     torch.set_default_dtype(torch.float64)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Cell]] = []
     weights = range(options.repeats)
     sets = {FRESH: [1000 + run for run in weights]}
     sets.update({f"fixed, set {k}": [k] * options.repeats for k in range(options.sets)})
@@ -157,16 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out.print("  ".join(str(value) for value in row.values()), markup=False)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        save(options.out / "success.csv", _csv(rows))
+        save(options.out / "success.csv", as_csv(rows).encode())
     return 0
-
-
-def _csv(rows: Sequence[dict[str, object]]) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
 
 
 def _parser() -> argparse.ArgumentParser:

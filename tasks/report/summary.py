@@ -100,12 +100,12 @@ def _selected(run: Run, comparison: Comparison) -> float:
 
 def summary_csv(tables: Iterable[Table]) -> str:
     """One row a series, as ``summary.csv``."""
-    return _csv([_summary_cells(row, table) for table in tables for row in table.rows])
+    return as_csv([_summary_cells(row, table) for table in tables for row in table.rows])
 
 
 def runs_csv(comparisons: Iterable[Comparison]) -> str:
     """One row a run, as ``runs.csv``."""
-    return _csv([_run_cells(c, run) for c in comparisons for s in c.series for run in s.runs])
+    return as_csv([_run_cells(c, run) for c in comparisons for s in c.series for run in s.runs])
 
 
 def _summary_cells(row: Row, table: Table) -> dict[str, Cell]:
@@ -184,7 +184,8 @@ def _run_cells(comparison: Comparison, run: Run) -> dict[str, Cell]:
     return cells
 
 
-def _csv(rows: Sequence[Mapping[str, Cell]]) -> str:
+def as_csv(rows: Sequence[Mapping[str, Cell]]) -> str:
+    """Rows with the columns of the first, under a line of their names; nothing without rows."""
     buffer = io.StringIO()
     if rows:
         writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
