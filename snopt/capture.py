@@ -71,7 +71,7 @@ class Sums:
         """A and B, or ``None`` if nothing was seen."""
         if self.samples == 0 or self.rows == 0:
             return None
-        return Factors(self.a / self.samples, self.b * (self.samples**2 / self.rows))
+        return Factors(((self.a / self.samples,),), self.b * (self.samples**2 / self.rows))
 
 
 class _Passes:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt.curvature import gather
+from snopt.kronecker import dense
 from snopt.layers import Layer
 from snopt.optimizer import SNOpt
 
@@ -90,7 +91,10 @@ def check(
     return Deviation(
         {
             name: _deviation(
-                factors.a.double(), factors.b.double(), torch.stack(vectors[name]), len(inputs)
+                dense(factors.a).double(),
+                factors.b.double(),
+                torch.stack(vectors[name]),
+                len(inputs),
             )
             for name, factors in captured.items()
             if factors is not None

@@ -1,13 +1,17 @@
 """Kronecker factors and their eigenbases: pure tensor functions.
 
 A layer's curvature block is approximated by A (x) B, A over its inputs and B over its output
-cotangents. All matrices have a leading dimension of groups.
+cotangents. All matrices have a leading dimension of groups. A may itself be a direct sum of
+Kronecker products, :data:`Sum`, so that a convolution's can be kept as small factors over channels
+and over positions of the kernel.
 
 Source: Martens and Grosse 2015; George et al. 2018 (second moments in the eigenbasis).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -15,39 +19,81 @@ from torch import Tensor
 
 from snopt.errors import FactorizationError
 
+Sum = tuple[tuple[Tensor, ...], ...]
+"""A square matrix: the direct sum of terms, each the Kronecker product of one or two matrices."""
+
+Modes = Sequence[Sequence[int]]
+"""Sizes of the matrices of a :data:`Sum`."""
+
 
 class Factors(NamedTuple):
     """Curvature factors of one layer.
 
     Attributes:
-        a: E[z z^T] averaged over time, summed over locations; (groups, in, in), bias last.
+        a: E[z z^T] averaged over time, summed over locations; over (groups, in, in), bias last.
         b: T times the time integral of E[g g^T], averaged over locations; (groups, out, out).
     """
 
-    a: Tensor
+    a: Sum
     b: Tensor
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        matrices = [self.b, *(matrix for term in self.a for matrix in term)]
+        return all(bool(torch.isfinite(matrix).all()) for matrix in matrices)
 
 
 class Basis(NamedTuple):
-    """Eigenbases of both factors: columns of ``u_a`` and ``u_b``, ascending eigenvalues."""
+    """Eigenbases of both factors: columns of ``u_a`` and ``u_b``, with their eigenvalues."""
 
     values_a: Tensor
-    u_a: Tensor
+    u_a: Sum
     values_b: Tensor
     u_b: Tensor
 
     def to(self, matrix: Tensor) -> Tensor:
         """A gradient (groups, out, in) in this basis: U_B^T G U_A."""
-        return self.u_b.mT @ matrix @ self.u_a
+        return times(self.u_b.mT @ matrix, self.u_a)
 
     def back(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`to`."""
-        return self.u_b @ matrix @ self.u_a.mT
+        return times(self.u_b @ matrix, _each(self.u_a, lambda u: u.mT))
 
     @property
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of A (x) B, shaped like the gradient in this basis."""
         return self.values_b.unsqueeze(2) * self.values_a.unsqueeze(1)
+
+
+def times(matrix: Tensor, right: Sum) -> Tensor:
+    """The product of (groups, rows, in) and a :data:`Sum` over (groups, in, in)."""
+    parts = []
+    sizes = [[factor.shape[-1] for factor in term] for term in right]
+    for columns, term, shape in zip(
+        matrix.split([prod(shape) for shape in sizes], dim=2), right, sizes, strict=True
+    ):
+        if len(term) == 1:
+            parts.append(columns @ term[0])
+        else:
+            outer, inner = term
+            product = outer.mT.unsqueeze(1) @ columns.unflatten(2, shape) @ inner.unsqueeze(1)
+            parts.append(product.flatten(2))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def dense(matrix: Sum) -> Tensor:
+    """A :data:`Sum` written out, (groups, in, in)."""
+    like = matrix[0][0]
+    if len(matrix) == len(matrix[0]) == 1:
+        return like
+    size = sum(prod(factor.shape[-1] for factor in term) for term in matrix)
+    eye = torch.eye(size, dtype=like.dtype, device=like.device)
+    return times(eye.expand(like.shape[0], -1, -1), matrix)
+
+
+def _each(matrix: Sum, change: Callable[[Tensor], Tensor]) -> Sum:
+    return tuple(tuple(change(factor) for factor in term) for term in matrix)
 
 
 def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,45 +126,88 @@ def eigenbasis(factors: Factors) -> Basis:
     Raises:
         FactorizationError: a factor has no eigendecomposition.
     """
-    return Basis(*symmetric_eigen(factors.a), *symmetric_eigen(factors.b))
+    values, vectors = [], []
+    for term in factors.a:
+        found = [symmetric_eigen(factor) for factor in term]
+        spectrum = found[0][0]
+        for inner, _ in found[1:]:
+            spectrum = (spectrum.unsqueeze(2) * inner.unsqueeze(1)).flatten(1)
+        values.append(spectrum)
+        vectors.append(tuple(u for _, u in found))
+    return Basis(torch.cat(values, dim=1), tuple(vectors), *symmetric_eigen(factors.b))
 
 
-def rotation(old: Basis, new: Basis) -> tuple[Tensor, Tensor]:
-    """R_B and R_A with ``new.to(old.back(X)) = R_B X R_A^T``."""
-    return new.u_b.mT @ old.u_b, new.u_a.mT @ old.u_a
+def rotation(old: Basis, new: Basis) -> tuple[Tensor, Sum]:
+    """R_B, and R_A transposed, with ``new.to(old.back(X)) = R_B X R_A^T``."""
+    terms = zip(old.u_a, new.u_a, strict=True)
+    return new.u_b.mT @ old.u_b, tuple(
+        tuple(o.mT @ n for o, n in zip(*term, strict=True)) for term in terms
+    )
 
 
-def rotate_mean(moment: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def rotate_mean(moment: Tensor, turn: tuple[Tensor, Sum]) -> Tensor:
     """A first moment in the new basis, exactly."""
-    return turn[0] @ moment @ turn[1].mT
+    return times(turn[0] @ moment, turn[1])
 
 
-def rotate_square(moment: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def rotate_square(moment: Tensor, turn: tuple[Tensor, Sum]) -> Tensor:
     """A second moment in the new basis: the diagonal of the rotated diagonal matrix."""
-    return turn[0].square() @ moment @ turn[1].square().mT
+    return times(turn[0].square() @ moment, _each(turn[1], torch.square))
 
 
-def gradient_factors(left: Tensor, right: Tensor, samples: float) -> Factors:
+def gradient_moments(grad: Tensor, modes: Modes) -> tuple[Tensor, Sum]:
+    """G G^T, and the parts of G^T G for every mode of the inputs.
+
+    Args:
+        grad: a layer's gradient, (groups, out, in).
+        modes: how ``in`` divides. A term of one size has G^T G of its columns; one of two sizes,
+            the columns being their product, has the sums of it over the other.
+    """
+    terms: list[tuple[Tensor, ...]] = []
+    for columns, shape in zip(
+        grad.split([prod(shape) for shape in modes], dim=2), modes, strict=True
+    ):
+        if len(shape) == 1:
+            terms.append((columns.mT @ columns,))
+        else:
+            split = columns.unflatten(2, shape)
+            outer, inner = split.transpose(1, 2).flatten(2), split.flatten(1, 2)
+            terms.append((outer @ outer.mT, inner.mT @ inner))
+    return grad @ grad.mT, tuple(terms)
+
+
+def gradient_factors(left: Tensor, right: Sum, samples: float) -> Factors:
     """Factors from running averages of G G^T and G^T G, scaled so that tr(A (x) B) = N E|G|^2.
 
     Args:
         left: E[G G^T], shape (groups, out, out).
-        right: E[G^T G], shape (groups, in, in).
+        right: E[G^T G] as from :func:`gradient_moments`, over (groups, in, in).
         samples: N, the samples behind one gradient.
 
     Source: Gupta et al., Shampoo, 2018; Vyas et al., SOAP, 2024.
     """
-    root = _trace(right).clamp_min(torch.finfo(right.dtype).tiny).sqrt()
-    return Factors(right / root, samples * left / root)
+    tiny = torch.finfo(left.dtype).tiny
+    root = _trace(left).clamp_min(tiny).sqrt()
+    # Both matrices of a product have the trace of its term.
+    terms = (
+        (*(outer / _trace(outer).clamp_min(tiny) for outer in term[:-1]), term[-1] / root)
+        for term in right
+    )
+    return Factors(tuple(terms), samples * left / root)
 
 
 def combined_factors(curvature: Factors, gradient: Factors) -> Factors:
-    """The mean of both kinds of factors, the gradient's scaled to the curvature's traces."""
-    mixed = []
-    for c, g in zip(curvature, gradient, strict=True):
+    """The mean of both kinds of factors, the gradient's scaled to the curvature's traces.
+
+    Both have an A of one matrix.
+    """
+
+    def mean(c: Tensor, g: Tensor) -> Tensor:
         scale = _trace(c) / _trace(g).clamp_min(torch.finfo(g.dtype).tiny)
-        mixed.append((c + g * scale) / 2)
-    return Factors(*mixed)
+        return (c + g * scale) / 2
+
+    ((c,),), ((g,),) = curvature.a, gradient.a
+    return Factors(((mean(c, g),),), mean(curvature.b, gradient.b))
 
 
 def damped_inverse(basis: Basis, damping: float) -> Tensor:
@@ -138,7 +227,7 @@ def damped_inverse(basis: Basis, damping: float) -> Tensor:
 
 def condition_number(values: Tensor) -> float:
     """Largest over smallest eigenvalue of the worst group; ``inf`` for a singular factor."""
-    small, large = values[:, 0], values[:, -1]
+    small, large = values.amin(dim=1), values.amax(dim=1)
     ratio = torch.where(small > 0, large / small, torch.inf)
     return float(ratio.max())
 

@@ -13,6 +13,7 @@ Source: Martens and Grosse 2015 (linear), Grosse and Martens 2016 (convolutions 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import prod
 from typing import Any
 
 import torch
@@ -59,6 +60,11 @@ class Layer(ABC):
         """(groups, out, in) of the gradient matrix, the bias column counted."""
         matrix = self.matrix(self.weight.detach())
         return matrix.shape[0], matrix.shape[1], matrix.shape[2] + (self.bias is not None)
+
+    @property
+    def modes(self) -> tuple[tuple[int, ...], ...]:
+        """How ``in`` divides where gradient statistics are kept: whole, or as products of sizes."""
+        return ((self.shape[2],),)
 
     @abstractmethod
     def matrix(self, weight: Tensor) -> Tensor:
@@ -165,6 +171,13 @@ class _Convolution(Layer):
     """What ordinary and transposed convolutions share; output positions are locations."""
 
     module: Any
+
+    @property
+    @override
+    def modes(self) -> tuple[tuple[int, ...], ...]:
+        positions = prod(self.module.kernel_size)
+        patch = ((self.shape[2] - (self.bias is not None)) // positions, positions)
+        return (patch,) if self.bias is None else (patch, (1,))
 
     @abstractmethod
     def windows(self, z: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from snopt.coverage import Coverage
 from snopt.curvature import CURVATURES, LIKELIHOODS, gather, loss_columns
 from snopt.damping import Damping, LevenbergMarquardt, damping_at
 from snopt.groups import choose, data_parallel, named_groups, validate
+from snopt.kronecker import dense
 from snopt.layers import Layer, layer_of
 from snopt.preconditioner import BASES, Preconditioner, select_layers
 from snopt.rules import RULES, Rule
@@ -263,10 +264,12 @@ class SNOpt(Optimizer):
         """(A, B) of every layer as of its last refresh, the bias in A's last row and column.
 
         A has shape (in, in), B (out, out); with a leading dimension of groups for grouped
-        convolutions. Method.md section 5 says how they are normalised.
+        convolutions. Method.md section 5 says how they are normalised. With ``basis="gradient"``
+        A of a convolution is a product of one factor over channels and one over positions.
         """
         found = {}
-        for name, (a, b) in self.preconditioner.factors.items():
+        for name, factors in self.preconditioner.factors.items():
+            a, b = dense(factors.a), factors.b
             found[name] = (a[0], b[0]) if a.shape[0] == 1 else (a, b)
         return found
 

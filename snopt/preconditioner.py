@@ -18,10 +18,12 @@ from snopt.errors import FactorizationError
 from snopt.kronecker import (
     Basis,
     Factors,
+    Sum,
     combined_factors,
     condition_number,
     eigenbasis,
     gradient_factors,
+    gradient_moments,
 )
 from snopt.layers import KINDS, Layer
 from snopt.rules import Rule, State
@@ -77,7 +79,7 @@ class Preconditioner:
         # Layers that took no part when they were last watched: not asked again within a period.
         self.absent: set[str] = set()
         self.states: dict[str, State] = {name: {} for name in self.layers}
-        self.averages: dict[str, tuple[Tensor, Tensor, int]] = {}
+        self.averages: dict[str, tuple[Tensor, Sum, int]] = {}
         self.arm()
 
     def due(self) -> list[str]:
@@ -147,7 +149,7 @@ class Preconditioner:
             factors = self._factors(name, captured.get(name))
             if factors is None:
                 continue
-            if not all(bool(torch.isfinite(f).all()) for f in factors):
+            if not factors.finite:
                 self._discard(name, "its curvature is not finite")
                 continue
             try:
@@ -166,7 +168,8 @@ class Preconditioner:
             return captured if self.basis == "both" else None
         left, right, count = self.averages[name]
         unbias = 1 - _GRADIENT_AVERAGE**count
-        gradient = gradient_factors(left / unbias, right / unbias, self.samples)
+        unbiased = tuple(tuple(factor / unbias for factor in term) for term in right)
+        gradient = gradient_factors(left / unbias, unbiased, self.samples)
         if self.basis == "gradient" or captured is None:
             return gradient if self.basis == "gradient" else None
         return combined_factors(captured, gradient)
@@ -178,12 +181,17 @@ class Preconditioner:
 
     def _average(self, grads: Mapping[str, Tensor]) -> None:
         for name, grad in grads.items():
-            left, right = grad @ grad.mT, grad.mT @ grad
+            # Factors of the backward solve are whole, and what is added to them must be too.
+            modes = self.layers[name].modes if self.basis == "gradient" else ((grad.shape[2],),)
+            left, right = gradient_moments(grad, modes)
             if name not in self.averages:
-                self.averages[name] = (torch.zeros_like(left), torch.zeros_like(right), 0)
+                zeros = tuple(tuple(torch.zeros_like(new) for new in term) for term in right)
+                self.averages[name] = (torch.zeros_like(left), zeros, 0)
             mean_left, mean_right, count = self.averages[name]
             mean_left.lerp_(left, 1 - _GRADIENT_AVERAGE)
-            mean_right.lerp_(right, 1 - _GRADIENT_AVERAGE)
+            for means, news in zip(mean_right, right, strict=True):
+                for mean, new in zip(means, news, strict=True):
+                    mean.lerp_(new, 1 - _GRADIENT_AVERAGE)
             self.averages[name] = (mean_left, mean_right, count + 1)
 
     def _last_batch(self) -> int:
@@ -311,4 +319,9 @@ def _pack(values: Any) -> list[Any] | None:
 
 
 def _unpack(values: Iterable[Any], like: Tensor) -> list[Any]:
-    return [v.to(like.device).clone() if isinstance(v, Tensor) else v for v in values]
+    def unpacked(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(unpacked, value))
+        return value.to(like.device).clone() if isinstance(value, Tensor) else value
+
+    return [unpacked(value) for value in values]

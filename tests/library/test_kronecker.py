@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,11 +14,15 @@ from snopt import FactorizationError
 from snopt.kronecker import (
     Basis,
     Factors,
+    Modes,
+    Sum,
     combined_factors,
     condition_number,
     damped_inverse,
+    dense,
     eigenbasis,
     gradient_factors,
+    gradient_moments,
     rotate_mean,
     rotate_square,
     rotation,
@@ -31,21 +37,38 @@ def positive(groups: int, size: int, seed: int) -> Tensor:
 
 
 def factors(seed: int = 0) -> Factors:
-    return Factors(positive(2, 4, seed), positive(2, 3, seed + 1))
+    return Factors(((positive(2, 4, seed),),), positive(2, 3, seed + 1))
 
 
-def dense(pair: Factors) -> Tensor:
+def divided(seed: int = 0) -> Factors:
+    """Over seven inputs: two channels at three positions, and a bias."""
+    terms = ((positive(2, 2, seed), positive(2, 3, seed + 2)), (positive(2, 1, seed + 3),))
+    return Factors(terms, positive(2, 3, seed + 1))
+
+
+def written_out(terms: Sum) -> Tensor:
+    """A sum of products by ``torch.kron`` and ``torch.block_diag``, group by group."""
+    groups = []
+    for g in range(len(terms[0][0])):
+        products = [functools.reduce(torch.kron, [factor[g] for factor in term]) for term in terms]
+        groups.append(torch.block_diag(*products))
+    return torch.stack(groups)
+
+
+def block(pair: Factors) -> Tensor:
     """A (x) B over gradients flattened row by row (out, in), group by group."""
-    return torch.stack([torch.kron(b, a) for a, b in zip(*pair, strict=True)])
+    whole = written_out(pair.a)
+    return torch.stack([torch.kron(b, a) for a, b in zip(whole, pair.b, strict=True)])
 
 
-def test_eigenbasis_diagonalises_the_block() -> None:
-    pair = factors()
+@pytest.mark.parametrize("pair", [factors(), divided()], ids=["whole", "divided"])
+def test_eigenbasis_diagonalises_the_block(pair: Factors) -> None:
+    torch.testing.assert_close(dense(pair.a), written_out(pair.a))
     basis = eigenbasis(pair)
-    grad = torch.randn(2, 3, 4, dtype=torch.float64)
+    grad = torch.randn(2, 3, dense(pair.a).shape[2], dtype=torch.float64)
     torch.testing.assert_close(basis.back(basis.to(grad)), grad)
     scaled = basis.back(basis.eigenvalues * basis.to(grad))
-    expected = (dense(pair) @ grad.flatten(1).unsqueeze(2)).view_as(grad)
+    expected = (block(pair) @ grad.flatten(1).unsqueeze(2)).view_as(grad)
     torch.testing.assert_close(scaled, expected)
 
 
@@ -55,7 +78,7 @@ def test_damped_inverse_is_the_factored_one() -> None:
     basis = eigenbasis(pair)
     got = basis.back(damped_inverse(basis, damping) * basis.to(grad))
     for g in range(2):
-        a, b = pair.a[g], pair.b[g]
+        a, b = pair.a[0][0][g], pair.b[g]
         pi = math.sqrt((a.trace() / 4) / (b.trace() / 3))
         eye = torch.eye(4).double(), torch.eye(3).double()
         inverse_a = torch.linalg.inv(a + pi * math.sqrt(damping) * eye[0])
@@ -63,17 +86,19 @@ def test_damped_inverse_is_the_factored_one() -> None:
         torch.testing.assert_close(got[g], inverse_b @ grad[g] @ inverse_a)
 
 
-def test_rotation_carries_moments_over() -> None:
-    old, new = eigenbasis(factors(0)), eigenbasis(factors(5))
+@pytest.mark.parametrize("make", [factors, divided])
+def test_rotation_carries_moments_over(make: Callable[[int], Factors]) -> None:
+    old, new = eigenbasis(make(0)), eigenbasis(make(5))
     turn = rotation(old, new)
-    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    width = old.values_a.shape[1]
+    x = torch.randn(2, 3, width, dtype=torch.float64)
     # First moments turn as gradients do, exactly.
     torch.testing.assert_close(rotate_mean(old.to(x), turn), new.to(x))
     # Second moments: the diagonal, in the new basis, of the matrix that is diagonal in the old.
-    second = torch.rand(2, 3, 4, dtype=torch.float64)
+    second = torch.rand(2, 3, width, dtype=torch.float64)
     got = rotate_square(second, turn)
     for g in range(2):
-        into = torch.kron(turn[0][g], turn[1][g])
+        into = torch.kron(turn[0][g], written_out(turn[1])[g].T.contiguous())
         full = into @ torch.diag(second[g].reshape(-1)) @ into.T
         torch.testing.assert_close(got[g].reshape(-1), full.diagonal())
     torch.testing.assert_close(got.sum((1, 2)), second.sum((1, 2)))  # a trace stays
@@ -117,24 +142,47 @@ def test_float64_is_tried_after_float32(monkeypatch: pytest.MonkeyPatch) -> None
         symmetric_eigen(torch.eye(3).unsqueeze(0))
 
 
-def test_gradient_factors_have_the_trace_of_the_gradient() -> None:
-    grads = torch.randn(50, 2, 3, 4, dtype=torch.float64)
-    left, right = (grads @ grads.mT).mean(0), (grads.mT @ grads).mean(0)
-    pair = gradient_factors(left, right, samples=16)
-    trace = dense(pair).diagonal(dim1=1, dim2=2).sum(1)
+@pytest.mark.parametrize("modes", [((7,),), ((2, 3), (1,)), ((7, 1),)], ids=str)
+def test_gradient_factors_have_the_trace_of_the_gradient(modes: Modes) -> None:
+    grads = torch.randn(50, 2, 3, 7, dtype=torch.float64)
+    left = grads.square().mean(0).new_zeros(2, 3, 3)
+    right: list[list[Tensor]] = []
+    for grad in grads:
+        outer, terms = gradient_moments(grad, modes)
+        left = left + outer / 50
+        right = right or [[torch.zeros_like(factor) for factor in term] for term in terms]
+        right = [
+            [a + b / 50 for a, b in zip(*pair, strict=True)]
+            for pair in zip(right, terms, strict=True)
+        ]
+    pair = gradient_factors(left, tuple(map(tuple, right)), samples=16)
+    trace = block(pair).diagonal(dim1=1, dim2=2).sum(1)
     torch.testing.assert_close(trace, 16 * grads.square().mean(0).sum((1, 2)))
-    # Rank-one gradients of independent sides are where the factoring is exact.
-    u, v = torch.randn(3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    one = torch.outer(u, v)[None]
-    pair = gradient_factors(one @ one.mT, one.mT @ one, samples=1)
-    flat = one.reshape(-1)
-    torch.testing.assert_close(dense(pair)[0], torch.outer(flat, flat))
+
+
+@pytest.mark.parametrize("modes", [((6,),), ((2, 3),)], ids=str)
+def test_gradients_that_are_products_are_factored_exactly(modes: Modes) -> None:
+    sides = [torch.randn(n, dtype=torch.float64) for n in (3, 2, 3)]
+    flat = functools.reduce(torch.kron, sides)
+    pair = gradient_factors(*gradient_moments(flat.reshape(1, 3, 6), modes), samples=1)
+    torch.testing.assert_close(block(pair)[0], torch.outer(flat, flat))
+
+
+def test_moments_of_modes_are_sums_over_the_others() -> None:
+    grad = torch.randn(2, 4, 7, dtype=torch.float64)
+    left, ((channels, positions), (bias,)) = gradient_moments(grad, ((2, 3), (1,)))
+    weight = grad[:, :, :6].reshape(2, 4, 2, 3)
+    torch.testing.assert_close(left, torch.einsum("goi,gpi->gop", grad, grad))
+    torch.testing.assert_close(channels, torch.einsum("gock,godk->gcd", weight, weight))
+    torch.testing.assert_close(positions, torch.einsum("gock,gocl->gkl", weight, weight))
+    torch.testing.assert_close(bias[:, 0, 0], grad[:, :, 6].square().sum(1))
 
 
 def test_combined_factors_have_the_curvature_s_scale() -> None:
-    c, g = factors(0), Factors(*(1e6 * x for x in factors(7)))
+    c, g = factors(0), factors(7)
+    g = Factors(((1e6 * g.a[0][0],),), 1e6 * g.b)
     both = combined_factors(c, g)
-    for mixed, own in zip(both, c, strict=True):
+    for mixed, own in ((both.a[0][0], c.a[0][0]), (both.b, c.b)):
         torch.testing.assert_close(
             mixed.diagonal(dim1=1, dim2=2).sum(1), own.diagonal(dim1=1, dim2=2).sum(1)
         )

@@ -139,13 +139,15 @@ def test_order_and_signs_of_eigenvectors_do_not_matter(
     generator = torch.Generator().manual_seed(1)
 
     def scrambled(factors: Factors) -> Basis:
-        parts = []
         plain = real(factors)
-        for values, vectors in ((plain[0], plain[1]), (plain[2], plain[3])):
+        ((u_a,),) = plain.u_a
+        parts = []
+        for values, vectors in ((plain.values_a, u_a), (plain.values_b, plain.u_b)):
             order = torch.randperm(values.shape[1], generator=generator)
             signs = torch.randint(0, 2, (values.shape[1],), generator=generator) * 2.0 - 1
-            parts += [values[:, order], (vectors * signs.to(vectors.dtype))[:, :, order]]
-        return Basis(*parts)
+            parts.append((values[:, order], (vectors * signs.to(vectors.dtype))[:, :, order]))
+        (values_a, u_a), (values_b, u_b) = parts
+        return Basis(values_a, ((u_a,),), values_b, u_b)
 
     ends = []
     for function in (real, scrambled):
@@ -176,6 +178,33 @@ def test_every_rule_and_basis_lowers_the_loss(rule: str, basis: str) -> None:
     assert diagnostics["refresh_failures"] == 0
     assert {"damping", "condition_number", "direction_over_gradient"} <= set(diagnostics)
     assert optimizer.curvature_seconds > 0
+
+
+def test_gradient_basis_of_a_convolution_is_that_of_its_modes() -> None:
+    """Against Adam in a basis that is written out: channels by positions, the bias on its own."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 2).double()
+    optimizer = SNOpt(conv, 0.01, rule="adam", basis="gradient", refresh_every=100, warmup_steps=0)
+    x = torch.randn(5, 3, 6, 6, dtype=torch.float64)
+    mean, square, u_b, u_a = torch.zeros(4, 13).double(), torch.zeros(4, 13).double(), None, None
+    for count in range(1, 4):
+        optimizer.zero_grad()
+        conv(x).tanh().square().sum().backward()
+        grad = torch.cat([conv.weight.grad.flatten(1), conv.bias.grad[:, None]], 1)
+        before = torch.cat([conv.weight.detach().flatten(1), conv.bias.detach()[:, None]], 1)
+        if u_a is None:
+            split = conv.weight.grad.flatten(2)
+            channels = torch.linalg.eigh(torch.einsum("ock,odk->cd", split, split))[1]
+            positions = torch.linalg.eigh(torch.einsum("ock,ocl->kl", split, split))[1]
+            u_a = torch.block_diag(torch.kron(channels, positions), torch.ones(1, 1))
+            u_b = torch.linalg.eigh(grad @ grad.T)[1]
+        inside = u_b.T @ grad @ u_a
+        mean = 0.9 * mean + 0.1 * inside
+        square = 0.95 * square + 0.05 * inside.square()
+        step = (mean / (1 - 0.9**count)) / ((square / (1 - 0.95**count)).sqrt() + 1e-8)
+        optimizer.step()
+        after = torch.cat([conv.weight.detach().flatten(1), conv.bias.detach()[:, None]], 1)
+        torch.testing.assert_close(after, before - 0.01 * u_b @ step @ u_a.T)
 
 
 def test_carry_over_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
