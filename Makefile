@@ -12,6 +12,8 @@ EXTRAS := suite,launchers,optimizers,test,dev
 SECONDS_EACH ?= 30
 SEEDS ?= 0
 RESULTS ?= results
+# `make test`: tests at a time.
+TEST_JOBS ?= 2
 # `make reproduce`: which table of the paper.
 TABLE ?= paper/images
 
@@ -35,8 +37,8 @@ run: $(STAMP)  ## train SGD, Adam and SNOpt on japanese_vowels, then compare (SE
 	    threads=1 results.root=$(RESULTS)
 	$(BIN)/python -m scripts.report $(RESULTS)
 
-test: $(STAMP)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+test: $(STAMP)  ## run the tests (TEST_JOBS at a time)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS)
 
 test-all: $(STAMP)  ## run the tests with the slow, gpu and network ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ''

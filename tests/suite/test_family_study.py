@@ -47,9 +47,9 @@ def test_every_family_experiment_composes(name: str) -> None:
 def test_the_best_rate_of_each_pair_goes_on_to_the_reported_seeds(tmp_path: Path) -> None:
     choices = ["families/optimizers/digits-adam"]
     trials = plan(choices, [0, 1], None, [f"results.root={tmp_path}"])
-    assert len(trials) == 3 * len(SYSTEMS)  # seeds 0 and 1 wait for the choice
+    assert len(trials) == 4 * len(SYSTEMS)  # seeds 0 and 1 wait for the choice
     assert all(job.trial and job.config["seed"] == TRIAL_SEED for job in trials)
-    losses = {"node": (0.5, 0.2, 0.3), "anode": (math.nan, 0.9, 0.1)}
+    losses = {"node": (0.5, 0.2, 0.3, 0.4), "anode": (math.nan, 0.9, 0.1, 0.2)}
     for name, values in losses.items():
         own = [job for job in trials if job.config["model"]["name"] == name]
         for job, loss in zip(own, values, strict=True):
