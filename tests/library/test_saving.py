@@ -45,6 +45,12 @@ def train(model: nn.Module, optimizer: SNOpt, count: int) -> None:
         optimizer.step()
 
 
+def _words(settings: dict[str, Any]) -> str:
+    """A name that is the same in every process, as that of a function is not."""
+    values = ("schedule" if callable(value) else value for value in settings.values())
+    return ",".join(map("{}={}".format, settings, values))
+
+
 SETTINGS: list[dict[str, Any]] = [
     {"rule": rule, "basis": basis}
     for rule in ("paper", "adam", "kfac")
@@ -59,7 +65,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("at", [3, 4])
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=_words)
 def test_training_continues_bit_for_bit(settings: dict[str, Any], at: int) -> None:
     """Saved at any place in the refresh period, loaded into a freshly built model."""
     settings = {"refresh_every": 4, **settings}
