@@ -252,7 +252,7 @@ def _optimizers(task: str, runs: Sequence[Run]) -> str:
     data = ", ".join(sorted({run.provenance for run in runs}))
     title = f"{task}: families by optimizers (data: {data}; {steps[-1]} steps each)"
     note = (
-        "Median [range] over seeds after equally many steps. lr: the best of the values swept over, chosen "
+        "Median [range] over seeds after equally many steps. lr: the best of those swept over, "
         "by the training loss at the end on a seed of its own. Steps cost differently, see ms.\n"
     )
     return _table(title, heads, rows) + note

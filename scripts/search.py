@@ -17,23 +17,60 @@ from tasks.results import Outcome
 from tasks.settings import ConfigError, Settings, require_choice
 from tasks.shelf import Shelf
 
-#: Learning rates, lowest and highest: log-uniform, two decades each, about the optimizer's default.
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A number between two bounds, uniform in its logarithm."""
+
+    low: float
+    high: float
+
+    def at(self, unit: float) -> float:
+        """The value at a point of [0, 1)."""
+        return _round(self.low * math.exp(unit * math.log(self.high / self.low)))
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values, equally likely."""
+
+    values: tuple[Any, ...]
+
+    def at(self, unit: float) -> Any:
+        """The value at a point of [0, 1)."""
+        return self.values[int(unit * len(self.values))]
+
+    def __str__(self) -> str:
+        return " | ".join(str(value) for value in self.values)
+
+
+#: Learning rates, about the optimizer's default.
 RATES = {
-    "sgd": (1e-2, 1.0),
-    "adam": (1e-3, 0.1),
-    "adamw": (1e-3, 0.1),
-    "snopt": (1e-3, 0.1),
-    "snopt_paper": (1e-3, 0.1),
-    "soap": (1e-3, 0.1),
-    "muon": (3e-3, 0.3),
-    "shampoo": (1e-2, 1.0),
-    "adahessian": (1e-2, 1.0),
+    "sgd": LogUniform(1e-2, 1.0),
+    "adam": LogUniform(1e-3, 0.1),
+    "adamw": LogUniform(1e-3, 0.1),
+    "snopt": LogUniform(1e-3, 0.1),
+    "snopt_gauss_newton": LogUniform(0.1, 1.0),  # 1 is a whole step
+    "snopt_paper": LogUniform(1e-3, 0.1),
+    "soap": LogUniform(1e-3, 0.1),
+    "muon": LogUniform(3e-3, 0.3),
+    "shampoo": LogUniform(1e-2, 1.0),
+    "adahessian": LogUniform(1e-2, 1.0),
 }
-#: ``field_lr`` over ``lr``, log-uniform.
-FIELD_RATIO = (0.01, 1.0)
-#: Of a trial's steps.
-WARMUPS = (0.0, 0.05, 0.15)
-SCHEDULES = ("constant", "cosine")
+#: What every optimizer has: the field's rate over ``lr``, and the schedule.
+FIELD_RATIO = LogUniform(0.01, 1.0)
+SCHEDULES = Choice(("constant", "cosine"))
+WARMUPS = Choice((0.0, 0.05, 0.15))
+#: What some have beside it, where the end depends on it much.
+_BETAS = Choice(([0.9, 0.95], [0.9, 0.999]))
+OWN: Mapping[str, Mapping[str, LogUniform | Choice]] = {
+    "adam": {"optim.betas": _BETAS},
+    "adamw": {"optim.betas": _BETAS},
+    "snopt_gauss_newton": {"optim.damping": LogUniform(1e-3, 1.0)},
+}
 #: Training seconds, about, of the run that times an optimizer, and its fewest and most steps.
 PILOT_SECONDS, PILOT_STEPS = 8.0, (3, 40)
 #: Seeds of results, which no choice may depend on.
@@ -56,34 +93,30 @@ class Trial:
         return statistics.fmean(self.losses)
 
 
-def draw(optim: str, count: int, seed: int, horizon: int) -> list[dict[str, Any]]:
-    """Points of the search space; the same of the unit cube for every optimizer.
+def draw(optim: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Points of the search space; of the unit cube the same for optimizers with as many settings.
 
     Args:
         optim: a key of ``RATES``.
         count: points; powers of two fill the space most evenly.
         seed: of the scrambling.
-        horizon: steps of a trial, over which the cosine falls to a tenth; after them it stays
-            there.
     """
-    points = torch.quasirandom.SobolEngine(4, scramble=True, seed=seed).draw(count).tolist()
+    own = OWN.get(optim, {})
+    sequence = torch.quasirandom.SobolEngine(4 + len(own), scramble=True, seed=seed)
     drawn = []
-    for first, second, third, fourth in points:
-        lr = _round(_log_uniform(first, *RATES[optim]))
+    for first, second, third, fourth, *rest in sequence.draw(count).tolist():
+        lr = RATES[optim].at(first)
         changes = {
             "optim.lr": lr,
-            "optim.field_lr": _round(lr * _log_uniform(second, *FIELD_RATIO)),
-            "schedule.name": SCHEDULES[int(third * len(SCHEDULES))],
-            "schedule.warmup_steps": round(horizon * WARMUPS[int(fourth * len(WARMUPS))]),
+            "optim.field_lr": _round(lr * FIELD_RATIO.at(second)),
+            **{key: space.at(unit) for (key, space), unit in zip(own.items(), rest, strict=True)},
+            "schedule.name": SCHEDULES.at(third),
+            "schedule.warmup": WARMUPS.at(fourth),
         }
         if changes["schedule.name"] == "cosine":
-            changes |= {"schedule.total_steps": horizon, "schedule.final_factor": 0.1}
+            changes["schedule.final_factor"] = 0.1
         drawn.append(changes)
     return drawn
-
-
-def _log_uniform(unit: float, low: float, high: float) -> float:
-    return low * math.exp(unit * math.log(high / low))
 
 
 def _round(value: float) -> float:
@@ -183,7 +216,7 @@ def search(
 
     first, others = seeds[:1], seeds[1:]
     tried = []
-    for changes in draw(optim, trials, draw_seed, steps):
+    for changes in draw(optim, trials, draw_seed):
         tried.append(Trial(changes, losses(changes, first)))
         report(tried[-1])
     tried.sort(key=score)
@@ -206,15 +239,14 @@ def render(tried: Sequence[Trial], optim: str, command: str, about: str) -> str:
         command: what finds the same again.
         about: budget, seeds and criterion, in words.
     """
-    low, high = RATES[optim]
+    own = "".join(f"; {key.removeprefix('optim.')} {x}" for key, x in OWN.get(optim, {}).items())
     lines = [
         "# @package _global_",
         f"# Found by: {command}",
         f"# {len(tried)} trials, {about}.",
-        f"# Space: lr {low:g}..{high:g} and field_lr / lr {FIELD_RATIO[0]:g}..{FIELD_RATIO[1]:g}, "
-        f"log-uniform; schedule {' | '.join(SCHEDULES)}",
-        f"# (falling to a tenth); warm-up {' | '.join(f'{w:.0%}' for w in WARMUPS)} of the steps. "
-        "The same trials and seconds for every optimizer.",
+        f"# Space: lr {RATES[optim]} and field_lr / lr {FIELD_RATIO}, log-uniform{own}; schedule",
+        f"# {SCHEDULES} (falling to a tenth) after a warm-up of {WARMUPS} of the run.",
+        "# The same trials and seconds for every optimizer.",
         "# Best and second: " + ", ".join(f"{trial.score:.4g}" for trial in tried[:2]),
     ]
     section = ""

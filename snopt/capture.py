@@ -104,21 +104,40 @@ class _Passes:
         return True
 
 
-class _Listener:
+class Listener:
     """A forward hook that falls silent in copies of its module: nobody listens to those."""
 
     def __init__(self, call: Callable[..., None]) -> None:
         self.call = call
 
     def __call__(self, *args: Any) -> None:
+        """Pass on what the hook was given."""
         self.call(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Listener, (_ignore,)
+        return Listener, (_ignore,)
 
 
 def _ignore(*args: Any) -> None:
     pass
+
+
+class Stopwatch:
+    """Seconds spent in some parts of the work, an accelerator's queue included."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Add the time spent inside to :attr:`seconds`."""
+        synchronize(device)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            synchronize(device)
+            self.seconds += time.perf_counter() - begin
 
 
 class Capture:
@@ -137,7 +156,7 @@ class Capture:
             Hessian, whose inputs are the same.
         starts: initial states of backpropagated solves; a backward pass that asks for the gradients
             of chosen tensors must ask for these too, or it stops short of the first nodes.
-        seconds: time spent gathering so far.
+        stopwatch: time spent gathering so far.
     """
 
     def __init__(
@@ -156,7 +175,7 @@ class Capture:
         self.active = True
         self.with_inputs = True
         self.starts: list[Tensor] = []
-        self.seconds = 0.0
+        self.stopwatch = Stopwatch()
         self.sums: dict[str, Sums] = {}
         self._passes: dict[str, _Passes] = {}
         self._handles: list[RemovableHandle] = []
@@ -180,7 +199,7 @@ class Capture:
             if name in self.sums:
                 layer = self.layers[name]
                 passes = self._passes.setdefault(name, _Passes())
-                hook = _Listener(partial(self._watch_output, layer, passes))
+                hook = Listener(partial(self._watch_output, layer, passes))
                 self._handles.append(layer.module.register_forward_hook(hook))
         for name, block in self.blocks.items():
             modules = {id(m) for m in block.field.modules()}
@@ -259,23 +278,12 @@ class Capture:
 
         def record(g: Tensor) -> None:
             if self.active and self.sums:
-                with self.timed(g.device):
+                with self.stopwatch.running(g.device):
                     batch = 1 if layer.unbatched(z) else z.shape[0]
                     first = passes.backward(number, batch)
                     self.add(layer, z, g, batch=batch, weight=1.0, first=first)
 
         output.register_hook(record)
-
-    @contextmanager
-    def timed(self, device: torch.device) -> Iterator[None]:
-        """Add the time spent inside to :attr:`seconds`."""
-        synchronize(device)
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            synchronize(device)
-            self.seconds += time.perf_counter() - begin
 
 
 class FieldObserver:
@@ -303,7 +311,7 @@ class FieldObserver:
         """The quadrature rule for one interval of one solve."""
 
         def visit(t: float, y: Tensor, a: Tensor, weight: float) -> None:
-            with self.capture.timed(y.device):
+            with self.capture.stopwatch.running(y.device):
                 self._visit(solve, t, y, a, weight)
 
         if self.capture.grid is None:

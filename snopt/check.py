@@ -13,6 +13,7 @@ from snopt.curvature import gather
 from snopt.kronecker import dense
 from snopt.layers import Layer
 from snopt.optimizer import SNOpt
+from snopt.preconditioner import Preconditioner
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def check(
     twin = copy.deepcopy(model).train()
     optimizer = SNOpt(twin, lr=0.0, curvature="ggn")
     core = optimizer.preconditioner
+    assert isinstance(core, Preconditioner)  # as of every rule with factors
     if not core.layers:
         raise ValueError(f"no layer to check: {optimizer.coverage()}")
     outputs = twin(inputs)

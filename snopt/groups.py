@@ -131,8 +131,9 @@ def validate(settings: Mapping[str, Any]) -> None:
     damping = settings["damping"]
     if not callable(damping) and not isinstance(damping, LevenbergMarquardt):
         numbers["damping"], ranges["damping"] = damping, ranges["lr"]
-    if settings["kl_clip"] is not None:
-        numbers["kl_clip"], ranges["kl_clip"] = settings["kl_clip"], ranges["lr"]
+    for bound in ("kl_clip", "trust"):
+        if settings[bound] is not None:
+            numbers[bound], ranges[bound] = settings[bound], ranges["lr"]
     for name, value in numbers.items():
         low, high, text = ranges[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:

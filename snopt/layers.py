@@ -13,6 +13,7 @@ Source: Martens and Grosse 2015 (linear), Grosse and Martens 2016 (convolutions 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -129,6 +130,29 @@ class Layer(ABC):
         rows = cotangents.shape[1]
         inputs = self.input_moment(z, dtype, rows) if with_inputs else None
         return inputs, cotangents.mT @ cotangents, rows, used
+
+    def products(self, uses: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Each sample's sum of outer products over its rows: its share of the gradient.
+
+        Args:
+            uses: inputs and output cotangents of the same samples, which come first.
+
+        Returns:
+            Shape (samples, groups, out, in), a bias last in ``in``.
+        """
+        samples = uses[0][0].shape[0]
+        dtype = torch.promote_types(torch.float32, self.weight.dtype)
+        x = self._stacked([self.input_rows(z) for z, _ in uses], samples).to(dtype)
+        c = self._stacked([self.cotangent_rows(g) for _, g in uses], samples).to(dtype)
+        found = c.mT @ x
+        if self.bias is not None:
+            found = torch.cat([found, c.sum(dim=2).unsqueeze(-1)], dim=3)
+        return found.transpose(0, 1)
+
+    @staticmethod
+    def _stacked(rows: list[Tensor], samples: int) -> Tensor:
+        """Rows of several uses, sample by sample: (groups, samples, rows, d)."""
+        return torch.cat([r.unflatten(1, (samples, -1)) for r in rows], dim=2)
 
     def input_moment(self, z: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
         """Sum of outer products of the input rows, bias included: (groups, in, in)."""

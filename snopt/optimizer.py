@@ -15,12 +15,18 @@ from snopt.capture import Capture
 from snopt.coverage import Coverage
 from snopt.curvature import CURVATURES, LIKELIHOODS, gather, loss_columns
 from snopt.damping import Damping, LevenbergMarquardt, damping_at
+from snopt.gauss_newton import GaussNewton
 from snopt.groups import choose, data_parallel, named_groups, validate
 from snopt.kronecker import dense
 from snopt.layers import Layer, layer_of
 from snopt.preconditioner import BASES, Preconditioner, select_layers
 from snopt.rules import RULES, Rule
 from snopt.update import apply_directions, norm_ratio, predicted_change
+
+GAUSS_NEWTON = "gauss_newton"
+
+_BESIDE_GAUSS_NEWTON = 0.01
+"""Adam's learning rate over that of Gauss-Newton steps, for parameters without a layer."""
 
 Model = nn.Module | Iterable[Mapping[str, Any]]
 
@@ -38,16 +44,19 @@ class SNOpt(Optimizer):
             left out of later ones, so that ``[{"params": model.field, "lr": 1e-3}, {"params":
             model}]`` gives the field a learning rate of its own.
         lr: learning rate, > 0.
-        momentum: of the direction, in [0, 1); default 0.9 for ``rule="kfac"``, else 0.
+        momentum: of the direction, in [0, 1); default 0.9 for ``rule="kfac"`` and
+            ``"gauss_newton"`` (how much of the last step the solve stays near), else 0.
         weight_decay: decoupled, >= 0.
         damping: added to the curvature: a number >= 0, a function of the step, or a
-            :class:`~snopt.damping.LevenbergMarquardt`. Default 0.05 (paper), 1e-3 (kfac).
+            :class:`~snopt.damping.LevenbergMarquardt`. Default 0.05 (paper), 1e-3 (kfac), 1e-2
+            (gauss_newton).
         refresh_every: steps between two refreshes, >= 1; default 100, and 20 for ``rule="adam"``.
         alpha: decay of the second moment of ``rule="paper"``, in [0, 1).
         betas: decays of the two moments of ``rule="adam"``.
         eps: added to the root of the second moment of ``rule="adam"``.
         rule: ``"paper"``: Ghat / (M + damping); ``"adam"``: Adam in the eigenbasis; ``"kfac"``: the
-            factored inverse.
+            factored inverse. ``"gauss_newton"``: no factors, but a solve with the gradients of
+            single samples (:mod:`snopt.gauss_newton`); needs :meth:`curvature_pass` in the loop.
         basis: ``"curvature"``: eigenbases of the backward solve's factors; ``"gradient"``: of
             running averages of G G^T and G^T G, without any capture; ``"both"``: of their mean.
         precondition: ``"all"`` layers, or only those inside ODE blocks (``"ode"``).
@@ -64,6 +73,8 @@ class SNOpt(Optimizer):
         stagger: refresh the layers one after another within the period, so that no step spikes.
         kl_clip: trust region: bound on lr^2 times the direction's product with the gradient;
             default 1e-3 for kfac, else none.
+        trust: largest norm of a group's update, over that of its parameters; default 0.2 for
+            gauss_newton, else none.
         warmup_steps: steps over which the learning rate rises linearly; default 10 for adam,
             else 0.
         grad_scaler: the loop's ``GradScaler``, so that captured cotangents can be unscaled.
@@ -98,17 +109,33 @@ class SNOpt(Optimizer):
         carry_over: bool | None = None,
         stagger: bool = False,
         kl_clip: float | None = None,
+        trust: float | None = None,
         warmup_steps: int | None = None,
         grad_scaler: Any = None,
         seed: int = 0,
     ) -> None:
-        choose("rule", rule, RULES)
+        choose("rule", rule, (*RULES, GAUSS_NEWTON))
         choose("basis", basis, BASES)
         choose("plain", plain, ("rule", "adam"))
         choose("curvature", curvature, CURVATURES)
         choose("sampling", sampling, ("steps", "grid"))
-        self.rule: Rule = RULES[rule]()
-        own = self.rule.defaults
+        joint = rule == GAUSS_NEWTON
+        # Parameters without a layer take Adam's update beside Gauss-Newton steps.
+        self.rule: Rule = RULES["adam" if joint else rule]()
+        own = GaussNewton.defaults if joint else self.rule.defaults
+        if joint:
+            unused = {
+                "basis": basis != "curvature",
+                "curvature": curvature != "empirical",
+                "curvature_samples": curvature_samples is not None,
+                "refresh_every": refresh_every is not None,
+                "stagger": stagger,
+                "damping": isinstance(damping, LevenbergMarquardt),
+            }
+            if any(unused.values()):
+                names = ", ".join(name for name, given in unused.items() if given)
+                raise ValueError(f"rule={rule!r} has no use for the {names} given: leave it out")
+        kept = own["momentum"] if momentum is None else momentum
         if rule == "adam" and momentum:
             raise ValueError(f"momentum={momentum!r}: rule='adam' has its own, betas={betas!r}")
         period = own["refresh_every"] if refresh_every is None else refresh_every
@@ -123,13 +150,14 @@ class SNOpt(Optimizer):
                 raise ValueError(f"{name}={count!r}; expected a whole number >= {low}")
         defaults: dict[str, Any] = {
             "lr": lr,
-            "momentum": own["momentum"] if momentum is None else momentum,
+            "momentum": kept,
             "weight_decay": weight_decay,
             "damping": own["damping"] if damping is None else damping,
             "alpha": alpha,
             "betas": tuple(betas),
             "eps": eps,
             "kl_clip": own["kl_clip"] if kl_clip is None else kl_clip,
+            "trust": own["trust"] if trust is None else trust,
             "precondition": precondition,
             "plain": plain,
         }
@@ -146,6 +174,10 @@ class SNOpt(Optimizer):
         self._group_of = {id(p): group for group in self.param_groups for p in group["params"]}
         self.warmup_steps, self.curvature = warmup, curvature
         self._adam: Rule = RULES["adam"]()
+        self._asks = "rule='gauss_newton'" if joint else ""
+        if curvature != "empirical":
+            self._asks = f"curvature={curvature!r}"
+        self._plain_scale = _BESIDE_GAUSS_NEWTON if joint else 1.0
         self._dampings: list[Damping] = [group["damping"] for group in self.param_groups]
         self.generator_seed, self.draws = seed, 0
         own_blocks = {n: m for n, m in modules if isinstance(m, ODEBlock)}
@@ -158,25 +190,37 @@ class SNOpt(Optimizer):
             return None
 
         layers, self._reasons = select_layers(modules, self.names, left_out, layer_of)
-        self.preconditioner = Preconditioner(
-            layers,
-            own_blocks,
-            self._settings,
-            self.rule,
-            basis=basis,
-            refresh_every=int(period),
-            stagger=stagger,
-            carry_over=own["carry_over"] if carry_over is None else carry_over,
-            capture=Capture(
+        loss_scale = None if grad_scaler is None else grad_scaler.get_scale
+        distributed = _distributed(model)
+        self.preconditioner: Preconditioner | GaussNewton
+        if joint:
+            if distributed:
+                raise ValueError(f"rule={rule!r} runs in one process only")
+            self.preconditioner = GaussNewton(
+                layers, own_blocks, self._settings, kept, loss_scale=loss_scale
+            )
+            for group in self.param_groups:
+                group["momentum"] = 0.0  # it is part of the solve
+        else:
+            self.preconditioner = Preconditioner(
                 layers,
                 own_blocks,
-                samples=curvature_samples,
-                grid=grid_points if sampling == "grid" else None,
-                loss_scale=None if grad_scaler is None else grad_scaler.get_scale,
-            ),
-            distributed=_distributed(model),
-        )
-        self.preconditioner.capture.active = curvature == "empirical"
+                self._settings,
+                self.rule,
+                basis=basis,
+                refresh_every=int(period),
+                stagger=stagger,
+                carry_over=own["carry_over"] if carry_over is None else carry_over,
+                capture=Capture(
+                    layers,
+                    own_blocks,
+                    samples=curvature_samples,
+                    grid=grid_points if sampling == "grid" else None,
+                    loss_scale=loss_scale,
+                ),
+                distributed=distributed,
+            )
+            self.preconditioner.capture.active = curvature == "empirical"
         self.set_damping()
         self._measured: dict[str, float] = {}
 
@@ -198,15 +242,8 @@ class SNOpt(Optimizer):
                 loss = closure()
         core = self.preconditioner
         count = core.steps
-        self.set_damping()
         refreshing = bool(core.due())
-        forgotten = core.capture.armed and not core.capture.batch
-        if forgotten and self.curvature != "empirical":
-            raise RuntimeError(
-                f"curvature={self.curvature!r} needs optimizer.curvature_pass(outputs) between the "
-                "forward pass and backward(), and after zero_grad()"
-            )
-        directions = self._directions(core.directions())
+        directions = self._directions(self.preconditioned())
         if refreshing:
             self._measured = norm_ratio(directions)
         warmup = min(1.0, (count + 1) / self.warmup_steps) if self.warmup_steps else 1.0
@@ -219,6 +256,7 @@ class SNOpt(Optimizer):
             moves: dict[Tensor, Tensor] = {
                 p: p - old for p, old in zip(self._by_id().values(), before, strict=True)
             }
+            assert isinstance(core, Preconditioner)  # its own damping has no controller
             predicted = predicted_change(core, moves, controller.value)
             active, core.capture.active = core.capture.active, False
             with torch.enable_grad():
@@ -228,6 +266,20 @@ class SNOpt(Optimizer):
         core.arm()
         return loss
 
+    def preconditioned(self) -> dict[str, Tensor]:
+        """Directions of the layers, by layer name; for :class:`SNOptPreconditioner`.
+
+        Raises:
+            RuntimeError: :meth:`curvature_pass` was not called and is needed.
+        """
+        self.set_damping()
+        if self._asks and self.preconditioner.forgotten:
+            raise RuntimeError(
+                f"{self._asks} needs optimizer.curvature_pass(outputs) between the forward pass "
+                "and backward(), and after zero_grad()"
+            )
+        return self.preconditioner.directions()
+
     def set_damping(self) -> None:
         """Resolve scheduled damping for the coming step."""
         for group, damping in zip(self.param_groups, self._dampings, strict=True):
@@ -236,13 +288,14 @@ class SNOpt(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and with them the curvature gathered beside them."""
         super().zero_grad(set_to_none)
-        self.preconditioner.capture.clear()
+        self.preconditioner.clear()
 
     def curvature_pass(self, outputs: Tensor, likelihood: str = "categorical") -> None:
-        """Gather curvature from the model's predictive distribution; nothing on ordinary steps.
+        """Gather curvature from the model's predictive distribution, or the losses of the samples.
 
         Call it between the forward pass and ``loss.backward()`` for ``curvature="fisher"`` (one
-        more backward pass) or ``"ggn"`` (one for each output). Gradients are left alone.
+        more backward pass on refresh steps) or ``"ggn"`` (one for each output), and on every step
+        for ``rule="gauss_newton"`` (none: it listens to the coming one). Gradients are left alone.
 
         Args:
             outputs: logits (N, K) for ``"categorical"``, means (N, ...) for ``"gaussian"`` (the
@@ -250,6 +303,9 @@ class SNOpt(Optimizer):
             likelihood: ``"categorical"`` or ``"gaussian"``.
         """
         choose("likelihood", likelihood, LIKELIHOODS)
+        if isinstance(self.preconditioner, GaussNewton):
+            self.preconditioner.watch(outputs, likelihood)
+            return
         capture = self.preconditioner.capture
         if self.curvature == "empirical" or not capture.armed:
             return
@@ -289,7 +345,7 @@ class SNOpt(Optimizer):
     @property
     def curvature_seconds(self) -> float:
         """Time spent gathering curvature and decomposing it so far."""
-        return self.preconditioner.capture.seconds
+        return self.preconditioner.capture.stopwatch.seconds
 
     # -- saving -----------------------------------------------------------------------------------
 
@@ -358,7 +414,7 @@ class SNOpt(Optimizer):
             for p in group["params"]:
                 if p.grad is not None and p not in directions:
                     state = self.state[p].setdefault("plain", {})
-                    directions[p] = rule.plain(state, p.grad, group)
+                    directions[p] = rule.plain(state, p.grad, group) * self._plain_scale
         return directions
 
     def _controller(self, count: int, closure: object) -> LevenbergMarquardt | None:

@@ -101,6 +101,15 @@ class Preconditioner:
         if names:
             self.capture.arm(names)
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether a refresh is due and no backward pass has brought curvature."""
+        return self.capture.armed and not self.capture.batch
+
+    def clear(self) -> None:
+        """Forget the curvature gathered since the last step."""
+        self.capture.clear()
+
     def directions(self) -> dict[str, Tensor]:
         """Refresh what is due and give the direction of every layer that has a basis.
 
@@ -115,7 +124,7 @@ class Preconditioner:
                 grads[name] = grad.to(torch.promote_types(grad.dtype, torch.float32))
         due = set(self.due())
         if due and device is not None:
-            with self.capture.timed(device):
+            with self.capture.stopwatch.running(device):
                 self._refresh(due, grads)
         elif self.basis != "curvature":
             self._average(grads)

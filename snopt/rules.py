@@ -72,6 +72,7 @@ class Paper(Rule):
         "carry_over": False,
         "warmup_steps": 0,
         "kl_clip": None,
+        "trust": None,
     }
 
     @override
@@ -107,6 +108,7 @@ class Adam(Rule):
         "carry_over": True,
         "warmup_steps": 10,
         "kl_clip": None,
+        "trust": None,
     }
 
     @override
@@ -150,6 +152,7 @@ class Kfac(Rule):
         "carry_over": False,
         "warmup_steps": 0,
         "kl_clip": 1e-3,
+        "trust": None,
     }
 
     @override

@@ -24,13 +24,19 @@ class SNOptPreconditioner:
 
     Raises:
         TypeError: a setting belongs to the update (lr, momentum, weight_decay, warmup_steps,
-            kl_clip, plain), which is the other optimizer's.
+            kl_clip, trust, plain), which is the other optimizer's.
     """
 
     def __init__(self, model: Model, **settings: Any) -> None:
-        foreign = {"lr", "momentum", "weight_decay", "warmup_steps", "kl_clip", "plain"} & {
-            *settings
-        }
+        foreign = {
+            "lr",
+            "momentum",
+            "weight_decay",
+            "warmup_steps",
+            "kl_clip",
+            "trust",
+            "plain",
+        } & {*settings}
         if foreign:
             raise TypeError(f"{', '.join(sorted(foreign))}: set it on the optimizer that follows")
         if isinstance(settings.get("damping"), LevenbergMarquardt):
@@ -47,8 +53,7 @@ class SNOptPreconditioner:
     def step(self) -> None:
         """Replace the gradients of preconditioned layers by their directions."""
         core = self._optimizer.preconditioner
-        self._optimizer.set_damping()
-        for name, matrix in core.directions().items():
+        for name, matrix in self._optimizer.preconditioned().items():
             for p, direction in core.layers[name].split(matrix):
                 p.grad = direction.to(p.dtype).contiguous()
         core.arm()

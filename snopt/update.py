@@ -61,24 +61,32 @@ def _with_momentum(
 def trust_factor(
     groups: list[dict[str, Any]], directions: Mapping[Tensor, Tensor], warmup: float
 ) -> float:
-    """min(1, sqrt(kl_clip / sum lr^2 d.g)) over the groups that have a ``kl_clip``.
+    """How much of the directions is taken: 1, or less where a bound of a group says so.
 
-    Source: Ba, Grosse and Martens, Distributed second-order optimization, 2017, section 5.
+    ``kl_clip`` bounds sum lr^2 d.g over the groups that have one: min(1, sqrt(kl_clip / sum)).
+    ``trust`` bounds the norm of a group's update by that multiple of its parameters' norm.
+
+    Source: Ba, Grosse and Martens, Distributed second-order optimization, 2017, section 5
+    (``kl_clip``); You, Gitman and Ginsburg 2017 (norms of updates beside those of parameters).
     """
+    factor = 1.0
     bounds = [group["kl_clip"] for group in groups if group["kl_clip"] is not None]
-    if not bounds:
-        return 1.0
     total = 0.0
     for group in groups:
+        moved = [p for p in group["params"] if p in directions]
+        rate = group["lr"] * warmup
         if group["kl_clip"] is not None:
-            products = [
-                (directions[p] * p.grad).sum()
-                for p in group["params"]
-                if p in directions and p.grad is not None
-            ]
-            rate = group["lr"] * warmup
+            products = [(directions[p] * p.grad).sum() for p in moved if p.grad is not None]
             total += rate**2 * float(sum(products))
-    return min(1.0, (min(bounds) / total) ** 0.5) if total > 0 else 1.0
+        if group["trust"] is not None and moved:
+            update = rate * _norm([directions[p] for p in moved])
+            largest = group["trust"] * _norm(moved)
+            factor = min(factor, largest / update) if update > largest > 0 else factor
+    return min(factor, (min(bounds) / total) ** 0.5) if bounds and total > 0 else factor
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.stack(torch._foreach_norm(tensors)).norm())
 
 
 def norm_ratio(directions: Mapping[Tensor, Tensor]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import snopt
+from snopt.gauss_newton import GRADIENTS
 from tasks import checkpoint
 from tasks.clock import Clock
 from tasks.environment import environment
@@ -53,6 +54,8 @@ def build_task(settings: Settings) -> Task:
             f"optim.curvature={config['optim']['curvature']}: this task has no likelihood to "
             "sample from. Use optim.curvature=empirical."
         )
+    if config["optim"].get("rule") == "gauss_newton":
+        _check_gauss_newton(settings, task)
     solver = config["solver"]
     if config["optim"].get("create_graph") and (
         solver["gradient"] != "direct" or solver.get("compile")
@@ -66,6 +69,20 @@ def build_task(settings: Settings) -> Task:
     call("solver", snopt.ODEBlock, nn.Identity(), (0.0, 1.0), **settings.solver())
     check_horizon(settings.horizon, task)
     return cast(Task, task)
+
+
+def _check_gauss_newton(settings: Settings, task: Task) -> None:
+    optim, gradient = settings.names[2], settings.config["solver"]["gradient"]
+    if task.likelihood is None:
+        raise ConfigError(
+            f"optim={optim}, optim.rule=gauss_newton: needs the samples' losses, which this task "
+            "has no likelihood to tell by. Use optim=snopt."
+        )
+    if gradient not in GRADIENTS:
+        raise ConfigError(
+            f"solver.gradient={gradient}: optim.rule=gauss_newton needs gradients of single "
+            f"samples. Use solver.gradient={' or '.join(GRADIENTS)}."
+        )
 
 
 def build_model(settings: Settings, task: Task, world: World) -> nn.Module:

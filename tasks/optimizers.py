@@ -138,57 +138,76 @@ def call(where: str, target: Callable[..., Any], *args: Any, **keywords: Any) ->
         raise ConfigError(f"{where}: {name} refuses its settings: {error}") from error
 
 
-def factor(settings: ScheduleSettings, step: int, total: int | None, per_epoch: int) -> float:
+_FIRST = 0.1
+"""Least factor of a warm-up that is a share of the run: its first step lies at 0."""
+
+
+def factor(settings: ScheduleSettings, step: int, done: float | None, per_epoch: int) -> float:
     """What the learning rate of step ``step`` is multiplied by.
 
     Args:
         settings: the schedule.
         step: number of the step about to be made, from 0.
-        total: steps of the run, where known; ``settings.total_steps`` goes first.
+        done: how much of the run lies behind, in [0, 1], by steps or by the training clock; None
+            for a run without an end. ``settings.total_steps`` goes first.
         per_epoch: steps of an epoch.
     """
     if step < settings.warmup_steps:
         return (step + 1) / (settings.warmup_steps + 1)
+    if settings.name == "constant" and settings.warmup == 0:
+        return 1.0
     if settings.name == "multistep":
         return settings.gamma ** sum(step >= epoch * per_epoch for epoch in settings.milestones)
+    if settings.total_steps is not None:
+        done = min(1.0, step / settings.total_steps)
+    if done is None:
+        raise ConfigError(
+            f"schedule.name={settings.name}, schedule.warmup={settings.warmup:g}: needs an end. "
+            "Set schedule.total_steps, train.max_steps, train.max_epochs or train.max_seconds."
+        )
+    if done < settings.warmup:
+        return max(_FIRST, done / settings.warmup)
     if settings.name == "constant":
         return 1.0
-    horizon = settings.total_steps or total
-    if horizon is None:
-        raise ConfigError(
-            f"schedule.name={settings.name}: needs an end. Set schedule.total_steps, "
-            "train.max_steps or train.max_epochs."
-        )
-    begin = min(settings.warmup_steps, horizon - 1)
-    done = min(1.0, (step - begin) / (horizon - begin))
-    shape = 1.0 - done if settings.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    begin = settings.warmup
+    if settings.warmup_steps:  # their share of the run, as it goes so far
+        begin = max(begin, settings.warmup_steps * done / step)
+    left = max(0.0, (1.0 - done) / (1.0 - begin)) if begin < 1 else 0.0
+    shape = left if settings.name == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
     return settings.final_factor + (1.0 - settings.final_factor) * shape
 
 
 @dataclass
 class Schedule:
-    """Sets the learning rate of every group before each step; a function of the step alone.
+    """Sets the learning rate of every group before each step.
 
     Attributes:
         optimizer: its groups' learning rates at construction are what the factor multiplies.
         settings: the schedule.
-        total: steps of the run, where known.
         per_epoch: steps of an epoch.
+        ends: whether the run has an end that is known.
     """
 
     optimizer: torch.optim.Optimizer
     settings: ScheduleSettings
-    total: int | None
     per_epoch: int
+    ends: bool = True
 
     def __post_init__(self) -> None:
         self._base = [group["lr"] for group in self.optimizer.param_groups]
-        factor(self.settings, self.settings.warmup_steps, self.total, self.per_epoch)
+        # Says so where an end is missing.
+        factor(self.settings, self.settings.warmup_steps, self._end(1.0), self.per_epoch)
 
-    def set(self, step: int) -> None:
-        """Set the learning rates of the step about to be made, counted from 0."""
-        if self.settings.name == "constant" and step > self.settings.warmup_steps:
-            return
-        scale = factor(self.settings, step, self.total, self.per_epoch)
+    def set(self, step: int, done: float) -> None:
+        """Set the learning rates of the step about to be made.
+
+        Args:
+            step: its number, from 0.
+            done: how much of the run lies behind.
+        """
+        scale = factor(self.settings, step, self._end(done), self.per_epoch)
         for group, lr in zip(self.optimizer.param_groups, self._base, strict=True):
             group["lr"] = lr * scale
+
+    def _end(self, done: float) -> float | None:
+        return done if self.ends else None

@@ -104,7 +104,10 @@ class Runner:
         self._test = splits.test
         self.total_steps = self._total_steps()
         self.schedule = Schedule(
-            optimizer, settings.schedule, self.total_steps, self.order.steps_per_epoch
+            optimizer,
+            settings.schedule,
+            self.order.steps_per_epoch,
+            ends=self.total_steps is not None or settings.train.max_seconds is not None,
         )
         # Each process draws noise of its own.
         self._noise = stream(settings.seed + 1_000_003 * world.rank, "noise", world.device)
@@ -229,7 +232,7 @@ class Runner:
         clock, state = self.clock, self.state
         clock.switch("data")
         batch = self.order.next()
-        self.schedule.set(state.step)
+        self.schedule.set(state.step, self._done())
         before = self.nfe()
         probed: dict[str, float] = {}
         inspect: Inspect | None = None

@@ -160,6 +160,7 @@ class ScheduleSettings(_Section):
 
     name: str = "constant"
     warmup_steps: int = 0
+    warmup: float = 0.0
     total_steps: int | None = None
     final_factor: float = 0.0
     milestones: tuple[int, ...] = ()
@@ -168,7 +169,12 @@ class ScheduleSettings(_Section):
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise ValueError(choices("name", self.name, SCHEDULES))
-        self._at_least(0, "warmup_steps", "final_factor")
+        self._at_least(0, "warmup_steps", "warmup", "final_factor")
+        if self.warmup >= 1 or (self.warmup and self.warmup_steps):
+            raise ValueError(
+                f"warmup={self.warmup!r}: must be a share of the run below 1, and not beside "
+                "warmup_steps."
+            )
         self._at_least(1, "total_steps")
         self._at_least(0, "gamma", strictly=True)
 

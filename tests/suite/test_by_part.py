@@ -47,9 +47,9 @@ def test_each_part_moves_as_with_its_own_optimizer() -> None:
 def test_schedule_moves_both_also_after_loading() -> None:
     net = model()
     optimizer = build_optimizer(CONFIG, net)
-    schedule = Schedule(optimizer, ScheduleSettings(warmup_steps=1), None, 1)
+    schedule = Schedule(optimizer, ScheduleSettings(warmup_steps=1), 1, ends=False)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    schedule.set(0)
+    schedule.set(0, 0.0)
     assert [part.param_groups[0]["lr"] for part in optimizer.parts] == [0.05, 0.005]
 
 

@@ -72,7 +72,9 @@ def test_only_lbfgs_needs_a_closure() -> None:
 
 
 def factors(steps: int, total: int | None = 10, per_epoch: int = 2, **settings) -> list[float]:
-    return [factor(ScheduleSettings(**settings), s, total, per_epoch) for s in range(steps)]
+    schedule = ScheduleSettings(**settings)
+    done = [None if total is None else min(1.0, s / total) for s in range(steps)]
+    return [factor(schedule, s, d, per_epoch) for s, d in enumerate(done)]
 
 
 def test_constant() -> None:
@@ -106,6 +108,34 @@ def test_multistep_counts_epochs() -> None:
     assert course == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_warmup_as_a_share_of_the_run() -> None:
+    course = factors(21, total=20, name="linear", warmup=0.2)
+    assert course[:5] == pytest.approx([0.1, 0.25, 0.5, 0.75, 1.0])
+    assert course[4:] == pytest.approx([1 - s / 16 for s in range(17)])
+    assert factors(3, total=4, warmup=0.5) == pytest.approx([0.1, 0.5, 1.0])
+    for wrong in ({"warmup": 1.0}, {"warmup": 0.1, "warmup_steps": 2}):
+        with pytest.raises(ValueError, match="warmup="):
+            ScheduleSettings(**wrong)
+
+
+def test_course_by_the_clock() -> None:
+    """As many steps as there is time for, at an uneven pace: the clock alone counts."""
+    schedule = ScheduleSettings(name="cosine", final_factor=0.1)
+    for done in (0.0, 0.3, 1.0):
+        expected = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
+        assert factor(schedule, 7, done, 1) == pytest.approx(expected)
+
+
+def test_schedule_follows_the_clock_in_a_run(tmp_path) -> None:
+    Recording.seen.clear()
+    optim = {"_target_": f"{__name__}.Recording", "name": "recording", "lr": 1.0}
+    train = {"max_epochs": 100000, "max_seconds": 0.5}
+    fake.train(tmp_path, optim=optim, train=train, schedule={"name": "linear"})
+    assert Recording.seen == sorted(Recording.seen, reverse=True)
+    assert Recording.seen[0] > 0.9
+    assert Recording.seen[-1] < 0.1
+
+
 def test_schedule_without_an_end() -> None:
     with pytest.raises(ConfigError, match=r"Set schedule\.total_steps"):
         factors(1, total=None, name="cosine")
@@ -113,10 +143,10 @@ def test_schedule_without_an_end() -> None:
 
 def test_schedule_moves_every_group() -> None:
     optimizer = build_optimizer({**SGD, "field_lr": 0.01}, model())
-    schedule = Schedule(optimizer, ScheduleSettings(name="linear"), total=4, per_epoch=1)
+    schedule = Schedule(optimizer, ScheduleSettings(name="linear"), per_epoch=1)
     seen = []
     for step in range(4):
-        schedule.set(step)
+        schedule.set(step, step / 4)
         seen.append([group["lr"] for group in optimizer.param_groups])
     scales = (1.0, 0.75, 0.5, 0.25)
     assert seen == [pytest.approx([0.01 * scale, 0.1 * scale]) for scale in scales]

@@ -1,0 +1,265 @@
+"""Gauss-Newton steps from the gradients of single samples: no Kronecker factors, no eigenbases.
+
+With l_i the loss of sample i and r_i = sqrt(2 l_i), the mean loss is (1/2N) sum r_i^2, and its
+Gauss-Newton matrix is R^T R, where row i of R is the gradient of l_i divided by r_i sqrt(N). With
+v_i = r_i / sqrt(N) the gradient is R^T v, and a step d solves
+
+    min |R d - v|^2 + damping (d - momentum d')^T W^-1 (d - momentum d'),
+
+d' being the step before and W the groups' learning rates over the largest of them. R has as many
+rows as the batch has samples, so the solution is a Cholesky factorisation of that size:
+
+    d = momentum d' + W R^T (R W R^T + damping)^-1 (v - momentum R d').
+
+Source: Gauss-Newton on roots of losses is the textbook's (Nocedal and Wright 2006, section 10.3);
+the solution in the samples' space and the memory of the last step are those of minSR (Chen and Heyl
+2024) and SPRING (Goldshlager, Abrahamsen and Lin 2024).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from snopt.block import ODEBlock
+from snopt.layers import Layer
+from snopt.rows import Rows
+
+logger = logging.getLogger(__name__)
+
+GRADIENTS = ("direct", "checkpoint")
+"""Ways to the gradient whose backward pass goes through every use of a layer."""
+
+
+class GaussNewton:
+    """Rows of a batch, and the step they give; what :class:`Preconditioner` is to other rules.
+
+    Args:
+        layers: the layers by name.
+        blocks: the model's ODE blocks by name.
+        settings: returns a layer's parameter group (lr, damping).
+        momentum: how much of the last step is kept, in [0, 1).
+        loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
+
+    Raises:
+        ValueError: a block's gradient comes from the adjoint equation, which has no uses to watch.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "damping": 1e-2,
+        "momentum": 0.9,
+        "refresh_every": 1,
+        "carry_over": True,
+        "warmup_steps": 0,
+        "kl_clip": None,
+        "trust": 0.2,
+    }
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        blocks: Mapping[str, ODEBlock],
+        settings: Callable[[Layer], Mapping[str, Any]],
+        momentum: float,
+        loss_scale: Callable[[], float] | None = None,
+    ) -> None:
+        for name, block in blocks.items():
+            if block.gradient not in GRADIENTS:
+                raise ValueError(
+                    f"rule='gauss_newton' needs gradients of single samples, which gradient="
+                    f"{block.gradient!r} of block {name!r} does not have; choose one of "
+                    f"{', '.join(GRADIENTS)}"
+                )
+        self.layers, self.blocks, self.settings = dict(layers), dict(blocks), settings
+        self.momentum, self.loss_scale = momentum, loss_scale
+        self.capture = Rows(self.layers)
+        self.steps = self.failures = 0
+        self.last: dict[str, Tensor] = {}
+        self.factors: dict[str, Any] = {}
+        self._roots: Tensor | None = None
+        self._measured: dict[str, float] = {}
+
+    def watch(self, outputs: Tensor, likelihood: str) -> None:
+        """Learn the samples' losses from the cotangent that the backward pass brings to outputs."""
+        if self._roots is not None:
+            raise RuntimeError(
+                "rule='gauss_newton' takes one backward pass a step; call optimizer.step() or "
+                "zero_grad() before the next curvature_pass()"
+            )
+        if not outputs.requires_grad:
+            return
+        values = outputs.detach()
+
+        def at_outputs(cotangent: Tensor) -> None:
+            if self.capture.active:
+                scale = 1.0 if self.loss_scale is None else self.loss_scale()
+                cotangents = cotangent.detach() * (len(values) / scale)
+                self._roots = (2.0 * sample_losses(values, cotangents, likelihood)).sqrt()
+
+        outputs.register_hook(at_outputs)
+
+    def due(self) -> list[str]:
+        """Layers that look at their curvature in the coming step: all."""
+        return list(self.layers)
+
+    def arm(self) -> None:
+        """Begin anew for the coming step."""
+        self.clear()
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether no backward pass has brought the samples' losses."""
+        return self._roots is None
+
+    def clear(self) -> None:
+        """Forget rows and losses."""
+        self.capture.clear()
+        self._roots = None
+
+    def directions(self) -> dict[str, Tensor]:
+        """The step d, over its group's part in W, by layer name.
+
+        Returns:
+            Matrices shaped like :meth:`snopt.layers.Layer.gradient`.
+
+        Raises:
+            ValueError: a layer has been used on inputs that do not come sample by sample.
+        """
+        assert self._roots is not None  # `forgotten` is asked first
+        roots, self._roots = self._roots, None
+        rows = self.capture.collect()
+        self.steps += 1
+        with self.capture.stopwatch.running(roots.device):
+            return self._solve(rows, roots)
+
+    def _solve(self, rows: Mapping[str, Tensor], roots: Tensor) -> dict[str, Tensor]:
+        samples = len(roots)
+        scale = 1.0 if self.loss_scale is None else self.loss_scale()
+        # Cotangents of a mean loss carry 1/N; a loss of zero has no gradient either.
+        factors = samples**0.5 / scale / roots.clamp_min(torch.finfo(roots.dtype).eps ** 0.5)
+        weights = self._weights()
+        gram = torch.zeros(samples, samples, dtype=torch.float64, device=roots.device)
+        target = (roots / samples**0.5).double()
+        scaled = {}
+        for name, products in rows.items():
+            if name in self.capture.unbatched:
+                continue
+            if len(products) != samples:
+                raise ValueError(
+                    f"layer {name!r} saw inputs whose first dimension is {len(products)} while the "
+                    f"outputs' is {samples}; rule='gauss_newton' needs samples first everywhere"
+                )
+            r = scaled[name] = products.flatten(1) * factors.to(products.dtype).unsqueeze(1)
+            gram += (r @ r.mT).double() * weights[name]
+            if name in self.last:
+                past = r @ self.last[name].to(r.dtype).flatten()
+                target -= self.momentum * past.double()
+        solution = self._solved(gram, target)
+        if solution is None:
+            return {name: torch.zeros_like(products[0]) for name, products in rows.items()}
+        found = {}
+        for name, r in scaled.items():
+            d = ((solution.to(r.dtype) @ r) * weights[name]).view(rows[name].shape[1:])
+            if name in self.last:
+                d.add_(self.last[name].to(d.dtype), alpha=self.momentum)
+            self.last[name] = d
+            # A group's rate is in d already, and the update multiplies by it again.
+            found[name] = d / weights[name] if weights[name] > 0 else d
+        return found
+
+    def _solved(self, gram: Tensor, target: Tensor) -> Tensor | None:
+        """(gram + damping)^-1 target, more damping where rounding makes the sum indefinite.
+
+        ``None`` where there is nothing to solve: gradients that are not finite.
+        """
+        self._measured["gram_mean"] = float(gram.diagonal().mean())
+        if not math.isfinite(float(gram.sum() + target.sum())):
+            self.failures += 1
+            logger.warning("gradients of single samples are not finite: no step is taken")
+            return None
+        damping = self.damping
+        least = torch.finfo(torch.float32).eps * self._measured["gram_mean"]
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        while True:
+            factor, failed = torch.linalg.cholesky_ex(gram + damping * eye)
+            if not failed.item():
+                return torch.cholesky_solve(target.unsqueeze(1), factor).squeeze(1)
+            self.failures += 1
+            damping = max(10.0 * damping, least)
+            logger.warning("Gauss-Newton matrix is indefinite by rounding: damping %g", damping)
+
+    @property
+    def damping(self) -> float:
+        """Damping of the coming step: that of the first layer's group."""
+        return float(self.settings(next(iter(self.layers.values())))["damping"])
+
+    def _weights(self) -> dict[str, float]:
+        rates = {name: float(self.settings(x)["lr"]) for name, x in self.layers.items()}
+        largest = max(rates.values(), default=0.0)
+        return {name: rate / largest if largest > 0 else 1.0 for name, rate in rates.items()}
+
+    def diagnostics(self) -> dict[str, float]:
+        """Counts and sizes, for logs."""
+        return {
+            "refreshes": float(self.steps),
+            "refresh_failures": float(self.failures),
+            **self._measured,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last step by layer name, and counts."""
+        return {"steps": self.steps, "failures": self.failures, "last": dict(self.last)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: it belongs to a model with other layers.
+        """
+        saved: Mapping[str, Tensor] = state["last"]
+        if not saved.keys() <= self.layers.keys():
+            raise ValueError(
+                f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"
+            )
+        self.steps, self.failures = int(state["steps"]), int(state["failures"])
+        self.last = {n: d.to(self.layers[n].weight.device).clone() for n, d in saved.items()}
+        self.clear()
+
+
+def sample_losses(outputs: Tensor, cotangents: Tensor, likelihood: str) -> Tensor:
+    """Each sample's loss, told by the outputs and by the gradient of that loss in them.
+
+    Args:
+        outputs: logits (N, K), or means (N, ...).
+        cotangents: gradients of the samples' losses, shaped like ``outputs``.
+        likelihood: ``"categorical"``: cross-entropy, whose gradient p - e_y names the class y;
+            ``"gaussian"``: half the squared error, whose gradient is the error itself.
+
+    Returns:
+        Shape (N,), at least float32, never negative.
+
+    Raises:
+        ValueError: the loss is not the mean cross-entropy of these logits.
+    """
+    dtype = torch.promote_types(torch.float32, outputs.dtype)
+    outputs, cotangents = outputs.to(dtype), cotangents.to(dtype)
+    if likelihood == "gaussian":
+        return cotangents.reshape(len(cotangents), -1).square().sum(dim=1) / 2
+    if outputs.ndim != 2:
+        raise ValueError(f"logits must have shape (N, K), got {tuple(outputs.shape)}")
+    logs = outputs.log_softmax(dim=1)
+    onehot = logs.exp() - cotangents
+    label = onehot.argmax(dim=1, keepdim=True)
+    expected = torch.zeros_like(onehot).scatter_(1, label, 1.0)
+    if not bool(((onehot - expected).abs() < 0.01).all()):
+        raise ValueError(
+            "the gradient at the outputs is not that of the mean cross-entropy over the batch; "
+            "rule='gauss_newton' needs nn.functional.cross_entropy(outputs, labels), without "
+            "class weights, smoothing or other terms"
+        )
+    return -logs.gather(1, label).squeeze(1)

@@ -1,0 +1,438 @@
+"""Gauss-Newton steps: rows against autograd, steps against dense algebra and closed forms."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from snopt import LevenbergMarquardt, ODEBlock, SNOpt, SNOptPreconditioner
+from snopt.gauss_newton import GaussNewton, sample_losses
+from tests.library import problems
+
+CLASSES = 4
+
+
+class Classifier(nn.Module):
+    """A recurrence of solves with a gate between them, float64: (N, T, 2) to logits (N, 4)."""
+
+    def __init__(self, gradient: str = "direct", method: str = "rk4") -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.inputs = nn.Linear(2, 3)
+        self.block = ODEBlock(
+            problems.Field(), method=method, gradient=gradient, options={"steps": 2}
+        )
+        self.gate = nn.Linear(3, 3, bias=False)
+        self.head = nn.Linear(3, CLASSES)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected = self.inputs(x)
+        h = torch.zeros_like(projected[:, 0])
+        for k in range(x.shape[1]):
+            h = self.block(torch.tanh(self.gate(h) + projected[:, k]))
+        logits: Tensor = self.head(h)
+        return logits
+
+
+class Pictures(nn.Module):
+    """Convolutions, one of them grouped and strided, in front of and inside a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first = nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2)
+        self.block = ODEBlock(
+            ConvField(), method="midpoint", gradient="direct", options={"steps": 2}
+        )
+        self.head = nn.Linear(4, CLASSES)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.block(self.first(x)).mean(dim=(2, 3)))
+        return logits
+
+
+class ConvField(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(self.conv(x))
+
+
+def series(count: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 3, 2, generator=generator, dtype=torch.float64)
+    return x, torch.randint(CLASSES, (count,), generator=generator)
+
+
+def pictures(count: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(count, 2, 6, 6, generator=generator, dtype=torch.float64)
+    return x, torch.randint(CLASSES, (count,), generator=generator)
+
+
+def gauss_newton(model: nn.Module, lr: float = 0.5, **settings: Any) -> SNOpt:
+    return SNOpt(model, lr, rule="gauss_newton", **{"trust": 1e9, **settings})
+
+
+def backward(model: nn.Module, optimizer: SNOpt, x: Tensor, y: Tensor, scale: float = 1.0) -> None:
+    optimizer.zero_grad()
+    outputs = model(x)
+    optimizer.curvature_pass(outputs)
+    (scale * functional.cross_entropy(outputs, y)).backward()
+
+
+def by_sample(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (N,) and their gradients (N, P), one backward pass for each sample."""
+    losses, grads = [], []
+    for k in range(len(x)):
+        loss = functional.cross_entropy(model(x[k : k + 1]), y[k : k + 1])
+        grad = torch.autograd.grad(loss, list(model.parameters()))
+        losses.append(loss.detach())
+        grads.append(torch.cat([g.flatten() for g in grad]))
+    return torch.stack(losses), torch.stack(grads)
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+MODELS = {
+    "direct": (lambda: Classifier("direct"), series),
+    "checkpoint": (lambda: Classifier("checkpoint", "dopri5"), series),
+    "convolutions": (Pictures, pictures),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_step_is_the_dense_solution(kind: str) -> None:
+    """Three steps with momentum, damping and a group of a lower rate, rows from autograd."""
+    build, data = MODELS[kind]
+    model = build()
+    field = {id(p) for p in model.block.field.parameters()}
+    weights = torch.cat(
+        [
+            torch.full((p.numel(),), 0.1 if id(p) in field else 1.0).double()
+            for p in model.parameters()
+        ]
+    )
+    damping, momentum, lr = 0.03, 0.7, 0.5
+    groups = [{"params": model.block.field, "lr": 0.1 * lr}, {"params": model}]
+    optimizer = SNOpt(
+        groups, lr, rule="gauss_newton", damping=damping, momentum=momentum, trust=1e9
+    )
+    past = torch.zeros_like(weights)
+    for seed in range(3):
+        x, y = data() if kind == "convolutions" else data(seed=seed)
+        losses, grads = by_sample(model, x, y)
+        roots = (2 * losses).sqrt()
+        rows, target = grads / (roots * len(x) ** 0.5)[:, None], roots / len(x) ** 0.5
+        matrix = rows.T @ rows + torch.diag(damping / weights)
+        d = momentum * past + torch.linalg.solve(matrix, rows.T @ (target - momentum * rows @ past))
+        before = flat(model)
+        backward(model, optimizer, x, y)
+        optimizer.step()
+        torch.testing.assert_close(flat(model) - before, -lr * d, rtol=1e-7, atol=1e-10)
+        past = d
+
+
+def test_one_step_solves_linear_least_squares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 4, generator=generator, dtype=torch.float64)
+    y = torch.randn(20, 1, generator=generator, dtype=torch.float64)
+    model = nn.Linear(4, 1).double()
+    optimizer = gauss_newton(model, lr=1.0, damping=1e-10, momentum=0.0)
+    outputs = model(x)
+    optimizer.curvature_pass(outputs, likelihood="gaussian")
+    ((outputs - y).square().sum(1) / 2).mean().backward()
+    optimizer.step()
+    ones = torch.cat([x, torch.ones(20, 1, dtype=torch.float64)], dim=1)
+    best = torch.linalg.lstsq(ones, y).solution.squeeze(1)
+    torch.testing.assert_close(flat(model), best, rtol=1e-5, atol=1e-6)
+
+
+def test_with_much_damping_the_step_is_the_gradient() -> None:
+    model = Classifier()
+    x, y = series()
+    optimizer = gauss_newton(model, lr=1.0, damping=1e9, momentum=0.0)
+    before = flat(model)
+    backward(model, optimizer, x, y)
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])  # type: ignore[union-attr]
+    optimizer.step()
+    torch.testing.assert_close((before - flat(model)) * 1e9, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_it_fits_a_batch_in_far_fewer_steps_than_adam() -> None:
+    x, y = series(count=12)
+    first, second = Classifier(), Classifier()
+    ours = SNOpt(first, 0.5, rule="gauss_newton", momentum=0.0)
+    adam = torch.optim.Adam(second.parameters(), 0.05)
+    for _ in range(30):
+        backward(first, ours, x, y)
+        ours.step()
+        adam.zero_grad()
+        functional.cross_entropy(second(x), y).backward()
+        adam.step()
+    ends = [functional.cross_entropy(model(x), y).item() for model in (first, second)]
+    assert ends[0] < 0.1 * ends[1]
+
+
+def test_the_gradient_is_left_alone() -> None:
+    model = Classifier()
+    x, y = series()
+    optimizer = gauss_newton(model)
+    backward(model, optimizer, x, y)
+    twin = Classifier()
+    functional.cross_entropy(twin(x), y).backward()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)  # type: ignore[arg-type]
+
+
+# -- losses of samples -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_losses_of_samples_are_the_losses(dtype: torch.dtype) -> None:
+    logits = (5 * torch.randn(9, CLASSES, dtype=dtype)).requires_grad_(True)
+    y = torch.randint(CLASSES, (9,))
+    losses = functional.cross_entropy(logits, y, reduction="none")
+    (cotangent,) = torch.autograd.grad(losses.sum(), logits)
+    torch.testing.assert_close(sample_losses(logits.detach(), cotangent, "categorical"), losses)
+    errors = torch.randn(9, 2, 3, dtype=dtype)
+    half = errors.square().sum(dim=(1, 2)) / 2
+    torch.testing.assert_close(sample_losses(torch.zeros_like(errors), errors, "gaussian"), half)
+
+
+@pytest.mark.parametrize("loss", ["smoothed", "summed", "squares"])
+def test_another_loss_is_refused(loss: str) -> None:
+    model = Classifier()
+    x, y = series()
+    optimizer = gauss_newton(model)
+    outputs = model(x)
+    optimizer.curvature_pass(outputs)
+    if loss == "squares":
+        value = outputs.square().mean()
+    elif loss == "smoothed":
+        value = functional.cross_entropy(outputs, y, label_smoothing=0.2)
+    else:
+        value = functional.cross_entropy(outputs, y, reduction="sum")
+    with pytest.raises(ValueError, match="mean cross-entropy"):
+        value.backward()
+
+
+def test_samples_that_are_fitted_do_not_blow_up() -> None:
+    model = Classifier().float()
+    x, y = series()
+    with torch.no_grad():
+        model.head.weight.mul_(1e4)
+        y = model(x.float()).argmax(dim=1)  # losses of exactly zero
+    optimizer = gauss_newton(model, lr=1.0, damping=1e-6, momentum=0.0)
+    before = flat(model)
+    backward(model, optimizer, x.float(), y)
+    optimizer.step()
+    assert float((flat(model) - before).abs().max()) < 1e-2
+
+
+# -- in a training loop ----------------------------------------------------------------------------
+
+
+def test_scaled_losses_give_the_same_step() -> None:
+    class Scaler:
+        def get_scale(self) -> float:
+            return 1024.0
+
+    x, y = series()
+    ends = []
+    for scaler, scale in ((None, 1.0), (Scaler(), 1024.0)):
+        model = Classifier()
+        optimizer = gauss_newton(model, grad_scaler=scaler)
+        backward(model, optimizer, x, y, scale)
+        for p in model.parameters():
+            p.grad /= scale
+        optimizer.step()
+        ends.append(flat(model))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_resumed_run_goes_on_the_same() -> None:
+    model = Classifier()
+    optimizer = gauss_newton(model)
+    for seed in range(2):
+        backward(model, optimizer, *series(seed=seed))
+        optimizer.step()
+    twin = copy.deepcopy(model)
+    again = gauss_newton(twin)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for m, o in ((model, optimizer), (twin, again)):
+        for seed in (2, 3):
+            backward(m, o, *series(seed=seed))
+            o.step()
+    assert torch.equal(flat(model), flat(twin))
+
+
+def test_a_closure_and_the_preconditioner_alone_take_the_same_step() -> None:
+    x, y = series()
+    models = [Classifier() for _ in range(3)]
+    first = gauss_newton(models[0])
+    backward(models[0], first, x, y)
+    first.step()
+    second = gauss_newton(models[1])
+
+    def closure() -> Tensor:
+        second.zero_grad()
+        outputs = models[1](x)
+        second.curvature_pass(outputs)
+        loss = functional.cross_entropy(outputs, y)
+        loss.backward()
+        return loss
+
+    second.step(closure)
+    alone = SNOptPreconditioner(models[2], rule="gauss_newton")
+    sgd = torch.optim.SGD(models[2].parameters(), 0.5)
+    outputs = models[2](x)
+    alone.curvature_pass(outputs)
+    functional.cross_entropy(outputs, y).backward()
+    alone.step()
+    sgd.step()
+    for model in models[1:]:
+        torch.testing.assert_close(flat(models[0]), flat(model))
+
+
+def test_updates_stay_within_the_trust_region() -> None:
+    model = Classifier()
+    optimizer = gauss_newton(model, lr=1.0, damping=1e-8, trust=0.05)
+    before = flat(model)
+    backward(model, optimizer, *series())
+    optimizer.step()
+    assert float((flat(model) - before).norm()) == pytest.approx(0.05 * float(before.norm()))
+
+
+def test_evaluations_between_steps_leave_no_rows() -> None:
+    ends = []
+    for evaluate in (False, True):
+        model = Classifier()
+        optimizer = gauss_newton(model)
+        x, y = series()
+        backward(model, optimizer, x, y)
+        if evaluate:
+            model.eval()
+            functional.cross_entropy(model(x[:2]), y[:2]).backward()
+            model.train()
+            copy.deepcopy(model)(x[:3]).sum().backward()
+        optimizer.step()
+        ends.append(flat(model))
+    assert torch.equal(*ends)
+
+
+def test_other_parameters_take_adams_update_at_a_hundredth() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = Classifier()
+            self.time = nn.Linear(1, CLASSES).double()  # every sample shares its input
+            self.scale = nn.Parameter(torch.ones(CLASSES, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            shift = self.time(torch.ones(1, dtype=torch.float64))
+            scaled: Tensor = self.classifier(x) * self.scale + shift
+            return scaled
+
+    model = Scaled()
+    optimizer = gauss_newton(model, lr=0.5)
+    before = copy.deepcopy(model)
+    backward(model, optimizer, *series())
+    optimizer.step()
+    for name, p in model.named_parameters():
+        moved = (p - before.get_parameter(name)).abs()
+        if name == "scale" or name.startswith("time"):
+            torch.testing.assert_close(moved, torch.full_like(moved, 0.5 * 0.01), rtol=1e-4, atol=0)
+    assert "scale" in optimizer.coverage().plain
+
+
+def test_gradients_that_are_not_finite_move_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    model = Classifier()
+    optimizer = gauss_newton(model)
+    x, y = series()
+    backward(model, optimizer, x, y)
+    before = flat(model)
+    rows = optimizer.preconditioner.capture
+    real = rows.collect
+    rows.collect = lambda: {n: r * float("nan") for n, r in real().items()}  # type: ignore[method-assign]
+    with caplog.at_level(logging.WARNING):
+        optimizer.step()
+    assert torch.equal(before, flat(model))
+    assert "not finite" in caplog.text
+    assert optimizer.diagnostics()["refresh_failures"] == 1
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_adjoint_gradients_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose one of direct, checkpoint"):
+        gauss_newton(Classifier("adjoint", "dopri5"))
+
+
+def test_settings_of_other_rules_are_refused() -> None:
+    for settings in (
+        {"basis": "gradient"},
+        {"curvature": "ggn"},
+        {"curvature_samples": 3},
+        {"refresh_every": 5},
+        {"stagger": True},
+        {"damping": LevenbergMarquardt()},
+    ):
+        with pytest.raises(ValueError, match=f"no use for the {next(iter(settings))}"):
+            gauss_newton(Classifier(), **settings)
+    with pytest.raises(ValueError, match="trust=-1"):
+        gauss_newton(Classifier(), trust=-1)
+
+
+def test_a_loop_without_the_pass_is_told_so() -> None:
+    model = Classifier()
+    optimizer = gauss_newton(model)
+    x, y = series()
+    functional.cross_entropy(model(x), y).backward()
+    with pytest.raises(RuntimeError, match="curvature_pass"):
+        optimizer.step()
+    backward(model, optimizer, x, y)
+    with pytest.raises(RuntimeError, match="one backward pass a step"):
+        optimizer.curvature_pass(model(x))
+
+
+def test_samples_must_come_first() -> None:
+    class Swapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inputs, self.head = nn.Linear(2, 3).double(), nn.Linear(3, CLASSES).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.inputs(x.transpose(0, 1)).mean(dim=0))
+            return logits
+
+    model = Swapped()
+    optimizer = gauss_newton(model)
+    backward(model, optimizer, *series())
+    with pytest.raises(ValueError, match="layer 'inputs' saw inputs whose first dimension is 3"):
+        optimizer.step()
+
+
+def test_diagnostics_tell_of_the_matrix() -> None:
+    model = Classifier()
+    optimizer = gauss_newton(model)
+    backward(model, optimizer, *series())
+    optimizer.step()
+    found = optimizer.diagnostics()
+    assert isinstance(optimizer.preconditioner, GaussNewton)
+    assert found["gram_mean"] > 0
+    assert found["damping"] == 0.01
+    assert optimizer.curvature_seconds > 0
