@@ -94,7 +94,8 @@ def write_study(runs: Sequence[Run], folder: Path) -> str:
             parts.append(_families(task, members, folder))
         if len({run.optim for run in members}) == 1 and task in _FIGURES:
             name, draw = _FIGURES[task]
-            save(folder / f"{name}.png", png(draw(members)))
+            # Weights of a run that diverged are those before it did: nothing to show.
+            save(folder / f"{name}.png", png(draw(_ended(members))))
     return "\n".join(parts)
 
 
@@ -131,7 +132,7 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
                 str(len(members)),
                 _result(members, study.key),
                 _late(members),
-                *(measured[members[0].path.name, t] for t in study.tolerances),
+                *(measured[_shown(members).path.name, t] for t in study.tolerances),
                 spread(Spread.of(r.seconds / r.steps * _per_epoch(r) for r in members)),
                 theirs.value,
                 theirs.nfe,
@@ -145,8 +146,20 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
 
 
 def _result(members: Sequence[Run], key: Key) -> str:
-    finals = Spread.of(run.curves[key].final if key in run.curves else math.nan for run in members)
-    return spread(finals, metric_style(key[1]))
+    found = [run for run in members if key in run.curves]
+    worst = -math.inf if members[0].higher_is_better and key[1] != "loss" else math.inf
+    finals = [run.curves[key].final if run.outcome != "diverged" else worst for run in found]
+    return spread(Spread.of(finals), metric_style(key[1]))
+
+
+def _shown(members: Sequence[Run]) -> Run:
+    """The first run that did not diverge."""
+    return (_ended(members) or list(members))[0]
+
+
+def _ended(members: Sequence[Run]) -> list[Run]:
+    """Runs that did not diverge."""
+    return [run for run in members if run.outcome != "diverged"]
 
 
 def _late(members: Sequence[Run]) -> str:
@@ -167,7 +180,7 @@ def _measured(study: Study, runs: Sequence[Run], file: Path) -> dict[tuple[str, 
             kept = csv.DictReader(lines)
             rows = {(r["model"], r["run"], r["tolerance"]): dict(r) for r in kept}
     for members in by_model(runs).values():
-        run = members[0]
+        run = _shown(members)
         for tolerance in study.tolerances:
             key = (run.model, run.path.name, f"{tolerance:g}")
             if key not in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -141,6 +142,23 @@ def test_a_study_is_tabulated_and_drawn(cloud: list[Run], tmp_path: Path, monkey
     # What was measured once is not measured again.
     monkeypatch.setattr(family_study, "evaluations", lambda *_: pytest.fail("measured again"))
     assert write_study(cloud, tmp_path) == text
+
+
+def test_a_run_that_diverged_is_told_and_not_drawn(
+    cloud: list[Run], tmp_path: Path, monkeypatch
+) -> None:
+    drawn: list[Run] = []
+    figure = family_study._FIGURES["nested_spheres"][1]
+    monkeypatch.setitem(
+        family_study._FIGURES,
+        "nested_spheres",
+        ("point_cloud", lambda runs: drawn.extend(runs) or figure(runs)),
+    )
+    failed = dataclasses.replace(cloud[0], seed=-1, outcome="diverged")
+    text = write_study([failed, *cloud], tmp_path)
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {failed.model} ")]
+    assert "diverged" in row
+    assert drawn == cloud
 
 
 def test_runs_of_one_family_are_no_study(cloud: list[Run], tmp_path: Path) -> None:
