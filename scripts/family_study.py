@@ -247,7 +247,9 @@ def _optimizers(task: str, runs: Sequence[Run]) -> str:
     metric = runs[0].metric
     heads = ["family"]
     for optim in optims:
-        heads += [f"{optim}: train loss", f"test {metric}", "lr", "ms a step"]
+        rules = {run.config["optim"].get("rule") for run in runs if run.optim == optim} - {None}
+        title = f"{optim} ({', '.join(sorted(rules))})" if rules else optim
+        heads += [f"{title}: train loss", f"test {metric}", "lr", "ms a step"]
     rows = []
     for name, members in by_model(runs).items():
         cells = [name]
