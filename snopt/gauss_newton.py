@@ -78,6 +78,7 @@ class GaussNewton:
         self.layers, self.blocks, self.settings = dict(layers), dict(blocks), settings
         self.momentum, self.loss_scale = momentum, loss_scale
         self.capture = Rows(self.layers)
+        self.refresh_every = 1
         self.steps = self.failures = 0
         self.last: dict[str, Tensor] = {}
         self.factors: dict[str, Any] = {}

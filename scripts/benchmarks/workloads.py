@@ -12,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from snopt import ODEBlock
+from snopt import ODEBlock, SNOpt
 from tasks.batches import Order
 from tasks.cli import CONF, plain
 from tasks.experiment import build_model, build_task, default_data_root
@@ -131,7 +131,11 @@ def training_step(
     """One step on the workload's batch; the evaluations that it made."""
     before = nfe(model)
     optimizer.zero_grad()
-    workload.loss(model).backward()
+    task, batch = workload.task, workload.batch
+    outputs = task.forward(model, batch, stream(0, "noise", workload.device))
+    if task.likelihood is not None and isinstance(optimizer, SNOpt):
+        optimizer.curvature_pass(outputs, likelihood=task.likelihood)
+    task.loss(outputs, batch).backward()
     optimizer.step()
     after = nfe(model)
     return after[0] - before[0], after[1] - before[1]
