@@ -152,6 +152,9 @@ class Layer(ABC):
     @staticmethod
     def _stacked(rows: list[Tensor], samples: int) -> Tensor:
         """Rows of several uses, sample by sample: (groups, samples, rows, d)."""
+        if all(r.shape[1] == samples for r in rows):
+            # One row for each sample: whole uses are copied, and the product takes the strides.
+            return torch.stack(rows).permute(1, 2, 0, 3)
         return torch.cat([r.unflatten(1, (samples, -1)) for r in rows], dim=2)
 
     def input_moment(self, z: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
