@@ -47,7 +47,8 @@ class GaussNewton:
         loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
 
     Raises:
-        ValueError: a block's gradient comes from the adjoint equation, which has no uses to watch.
+        ValueError: there are no layers, or a block's gradient comes from the adjoint equation,
+            which has no uses to watch.
     """
 
     defaults: ClassVar[dict[str, Any]] = {
@@ -68,6 +69,11 @@ class GaussNewton:
         momentum: float,
         loss_scale: Callable[[], float] | None = None,
     ) -> None:
+        if not layers:
+            raise ValueError(
+                "rule='gauss_newton' needs a linear layer or a convolution to train, and the model "
+                "has none"
+            )
         for name, block in blocks.items():
             if block.gradient not in GRADIENTS:
                 raise ValueError(
@@ -97,10 +103,9 @@ class GaussNewton:
         values = outputs.detach()
 
         def at_outputs(cotangent: Tensor) -> None:
-            if self.capture.active:
-                scale = 1.0 if self.loss_scale is None else self.loss_scale()
-                cotangents = cotangent.detach() * (len(values) / scale)
-                self._roots = (2.0 * sample_losses(values, cotangents, likelihood)).sqrt()
+            scale = 1.0 if self.loss_scale is None else self.loss_scale()
+            cotangents = cotangent.detach() * (len(values) / scale)
+            self._roots = (2.0 * sample_losses(values, cotangents, likelihood)).sqrt()
 
         outputs.register_hook(at_outputs)
 
@@ -184,7 +189,7 @@ class GaussNewton:
             logger.warning("gradients of single samples are not finite: no step is taken")
             return None
         damping = self.damping
-        least = torch.finfo(torch.float32).eps * self._measured["gram_mean"]
+        least = torch.finfo(torch.float32).eps * max(1.0, self._measured["gram_mean"])
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         while True:
             factor, failed = torch.linalg.cholesky_ex(gram + damping * eye)
@@ -242,7 +247,7 @@ def sample_losses(outputs: Tensor, cotangents: Tensor, likelihood: str) -> Tenso
             ``"gaussian"``: half the squared error, whose gradient is the error itself.
 
     Returns:
-        Shape (N,), at least float32, never negative.
+        Shape (N,), at least float32, never negative; NaN where nothing is finite.
 
     Raises:
         ValueError: the loss is not the mean cross-entropy of these logits.
@@ -251,6 +256,8 @@ def sample_losses(outputs: Tensor, cotangents: Tensor, likelihood: str) -> Tenso
     outputs, cotangents = outputs.to(dtype), cotangents.to(dtype)
     if likelihood == "gaussian":
         return cotangents.reshape(len(cotangents), -1).square().sum(dim=1) / 2
+    if not bool(torch.isfinite(cotangents).all()):
+        return cotangents.new_full((len(cotangents),), torch.nan)
     if outputs.ndim != 2:
         raise ValueError(f"logits must have shape (N, K), got {tuple(outputs.shape)}")
     logs = outputs.log_softmax(dim=1)

@@ -28,14 +28,12 @@ class Rows:
         layers: the layers by name.
 
     Attributes:
-        active: whether the backward pass that runs now counts.
         stopwatch: time spent so far.
         unbatched: layers that were used on an input that all samples share; they have no rows.
     """
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
         self.layers = dict(layers)
-        self.active = True
         self.unbatched: set[str] = set()
         self._uses: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._waiting: dict[str, int] = {}
@@ -64,7 +62,7 @@ class Rows:
     def _watch(
         self, layer: Layer, module: nn.Module, args: tuple[Any, ...], output: Tensor
     ) -> None:
-        if not (self.active and module.training and output.requires_grad):
+        if not (module.training and output.requires_grad):
             return
         z: Tensor = args[0].detach()
         if layer.unbatched(z):
@@ -73,8 +71,6 @@ class Rows:
             output.register_hook(partial(self._record, layer, z))
 
     def _record(self, layer: Layer, z: Tensor, g: Tensor) -> None:
-        if not self.active:
-            return
         name = layer.name
         self._uses.setdefault(name, []).append((z, g.detach()))
         _, out, width = layer.shape

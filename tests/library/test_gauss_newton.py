@@ -374,12 +374,37 @@ def test_gradients_that_are_not_finite_move_nothing(caplog: pytest.LogCaptureFix
     assert optimizer.diagnostics()["refresh_failures"] == 1
 
 
+def test_a_loss_that_is_not_finite_moves_nothing() -> None:
+    model = Classifier()
+    optimizer = gauss_newton(model)
+    x, y = series()
+    before = flat(model)
+    backward(model, optimizer, x, y, float("nan"))
+    optimizer.step()
+    assert torch.equal(before, flat(model))
+
+
+def test_without_damping_a_singular_matrix_gets_some() -> None:
+    model = Classifier()
+    optimizer = gauss_newton(model, damping=0.0, momentum=0.0)
+    x, y = series(count=2)
+    backward(model, optimizer, x[[0, 0, 0]], y[[0, 0, 0]])  # three times the same row
+    optimizer.step()
+    assert torch.isfinite(flat(model)).all()
+    assert optimizer.diagnostics()["refresh_failures"] > 0
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 
 def test_adjoint_gradients_are_refused() -> None:
     with pytest.raises(ValueError, match="choose one of direct, checkpoint"):
         gauss_newton(Classifier("adjoint", "dopri5"))
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="has none"):
+        gauss_newton(nn.LayerNorm(3))
 
 
 def test_settings_of_other_rules_are_refused() -> None:
