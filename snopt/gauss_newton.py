@@ -29,6 +29,7 @@ from torch import Tensor
 from snopt.block import ODEBlock
 from snopt.layers import Layer
 from snopt.rows import Rows
+from snopt.saving import copied
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ class GaussNewton:
                 f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"
             )
         self.steps, self.failures = int(state["steps"]), int(state["failures"])
-        self.last = {n: d.to(self.layers[n].weight.device).clone() for n, d in saved.items()}
+        self.last = {n: copied(d, self.layers[n].weight.device) for n, d in saved.items()}
         self.clear()
 
 

@@ -21,6 +21,7 @@ from snopt.kronecker import dense
 from snopt.layers import Layer, layer_of
 from snopt.preconditioner import BASES, Preconditioner, select_layers
 from snopt.rules import RULES, Rule
+from snopt.saving import copied
 from snopt.update import apply_directions, norm_ratio, predicted_change
 
 GAUSS_NEWTON = "gauss_newton"
@@ -384,7 +385,7 @@ class SNOpt(Optimizer):
         by_name = {self.names[i]: p for i, p in self._by_id().items()}
         for name, entry in state_dict["state"].items():
             p = by_name[name]
-            self.state[p] = _copied(entry, p.device)
+            self.state[p] = copied(entry, p.device)
         self.draws = int(state_dict["draws"])
         self._measured = dict(state_dict["measured"])
         self.preconditioner.load_state_dict(state_dict["preconditioner"])
@@ -427,14 +428,6 @@ class SNOpt(Optimizer):
                     )
                 return damping if count % damping.every == 0 else None
         return None
-
-
-def _copied(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device).clone()
-    if isinstance(value, Mapping):
-        return {key: _copied(entry, device) for key, entry in value.items()}
-    return value
 
 
 def _distributed(model: Model) -> bool:

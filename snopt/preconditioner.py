@@ -27,6 +27,7 @@ from snopt.kronecker import (
 )
 from snopt.layers import KINDS, Layer
 from snopt.rules import Rule, State
+from snopt.saving import copied
 
 logger = logging.getLogger(__name__)
 
@@ -264,16 +265,14 @@ class Preconditioner:
         self.absent = set(state["absent"])
         self.factors, self.bases, self.averages = {}, {}, {}
         for name, entry in saved.items():
-            like = self.layers[name].weight
-            if entry["factors"] is not None:
-                self.factors[name] = Factors(*_unpack(entry["factors"], like))
-                self.bases[name] = Basis(*_unpack(entry["basis"], like))
-            if entry["averages"] is not None:
-                left, right, count = _unpack(entry["averages"], like)
+            own = copied(entry, self.layers[name].weight.device)
+            if own["factors"] is not None:
+                self.factors[name] = Factors(*own["factors"])
+                self.bases[name] = Basis(*own["basis"])
+            if own["averages"] is not None:
+                left, right, count = own["averages"]
                 self.averages[name] = (left, right, count)
-            self.states[name] = dict(
-                zip(entry["rule"], _unpack(entry["rule"].values(), like), strict=True)
-            )
+            self.states[name] = own["rule"]
         self.capture.disarm()
         self.arm()
 
@@ -325,12 +324,3 @@ def select_layers(
 
 def _pack(values: Any) -> list[Any] | None:
     return None if values is None else list(values)
-
-
-def _unpack(values: Iterable[Any], like: Tensor) -> list[Any]:
-    def unpacked(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(unpacked, value))
-        return value.to(like.device).clone() if isinstance(value, Tensor) else value
-
-    return [unpacked(value) for value in values]
