@@ -87,7 +87,7 @@ class FamilyRNN(nn.Module):
             last: index of each series' last observation.
         """
         points = int(last.max()) + 1
-        projected = self.cell.project(observations[:, :points]).transpose(0, 1)
+        projected = self.cell.project(observations).transpose(0, 1)[:points]
         masks = observed.t().unsqueeze(-1)[:points]
         open_part = observations.new_zeros(len(observations), self.updated)
         state: State | None = None

@@ -139,7 +139,7 @@ class ODERNN(nn.Module):
             last: index of each series' last observation.
         """
         points = int(last.max()) + 1
-        projected = self.cell.project(observations[:, :points]).transpose(0, 1)
+        projected = self.cell.project(observations).transpose(0, 1)[:points]
         masks = observed.t().unsqueeze(-1)[:points]
         h = observations.new_zeros(len(observations), self.hidden)
         h = torch.where(masks[0], self.cell(projected[0], h), h)

@@ -59,7 +59,9 @@ def test_adahessian_is_given_the_hessian() -> None:
 def test_muon_orthogonalises_matrices_alone() -> None:
     block = snopt.ODEBlock(fake.Field(), (0.0, 1.0))
     net = nn.Sequential(nn.Linear(2, 4), block, nn.Linear(4, 2))
-    optimizer = build_optimizer(dict(read("optim=muon").config["optim"], field_lr=1e-3), net)
+    optimizer = build_optimizer(
+        dict(read("optim=muon", "tuned=none").config["optim"], field_lr=1e-3), net
+    )
     kinds = [(g["use_muon"], g["lr"], len(g["params"])) for g in optimizer.param_groups]
     assert kinds == [(True, 1e-3, 1), (False, 1e-3, 1), (True, 0.02, 2), (False, 3e-3, 2)]
     assert sum(kind[2] for kind in kinds) == len(list(net.parameters()))
