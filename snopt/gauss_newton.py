@@ -238,6 +238,13 @@ class GaussNewton:
         self.clear()
 
 
+def refuse_unused(**given: bool) -> None:
+    """Raise a ``ValueError`` that names the settings of other rules that were given."""
+    if any(given.values()):
+        names = ", ".join(name for name, is_given in given.items() if is_given)
+        raise ValueError(f"rule='gauss_newton' has no use for the {names} given: leave it out")
+
+
 def sample_losses(outputs: Tensor, cotangents: Tensor, likelihood: str) -> Tensor:
     """Each sample's loss, told by the outputs and by the gradient of that loss in them.
 

@@ -15,7 +15,7 @@ from snopt.capture import Capture
 from snopt.coverage import Coverage
 from snopt.curvature import CURVATURES, LIKELIHOODS, gather, loss_columns
 from snopt.damping import Damping, LevenbergMarquardt, damping_at
-from snopt.gauss_newton import GaussNewton
+from snopt.gauss_newton import GaussNewton, refuse_unused
 from snopt.groups import choose, data_parallel, named_groups, validate
 from snopt.kronecker import dense
 from snopt.layers import Layer, layer_of
@@ -125,17 +125,14 @@ class SNOpt(Optimizer):
         self.rule: Rule = RULES["adam" if joint else rule]()
         own = GaussNewton.defaults if joint else self.rule.defaults
         if joint:
-            unused = {
-                "basis": basis != "curvature",
-                "curvature": curvature != "empirical",
-                "curvature_samples": curvature_samples is not None,
-                "refresh_every": refresh_every is not None,
-                "stagger": stagger,
-                "damping": isinstance(damping, LevenbergMarquardt),
-            }
-            if any(unused.values()):
-                names = ", ".join(name for name, given in unused.items() if given)
-                raise ValueError(f"rule={rule!r} has no use for the {names} given: leave it out")
+            refuse_unused(
+                basis=basis != "curvature",
+                curvature=curvature != "empirical",
+                curvature_samples=curvature_samples is not None,
+                refresh_every=refresh_every is not None,
+                stagger=stagger,
+                damping=isinstance(damping, LevenbergMarquardt),
+            )
         kept = own["momentum"] if momentum is None else momentum
         if rule == "adam" and momentum:
             raise ValueError(f"momentum={momentum!r}: rule='adam' has its own, betas={betas!r}")

@@ -9,6 +9,8 @@ import torch
 from snopt.damping import LevenbergMarquardt
 from snopt.optimizer import Model, SNOpt
 
+_UPDATE = {"lr", "momentum", "weight_decay", "warmup_steps", "kl_clip", "trust", "plain"}
+
 
 class SNOptPreconditioner:
     """The preconditioner in front of any other torch optimizer.
@@ -28,15 +30,7 @@ class SNOptPreconditioner:
     """
 
     def __init__(self, model: Model, **settings: Any) -> None:
-        foreign = {
-            "lr",
-            "momentum",
-            "weight_decay",
-            "warmup_steps",
-            "kl_clip",
-            "trust",
-            "plain",
-        } & {*settings}
+        foreign = _UPDATE & {*settings}
         if foreign:
             raise TypeError(f"{', '.join(sorted(foreign))}: set it on the optimizer that follows")
         if isinstance(settings.get("damping"), LevenbergMarquardt):

@@ -154,10 +154,8 @@ def factor(settings: ScheduleSettings, step: int, done: float | None, per_epoch:
     """
     if step < settings.warmup_steps:
         return (step + 1) / (settings.warmup_steps + 1)
-    if settings.name == "constant" and settings.warmup == 0:
-        return 1.0
-    if settings.name == "multistep":
-        return settings.gamma ** sum(step >= epoch * per_epoch for epoch in settings.milestones)
+    if settings.warmup == 0 and settings.name in ("constant", "multistep"):
+        return _staircase(settings, step, per_epoch)
     if settings.total_steps is not None:
         done = min(1.0, step / settings.total_steps)
     if done is None:
@@ -167,14 +165,21 @@ def factor(settings: ScheduleSettings, step: int, done: float | None, per_epoch:
         )
     if done < settings.warmup:
         return max(_FIRST, done / settings.warmup)
-    if settings.name == "constant":
-        return 1.0
+    if settings.name in ("constant", "multistep"):
+        return _staircase(settings, step, per_epoch)
     begin = settings.warmup
     if settings.warmup_steps:  # their share of the run, as it goes so far
         begin = max(begin, settings.warmup_steps * done / step)
     left = max(0.0, (1.0 - done) / (1.0 - begin)) if begin < 1 else 0.0
     shape = left if settings.name == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
     return settings.final_factor + (1.0 - settings.final_factor) * shape
+
+
+def _staircase(settings: ScheduleSettings, step: int, per_epoch: int) -> float:
+    """The factor of schedules without an end: constant, or falling at the milestones."""
+    if settings.name == "constant":
+        return 1.0
+    return settings.gamma ** sum(step >= epoch * per_epoch for epoch in settings.milestones)
 
 
 @dataclass

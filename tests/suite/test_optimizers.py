@@ -113,6 +113,8 @@ def test_warmup_as_a_share_of_the_run() -> None:
     assert course[:5] == pytest.approx([0.1, 0.25, 0.5, 0.75, 1.0])
     assert course[4:] == pytest.approx([1 - s / 16 for s in range(17)])
     assert factors(3, total=4, warmup=0.5) == pytest.approx([0.1, 0.5, 1.0])
+    steps = factors(4, total=4, name="multistep", milestones=(1,), gamma=0.1, warmup=0.5)
+    assert steps == pytest.approx([0.1, 0.5, 0.1, 0.1])
     for wrong in ({"warmup": 1.0}, {"warmup": 0.1, "warmup_steps": 2}):
         with pytest.raises(ValueError, match="warmup="):
             ScheduleSettings(**wrong)
