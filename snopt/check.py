@@ -78,7 +78,7 @@ def check(
     outputs = twin(inputs)
     columns = _roots(outputs.detach(), lambda z: loss(z, targets))
     parameters = [p for p in twin.parameters() if p.requires_grad]
-    gather(core, parameters, outputs, columns.unbind())
+    gather(core.capture, core.blocks, parameters, outputs, columns.unbind())
     captured = core.capture.collect(False)
     vectors: dict[str, list[Tensor]] = {name: [] for name in captured}
     for column in _one_sample_each(columns):

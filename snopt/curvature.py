@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from snopt.preconditioner import Preconditioner
+from snopt.block import ODEBlock
+from snopt.capture import Capture
 
 CURVATURES = ("empirical", "fisher", "ggn")
 LIKELIHOODS = ("categorical", "gaussian")
@@ -62,23 +61,27 @@ def loss_columns(outputs: Tensor, likelihood: str, curvature: str, seed: int) ->
 
 
 def gather(
-    core: Preconditioner, parameters: Sequence[Tensor], outputs: Tensor, columns: Iterable[Tensor]
+    capture: Capture,
+    blocks: Mapping[str, ODEBlock],
+    parameters: Sequence[Tensor],
+    outputs: Tensor,
+    columns: Iterable[Tensor],
 ) -> None:
     """One backward pass for every column, watched by an armed capture; gradients are left alone.
 
     Args:
-        core: whose capture is armed.
+        capture: what watches, armed.
+        blocks: the model's ODE blocks by name.
         parameters: the model's parameters.
         outputs: the model's outputs, with their graph.
         columns: cotangents of the outputs whose outer products sum to the loss Hessian.
     """
-    capture = core.capture
     wanted = [p for p in parameters if p.requires_grad] + capture.starts
     active, scale = capture.active, capture.loss_scale
     capture.active, capture.loss_scale = True, None
     try:
         with ExitStack() as stack:
-            for block in core.blocks.values():
+            for block in blocks.values():
                 stack.enter_context(block.measuring())
             for i, column in enumerate(columns):
                 capture.with_inputs = i == 0  # the inputs of further columns are the same

@@ -20,15 +20,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from snopt.block import ODEBlock
+from snopt.core import Core
 from snopt.layers import Layer
 from snopt.rows import Rows
+from snopt.rules import Adam, State
 from snopt.saving import copied
 
 logger = logging.getLogger(__name__)
@@ -37,8 +40,8 @@ GRADIENTS = ("direct", "checkpoint")
 """Ways to the gradient whose backward pass goes through every use of a layer."""
 
 
-class GaussNewton:
-    """Rows of a batch, and the step they give; what :class:`Preconditioner` is to other rules.
+class GaussNewton(Core):
+    """Rows of a batch, and the step they give.
 
     Args:
         layers: the layers by name.
@@ -85,14 +88,15 @@ class GaussNewton:
         self.layers, self.blocks, self.settings = dict(layers), dict(blocks), settings
         self.momentum, self.loss_scale = momentum, loss_scale
         self.capture = Rows(self.layers)
-        self.refresh_every = 1
+        self.stopwatch = self.capture.stopwatch
         self.steps = self.failures = 0
+        self.factors = {}
         self.last: dict[str, Tensor] = {}
-        self.factors: dict[str, Any] = {}
         self._roots: Tensor | None = None
         self._measured: dict[str, float] = {}
 
-    def watch(self, outputs: Tensor, likelihood: str) -> None:
+    @override
+    def look(self, outputs: Tensor, likelihood: str, parameters: Sequence[Tensor]) -> None:
         """Learn the samples' losses from the cotangent that the backward pass brings to outputs."""
         if self._roots is not None:
             raise RuntimeError(
@@ -110,24 +114,29 @@ class GaussNewton:
 
         outputs.register_hook(at_outputs)
 
+    @override
     def due(self) -> list[str]:
-        """Layers that look at their curvature in the coming step: all."""
+        """All layers."""
         return list(self.layers)
 
+    @override
     def arm(self) -> None:
         """Begin anew for the coming step."""
         self.clear()
 
     @property
+    @override
     def forgotten(self) -> bool:
         """Whether no backward pass has brought the samples' losses."""
         return self._roots is None
 
+    @override
     def clear(self) -> None:
         """Forget rows and losses."""
         self.capture.clear()
         self._roots = None
 
+    @override
     def directions(self) -> dict[str, Tensor]:
         """The step d, over its group's part in W, by layer name.
 
@@ -141,7 +150,7 @@ class GaussNewton:
         roots, self._roots = self._roots, None
         rows = self.capture.collect()
         self.steps += 1
-        with self.capture.stopwatch.running(roots.device):
+        with self.stopwatch.running(roots.device):
             return self._solve(rows, roots)
 
     def _solve(self, rows: Mapping[str, Tensor], roots: Tensor) -> dict[str, Tensor]:
@@ -210,6 +219,7 @@ class GaussNewton:
         largest = max(rates.values(), default=0.0)
         return {name: rate / largest if largest > 0 else 1.0 for name, rate in rates.items()}
 
+    @override
     def diagnostics(self) -> dict[str, float]:
         """Counts and sizes, for logs."""
         return {
@@ -218,10 +228,12 @@ class GaussNewton:
             **self._measured,
         }
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """The last step by layer name, and counts."""
         return {"steps": self.steps, "failures": self.failures, "last": dict(self.last)}
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
 
@@ -236,6 +248,14 @@ class GaussNewton:
         self.steps, self.failures = int(state["steps"]), int(state["failures"])
         self.last = {n: copied(d, self.layers[n].weight.device) for n, d in saved.items()}
         self.clear()
+
+
+class Beside(Adam):
+    """The update of parameters without a layer, whose rate is a hundredth of the steps'."""
+
+    @override
+    def plain(self, state: State, grad: Tensor, settings: Mapping[str, Any]) -> Tensor:
+        return 0.01 * super().plain(state, grad, settings)
 
 
 def refuse_unused(**given: bool) -> None:

@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 
 from snopt.block import ODEBlock
 from snopt.capture import Capture
+from snopt.core import Core
 from snopt.coverage import Coverage
-from snopt.curvature import CURVATURES, LIKELIHOODS, gather, loss_columns
+from snopt.curvature import CURVATURES, LIKELIHOODS
 from snopt.damping import Damping, LevenbergMarquardt, damping_at
-from snopt.gauss_newton import GaussNewton, refuse_unused
+from snopt.gauss_newton import Beside, GaussNewton, refuse_unused
 from snopt.groups import choose, data_parallel, named_groups, validate
 from snopt.kronecker import dense
 from snopt.layers import Layer, layer_of
@@ -25,9 +26,6 @@ from snopt.saving import copied
 from snopt.update import apply_directions, norm_ratio, predicted_change
 
 GAUSS_NEWTON = "gauss_newton"
-
-_BESIDE_GAUSS_NEWTON = 0.01
-"""Adam's learning rate over that of Gauss-Newton steps, for parameters without a layer."""
 
 Model = nn.Module | Iterable[Mapping[str, Any]]
 
@@ -121,8 +119,7 @@ class SNOpt(Optimizer):
         choose("curvature", curvature, CURVATURES)
         choose("sampling", sampling, ("steps", "grid"))
         joint = rule == GAUSS_NEWTON
-        # Parameters without a layer take Adam's update beside Gauss-Newton steps.
-        self.rule: Rule = RULES["adam" if joint else rule]()
+        self.rule: Rule = Beside() if joint else RULES[rule]()
         own = GaussNewton.defaults if joint else self.rule.defaults
         if joint:
             refuse_unused(
@@ -170,14 +167,12 @@ class SNOpt(Optimizer):
             for name, p in zip(group["param_names"], group["params"], strict=True)
         }
         self._group_of = {id(p): group for group in self.param_groups for p in group["params"]}
-        self.warmup_steps, self.curvature = warmup, curvature
-        self._adam: Rule = RULES["adam"]()
+        self.warmup_steps = warmup
+        self._adam: Rule = self.rule if joint else RULES["adam"]()
         self._asks = "rule='gauss_newton'" if joint else ""
         if curvature != "empirical":
             self._asks = f"curvature={curvature!r}"
-        self._plain_scale = _BESIDE_GAUSS_NEWTON if joint else 1.0
         self._dampings: list[Damping] = [group["damping"] for group in self.param_groups]
-        self.generator_seed, self.draws = seed, 0
         own_blocks = {n: m for n, m in modules if isinstance(m, ODEBlock)}
         in_field = {id(m) for block in own_blocks.values() for m in block.field.modules()}
 
@@ -190,7 +185,7 @@ class SNOpt(Optimizer):
         layers, self._reasons = select_layers(modules, self.names, left_out, layer_of)
         loss_scale = None if grad_scaler is None else grad_scaler.get_scale
         distributed = _distributed(model)
-        self.preconditioner: Preconditioner | GaussNewton
+        self.preconditioner: Core
         if joint:
             if distributed:
                 raise ValueError(f"rule={rule!r} runs in one process only")
@@ -216,9 +211,10 @@ class SNOpt(Optimizer):
                     grid=grid_points if sampling == "grid" else None,
                     loss_scale=loss_scale,
                 ),
+                curvature=curvature,
+                seed=seed,
                 distributed=distributed,
             )
-            self.preconditioner.capture.active = curvature == "empirical"
         self.set_damping()
         self._measured: dict[str, float] = {}
 
@@ -301,16 +297,7 @@ class SNOpt(Optimizer):
             likelihood: ``"categorical"`` or ``"gaussian"``.
         """
         choose("likelihood", likelihood, LIKELIHOODS)
-        if isinstance(self.preconditioner, GaussNewton):
-            self.preconditioner.watch(outputs, likelihood)
-            return
-        capture = self.preconditioner.capture
-        if self.curvature == "empirical" or not capture.armed:
-            return
-        seed = self.generator_seed + self.draws
-        self.draws += 1
-        columns = loss_columns(outputs.detach(), likelihood, self.curvature, seed)
-        gather(self.preconditioner, list(self._by_id().values()), outputs, columns)
+        self.preconditioner.look(outputs, likelihood, list(self._by_id().values()))
 
     # -- what it knows ----------------------------------------------------------------------------
 
@@ -343,7 +330,7 @@ class SNOpt(Optimizer):
     @property
     def curvature_seconds(self) -> float:
         """Time spent gathering curvature and decomposing it so far."""
-        return self.preconditioner.capture.stopwatch.seconds
+        return self.preconditioner.stopwatch.seconds
 
     # -- saving -----------------------------------------------------------------------------------
 
@@ -357,7 +344,6 @@ class SNOpt(Optimizer):
             "state": {self.names[id(p)]: dict(state) for p, state in self.state.items()},
             "param_groups": groups,
             "preconditioner": self.preconditioner.state_dict(),
-            "draws": self.draws,
             "measured": dict(self._measured),
         }
 
@@ -383,7 +369,6 @@ class SNOpt(Optimizer):
         for name, entry in state_dict["state"].items():
             p = by_name[name]
             self.state[p] = copied(entry, p.device)
-        self.draws = int(state_dict["draws"])
         self._measured = dict(state_dict["measured"])
         self.preconditioner.load_state_dict(state_dict["preconditioner"])
 
@@ -412,7 +397,7 @@ class SNOpt(Optimizer):
             for p in group["params"]:
                 if p.grad is not None and p not in directions:
                     state = self.state[p].setdefault("plain", {})
-                    directions[p] = rule.plain(state, p.grad, group) * self._plain_scale
+                    directions[p] = rule.plain(state, p.grad, group)
         return directions
 
     def _controller(self, count: int, closure: object) -> LevenbergMarquardt | None:

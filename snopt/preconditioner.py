@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from snopt.block import ODEBlock
 from snopt.capture import Capture
+from snopt.core import Core
+from snopt.curvature import gather, loss_columns
 from snopt.errors import FactorizationError
 from snopt.kronecker import (
     Basis,
@@ -37,7 +40,7 @@ _GRADIENT_AVERAGE = 0.95
 """Decay of the running averages of G G^T and G^T G, SOAP's default."""
 
 
-class Preconditioner:
+class Preconditioner(Core):
     """Kronecker factors, their bases and a rule for a set of layers.
 
     Args:
@@ -50,6 +53,8 @@ class Preconditioner:
         stagger: spread the layers' refreshes over the period instead of doing all at once.
         carry_over: rotate what the rule has learned into a new basis.
         capture: gathers curvature.
+        curvature: what is gathered, one of :data:`snopt.curvature.CURVATURES`.
+        seed: of the draws for ``curvature="fisher"``.
         distributed: add curvature up over the processes of ``torch.distributed``.
     """
 
@@ -65,11 +70,16 @@ class Preconditioner:
         stagger: bool,
         carry_over: bool,
         capture: Capture,
+        curvature: str,
+        seed: int,
         distributed: bool,
     ) -> None:
         self.layers, self.blocks, self.settings, self.rule = dict(layers), blocks, settings, rule
         self.basis, self.refresh_every, self.stagger = basis, refresh_every, stagger
         self.carry_over, self.capture, self.distributed = carry_over, capture, distributed
+        self.curvature, self.seed, self.draws = curvature, seed, 0
+        self.capture.active = curvature == "empirical"
+        self.stopwatch = capture.stopwatch
         self.steps = 0
         self.samples = 1.0
         self.micro_batches = 1.0
@@ -83,6 +93,7 @@ class Preconditioner:
         self.averages: dict[str, tuple[Tensor, Sum, int]] = {}
         self.arm()
 
+    @override
     def due(self) -> list[str]:
         """Layers whose basis is to be refreshed in the coming step."""
         names = list(self.layers)
@@ -94,6 +105,7 @@ class Preconditioner:
             if self.steps % period == offset or (name not in self.bases and name not in self.absent)
         ]
 
+    @override
     def arm(self) -> None:
         """Have the coming backward pass watched if a refresh is due."""
         if self.basis == "gradient" or not self.layers:
@@ -102,15 +114,27 @@ class Preconditioner:
         if names:
             self.capture.arm(names)
 
+    @override
+    def look(self, outputs: Tensor, likelihood: str, parameters: Sequence[Tensor]) -> None:
+        """Gather curvature from the model's predictive distribution, if a refresh asks for it."""
+        if self.curvature == "empirical" or not self.capture.armed:
+            return
+        columns = loss_columns(outputs.detach(), likelihood, self.curvature, self.seed + self.draws)
+        self.draws += 1
+        gather(self.capture, self.blocks, parameters, outputs, columns)
+
     @property
+    @override
     def forgotten(self) -> bool:
         """Whether a refresh is due and no backward pass has brought curvature."""
         return self.capture.armed and not self.capture.batch
 
+    @override
     def clear(self) -> None:
         """Forget the curvature gathered since the last step."""
         self.capture.clear()
 
+    @override
     def directions(self) -> dict[str, Tensor]:
         """Refresh what is due and give the direction of every layer that has a basis.
 
@@ -125,7 +149,7 @@ class Preconditioner:
                 grads[name] = grad.to(torch.promote_types(grad.dtype, torch.float32))
         due = set(self.due())
         if due and device is not None:
-            with self.capture.stopwatch.running(device):
+            with self.stopwatch.running(device):
                 self._refresh(due, grads)
         elif self.basis != "curvature":
             self._average(grads)
@@ -216,6 +240,7 @@ class Preconditioner:
     def _processes(self) -> int:
         return torch.distributed.get_world_size() if self.distributed else 1
 
+    @override
     def diagnostics(self) -> dict[str, float]:
         """Counts and condition numbers, for logs."""
         conditions = [
@@ -228,6 +253,7 @@ class Preconditioner:
             "condition_number": max(conditions, default=float("nan")),
         }
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, by layer name."""
         return {
@@ -236,6 +262,7 @@ class Preconditioner:
             "micro_batches": self.micro_batches,
             "refreshes": self.refreshes,
             "failures": self.failures,
+            "draws": self.draws,
             "absent": sorted(self.absent),
             "layers": {
                 name: {
@@ -248,6 +275,7 @@ class Preconditioner:
             },
         }
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
 
@@ -262,7 +290,7 @@ class Preconditioner:
         self.steps, self.samples = int(state["steps"]), float(state["samples"])
         self.micro_batches = float(state["micro_batches"])
         self.refreshes, self.failures = int(state["refreshes"]), int(state["failures"])
-        self.absent = set(state["absent"])
+        self.draws, self.absent = int(state["draws"]), set(state["absent"])
         self.factors, self.bases, self.averages = {}, {}, {}
         for name, entry in saved.items():
             own = copied(entry, self.layers[name].weight.device)

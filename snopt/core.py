@@ -1,0 +1,79 @@
+"""What an optimizer asks of the part that turns gradients into directions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from snopt.block import ODEBlock
+from snopt.capture import Stopwatch
+from snopt.kronecker import Factors
+from snopt.layers import Layer
+
+
+class Core(ABC):
+    """Directions for a set of layers; one step is :meth:`arm`, a backward pass, :meth:`directions`.
+
+    Attributes:
+        layers: the layers by name.
+        blocks: the model's ODE blocks by name.
+        steps: steps made so far.
+        stopwatch: time spent on curvature so far.
+        factors: Kronecker factors by layer name, as of their last refresh; empty without any.
+    """
+
+    layers: dict[str, Layer]
+    blocks: Mapping[str, ODEBlock]
+    steps: int
+    stopwatch: Stopwatch
+    factors: Mapping[str, Factors]
+
+    @abstractmethod
+    def due(self) -> list[str]:
+        """Layers that look at their curvature in the coming step."""
+
+    @abstractmethod
+    def arm(self) -> None:
+        """Begin anew for the coming step."""
+
+    @abstractmethod
+    def look(self, outputs: Tensor, likelihood: str, parameters: Sequence[Tensor]) -> None:
+        """Learn what is to be known from the outputs, between forward and backward pass.
+
+        Args:
+            outputs: the model's outputs, with their graph.
+            likelihood: one of :data:`snopt.curvature.LIKELIHOODS`.
+            parameters: the model's parameters.
+        """
+
+    @property
+    @abstractmethod
+    def forgotten(self) -> bool:
+        """Whether the coming step needs a :meth:`look` or a backward pass that did not come."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget what was gathered since the last step."""
+
+    @abstractmethod
+    def directions(self) -> dict[str, Tensor]:
+        """Directions by layer name, shaped like :meth:`snopt.layers.Layer.gradient`."""
+
+    @abstractmethod
+    def diagnostics(self) -> dict[str, float]:
+        """Counts and sizes, for logs."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned, by layer name."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: it belongs to a model with other layers.
+        """
