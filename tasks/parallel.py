@@ -73,6 +73,14 @@ class World:
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return [bool(flag) for flag in shared.tolist()]
 
+    def first(self, value: float) -> float:
+        """The number that rank 0 has."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return float(shared)
+
     def mean(self, value: float) -> float:
         """The mean of a number over the processes; not finite where one is not."""
         if self.size == 1:

@@ -232,7 +232,7 @@ class Runner:
         clock, state = self.clock, self.state
         clock.switch("data")
         batch = self.order.next()
-        self.schedule.set(state.step, self._done())
+        self.schedule.set(state.step, self.world.first(self._done()))  # clocks differ
         before = self.nfe()
         probed: dict[str, float] = {}
         inspect: Inspect | None = None

@@ -115,13 +115,27 @@ class Step:
         self._update(closure)
         return first[0]
 
+    def _forward(self, batch: Batch) -> Any:
+        """The task's outputs; a solve that fails in one process fails in all of them."""
+        failure: SolverError | None = None
+        try:
+            outputs = self._task.forward(self._model, batch, self._noise)
+        except SolverError as error:
+            failure = error
+        (failed,) = self._world.any([failure is not None])
+        if failure is not None:
+            raise failure
+        if failed:  # waiting for that process in the backward pass would never end
+            raise SolverError("solver failure", math.nan, None, 0, "in another process")
+        return outputs
+
     def _gradient(self, batch: Batch, inspect: Inspect | None) -> Tensor:
         clock = self._clock
         randomness = None if inspect is None else checkpoint.random_state(self._noise)
         clock.switch("forward")
         compiling = compile_seconds("forward")
         self._optimizer.zero_grad()
-        outputs = self._task.forward(self._model, batch, self._noise)
+        outputs = self._forward(batch)
         if self._curvature_pass is not None:
             clock.switch("curvature")
             self._curvature_pass(outputs, likelihood=self._task.likelihood)

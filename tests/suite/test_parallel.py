@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+import snopt
 from tasks import checkpoint
 from tests.suite import fake
 
@@ -25,6 +27,21 @@ class Plain(fake.Rings):
         return model
 
     def forward(self, model, batch, noise):
+        return model(batch[0])
+
+
+class Lopsided(Plain):
+    """Its third solve fails in the second process alone; weights that drift apart end the run."""
+
+    def forward(self, model, batch, noise):
+        if model.training:
+            own = [p.detach().clone() for p in model.parameters()]
+            theirs: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(theirs, own)
+            assert all(torch.equal(a, b) for a, b in zip(theirs[0], theirs[1], strict=True))
+            self.calls += 1
+            if self.calls == 3 and dist.get_rank() == 1:
+                raise snopt.SolverError(reason="made to fail", time=0.5, dt=0.0, nfe=3)
         return model(batch[0])
 
 
@@ -65,6 +82,23 @@ def test_two_processes_equal_one(tmp_path) -> None:
         assert left["value"] == pytest.approx(right["value"], rel=1e-9)
     summary = json.loads((folders[0] / "run.json").read_text())
     assert summary["environment"]["processes"] == 2
+
+
+@pytest.mark.parametrize("limit", ["steps", "seconds"])
+def test_a_solve_that_fails_in_one_process_and_clocks_that_differ(limit, tmp_path) -> None:
+    changes = {
+        **CHANGES,
+        "task": {"_target_": f"{__name__}.Lopsided", "name": "lopsided"},
+        "solver": {"on_failure": "skip_step"},
+        "schedule": {"name": "cosine"},
+        "train": {"max_steps": 8} if limit == "steps" else {"max_steps": None, "max_seconds": 0.5},
+    }
+    answer = torchrun(tmp_path, **changes)
+    assert answer.returncode == 0, answer.stderr
+    record = json.loads((fake.folder(tmp_path, **changes) / "run.json").read_text())
+    assert record["outcome"] == ("completed" if limit == "steps" else "budget"), record["message"]
+    assert record["steps"] >= 3
+    assert record["skipped_steps"] == 1
 
 
 def test_batches_that_cannot_be_shared(tmp_path) -> None:
