@@ -4,91 +4,23 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snopt import LevenbergMarquardt, ODEBlock, SNOpt, SNOptPreconditioner
+from snopt import SNOpt, SNOptPreconditioner
 from snopt.gauss_newton import GaussNewton, sample_losses
-from tests.library import problems
-
-CLASSES = 4
-
-
-class Classifier(nn.Module):
-    """A recurrence of solves with a gate between them, float64: (N, T, 2) to logits (N, 4)."""
-
-    def __init__(self, gradient: str = "direct", method: str = "rk4") -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.inputs = nn.Linear(2, 3)
-        self.block = ODEBlock(
-            problems.Field(), method=method, gradient=gradient, options={"steps": 2}
-        )
-        self.gate = nn.Linear(3, 3, bias=False)
-        self.head = nn.Linear(3, CLASSES)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        projected = self.inputs(x)
-        h = torch.zeros_like(projected[:, 0])
-        for k in range(x.shape[1]):
-            h = self.block(torch.tanh(self.gate(h) + projected[:, k]))
-        logits: Tensor = self.head(h)
-        return logits
-
-
-class Pictures(nn.Module):
-    """Convolutions, one of them grouped and strided, in front of and inside a block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        self.first = nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2)
-        self.block = ODEBlock(
-            ConvField(), method="midpoint", gradient="direct", options={"steps": 2}
-        )
-        self.head = nn.Linear(4, CLASSES)
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.block(self.first(x)).mean(dim=(2, 3)))
-        return logits
-
-
-class ConvField(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 3, padding=1)
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        return torch.tanh(self.conv(x))
-
-
-def series(count: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, 3, 2, generator=generator, dtype=torch.float64)
-    return x, torch.randint(CLASSES, (count,), generator=generator)
-
-
-def pictures(count: int = 5) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(count, 2, 6, 6, generator=generator, dtype=torch.float64)
-    return x, torch.randint(CLASSES, (count,), generator=generator)
-
-
-def gauss_newton(model: nn.Module, lr: float = 0.5, **settings: Any) -> SNOpt:
-    return SNOpt(model, lr, rule="gauss_newton", **{"trust": 1e9, **settings})
-
-
-def backward(model: nn.Module, optimizer: SNOpt, x: Tensor, y: Tensor, scale: float = 1.0) -> None:
-    optimizer.zero_grad()
-    outputs = model(x)
-    optimizer.curvature_pass(outputs)
-    (scale * functional.cross_entropy(outputs, y)).backward()
+from tests.library.classifiers import (
+    CLASSES,
+    Classifier,
+    Pictures,
+    backward,
+    gauss_newton,
+    pictures,
+    series,
+)
 
 
 def by_sample(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -392,63 +324,6 @@ def test_without_damping_a_singular_matrix_gets_some() -> None:
     optimizer.step()
     assert torch.isfinite(flat(model)).all()
     assert optimizer.diagnostics()["refresh_failures"] > 0
-
-
-# -- what is refused -------------------------------------------------------------------------------
-
-
-def test_adjoint_gradients_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose one of direct, checkpoint"):
-        gauss_newton(Classifier("adjoint", "dopri5"))
-
-
-def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="has none"):
-        gauss_newton(nn.LayerNorm(3))
-
-
-def test_settings_of_other_rules_are_refused() -> None:
-    for settings in (
-        {"basis": "gradient"},
-        {"curvature": "ggn"},
-        {"curvature_samples": 3},
-        {"refresh_every": 5},
-        {"stagger": True},
-        {"damping": LevenbergMarquardt()},
-    ):
-        with pytest.raises(ValueError, match=f"no use for the {next(iter(settings))}"):
-            gauss_newton(Classifier(), **settings)
-    with pytest.raises(ValueError, match="trust=-1"):
-        gauss_newton(Classifier(), trust=-1)
-
-
-def test_a_loop_without_the_pass_is_told_so() -> None:
-    model = Classifier()
-    optimizer = gauss_newton(model)
-    x, y = series()
-    functional.cross_entropy(model(x), y).backward()
-    with pytest.raises(RuntimeError, match="curvature_pass"):
-        optimizer.step()
-    backward(model, optimizer, x, y)
-    with pytest.raises(RuntimeError, match="one backward pass a step"):
-        optimizer.curvature_pass(model(x))
-
-
-def test_samples_must_come_first() -> None:
-    class Swapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inputs, self.head = nn.Linear(2, 3).double(), nn.Linear(3, CLASSES).double()
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.inputs(x.transpose(0, 1)).mean(dim=0))
-            return logits
-
-    model = Swapped()
-    optimizer = gauss_newton(model)
-    backward(model, optimizer, *series())
-    with pytest.raises(ValueError, match="layer 'inputs' saw inputs whose first dimension is 3"):
-        optimizer.step()
 
 
 def test_diagnostics_tell_of_the_matrix() -> None:

@@ -1,0 +1,64 @@
+"""What Gauss-Newton steps refuse, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+from torch import Tensor, nn
+from torch.nn import functional
+
+from snopt import LevenbergMarquardt
+from tests.library.classifiers import CLASSES, Classifier, backward, gauss_newton, series
+
+
+def test_adjoint_gradients_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose one of direct, checkpoint"):
+        gauss_newton(Classifier("adjoint", "dopri5"))
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="has none"):
+        gauss_newton(nn.LayerNorm(3))
+
+
+def test_settings_of_other_rules_are_refused() -> None:
+    for settings in (
+        {"basis": "gradient"},
+        {"curvature": "ggn"},
+        {"curvature_samples": 3},
+        {"refresh_every": 5},
+        {"stagger": True},
+        {"damping": LevenbergMarquardt()},
+    ):
+        with pytest.raises(ValueError, match=f"no use for the {next(iter(settings))}"):
+            gauss_newton(Classifier(), **settings)
+    with pytest.raises(ValueError, match="trust=-1"):
+        gauss_newton(Classifier(), trust=-1)
+
+
+def test_a_loop_without_the_pass_is_told_so() -> None:
+    model = Classifier()
+    optimizer = gauss_newton(model)
+    x, y = series()
+    functional.cross_entropy(model(x), y).backward()
+    with pytest.raises(RuntimeError, match="curvature_pass"):
+        optimizer.step()
+    backward(model, optimizer, x, y)
+    with pytest.raises(RuntimeError, match="one backward pass a step"):
+        optimizer.curvature_pass(model(x))
+
+
+def test_samples_must_come_first() -> None:
+    class Swapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inputs, self.head = nn.Linear(2, 3).double(), nn.Linear(3, CLASSES).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.inputs(x.transpose(0, 1)).mean(dim=0))
+            return logits
+
+    model = Swapped()
+    optimizer = gauss_newton(model)
+    backward(model, optimizer, *series())
+    with pytest.raises(ValueError, match="layer 'inputs' saw inputs whose first dimension is 3"):
+        optimizer.step()
