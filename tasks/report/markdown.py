@@ -16,6 +16,7 @@ _HEADINGS = (
     "train loss",
     "test metric",
     "ratio: train loss",
+    "share: train loss",
     "ratio: test metric",
 )
 
@@ -31,10 +32,7 @@ def _cells(table: Table, row: Row) -> list[str]:
     comparison = table.comparison
     name = comparison.task if comparison.model == "node" else comparison.title
     shown = spread(row.test_metric, metric_style(comparison.metric))
-    ratios = [
-        NOTHING if reach is None else spread(reach.ratio, until)
-        for reach in (row.loss_race, row.metric_race)
-    ]
+    loss, measured = row.loss_race, row.metric_race
     return [
         name,
         comparison.provenance,
@@ -43,7 +41,9 @@ def _cells(table: Table, row: Row) -> list[str]:
         spread(row.seconds),
         spread(row.train_loss, outcome),
         f"{comparison.metric} {shown}",
-        *ratios,
+        NOTHING if loss is None else spread(loss.ratio, until),
+        NOTHING if loss is None else spread(loss.share, until),
+        NOTHING if measured is None else spread(measured.ratio, until),
     ]
 
 
@@ -56,7 +56,8 @@ def _notes(tables: Iterable[Table]) -> list[str]:
     notes = [
         "Medians over seeds, with the range in brackets. A ratio is an optimizer's training "
         "seconds to the best first-order optimizer's final value, over that optimizer's own "
-        "seconds to it on the same seed: below 1 is faster."
+        "seconds to it on the same seed: below 1 is faster. A share is over that optimizer's whole "
+        "training time instead."
     ]
     if references:
         notes.append(f"The best first-order optimizers and their training losses: {references}.")

@@ -37,3 +37,13 @@ def test_a_target_that_is_never_reached_and_a_run_that_diverged_are_said(tmp_pat
     table = {row[2]: row for row in rows(tmp_path / "summary.md")}
     assert table["snopt"][7] == "never"
     assert table["sgd"][5] == "diverged"
+
+
+def test_a_share_is_of_the_whole_run_of_the_best_first_order_optimizer(tmp_path) -> None:
+    early = [2.0, 0.5, 0.125, 0.125, 0.125]
+    made_up_run(tmp_path, optim="adam", losses=early, steps=40, every=10)
+    made_up_run(tmp_path, optim="snopt", losses=[2.0, 0.1, 0.1, 0.1, 0.1], steps=40, every=10)
+    write_report(tmp_path)
+    table = {row[2]: row for row in rows(tmp_path / "summary.md")}
+    assert table["snopt"][7:9] == ["0.5", "0.25"]
+    assert table["adam"][7:9] == ["1", "0.5"]
