@@ -69,6 +69,7 @@ _BETAS = Choice(([0.9, 0.95], [0.9, 0.999]))
 OWN: Mapping[str, Mapping[str, LogUniform | Choice]] = {
     "adam": {"optim.betas": _BETAS},
     "adamw": {"optim.betas": _BETAS},
+    "snopt": {"optim.betas": _BETAS},  # so it tries the very points that Adam and AdamW do
     "snopt_gauss_newton": {"optim.damping": LogUniform(1e-3, 1.0)},
 }
 #: Training seconds, about, of the run that times an optimizer, and its fewest and most steps.
@@ -246,7 +247,7 @@ def render(tried: Sequence[Trial], optim: str, command: str, about: str) -> str:
         f"# {len(tried)} trials, {about}.",
         f"# Space: lr {RATES[optim]} and field_lr / lr {FIELD_RATIO}, log-uniform{own}; schedule",
         f"# {SCHEDULES} (falling to a tenth) after a warm-up of {WARMUPS} of the run.",
-        "# The same trials and seconds for every optimizer.",
+        "# Points, trials and seconds are the same for all optimizers of one command.",
         "# Best and second: " + ", ".join(f"{trial.score:.4g}" for trial in tried[:2]),
     ]
     section = ""
