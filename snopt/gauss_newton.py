@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 GRADIENTS = ("direct", "checkpoint")
 """Ways to the gradient whose backward pass goes through every use of a layer."""
 
+RATE_BESIDE = 0.01
+"""Adam's learning rate over that of Gauss-Newton steps, for parameters without a layer."""
+
 
 class GaussNewton(Core):
     """Rows of a batch, and the step they give.
@@ -250,12 +253,12 @@ class GaussNewton(Core):
         self.clear()
 
 
-class Beside(Adam):
-    """The update of parameters without a layer, whose rate is a hundredth of the steps'."""
+class AdamBeside(Adam):
+    """The update of parameters without a layer: Adam's, at :data:`RATE_BESIDE` of the rate."""
 
     @override
     def plain(self, state: State, grad: Tensor, settings: Mapping[str, Any]) -> Tensor:
-        return 0.01 * super().plain(state, grad, settings)
+        return RATE_BESIDE * super().plain(state, grad, settings)
 
 
 def refuse_unused(**given: bool) -> None:

@@ -16,7 +16,7 @@ from snopt.core import Core
 from snopt.coverage import Coverage
 from snopt.curvature import CURVATURES, LIKELIHOODS
 from snopt.damping import Damping, LevenbergMarquardt, damping_at
-from snopt.gauss_newton import Beside, GaussNewton, refuse_unused
+from snopt.gauss_newton import AdamBeside, GaussNewton, refuse_unused
 from snopt.groups import choose, data_parallel, named_groups, validate
 from snopt.kronecker import dense
 from snopt.layers import Layer, layer_of
@@ -119,7 +119,7 @@ class SNOpt(Optimizer):
         choose("curvature", curvature, CURVATURES)
         choose("sampling", sampling, ("steps", "grid"))
         joint = rule == GAUSS_NEWTON
-        self.rule: Rule = Beside() if joint else RULES[rule]()
+        self.rule: Rule = AdamBeside() if joint else RULES[rule]()
         own = GaussNewton.defaults if joint else self.rule.defaults
         if joint:
             refuse_unused(

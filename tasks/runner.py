@@ -232,7 +232,10 @@ class Runner:
         clock, state = self.clock, self.state
         clock.switch("data")
         batch = self.order.next()
-        self.schedule.set(state.step, self.world.first(self._done()))  # clocks differ
+        done = self._done()
+        if self.settings.train.max_seconds is not None:  # every process has a clock of its own
+            done = self.world.first(done)
+        self.schedule.set(state.step, done)
         before = self.nfe()
         probed: dict[str, float] = {}
         inspect: Inspect | None = None
