@@ -2,18 +2,25 @@
 
 With l_i the loss of sample i and r_i = sqrt(2 l_i), the mean loss is (1/2N) sum r_i^2, and its
 Gauss-Newton matrix is R^T R, where row i of R is the gradient of l_i divided by r_i sqrt(N). With
-v_i = r_i / sqrt(N) the gradient is R^T v, and a step d solves
+v_i = r_i / sqrt(N) the gradient is R^T v, and a step d, which is subtracted, solves
 
-    min |R d - v|^2 + damping (d - momentum d')^T W^-1 (d - momentum d'),
+    min |R d - v|^2 + near damping (d - p)^T W^-1 (d - p),
+    p = momentum d' + near decay W w,  near = min(1, |v|),
 
-d' being the step before and W the groups' learning rates over the largest of them. R has as many
-rows as the batch has samples, so the solution is a Cholesky factorisation of that size:
+d' being the step before, w the parameters and W the groups' learning rates over the largest of
+them. R has as many rows as the batch has samples, so the solution is a Cholesky factorisation of
+that size:
 
-    d = momentum d' + W R^T (R W R^T + damping)^-1 (v - momentum R d').
+    d = p + W R^T (R W R^T + near damping)^-1 (v - R p).
+
+Weights decay where that leaves the batch's outputs alone, and both damping and decay fade as the
+losses do: steps stay whole near a solution, where rows are as small as roots, and nothing holds
+the loss above zero.
 
 Source: Gauss-Newton on roots of losses is the textbook's (Nocedal and Wright 2006, section 10.3);
-the solution in the samples' space and the memory of the last step are those of minSR (Chen and Heyl
-2024) and SPRING (Goldshlager, Abrahamsen and Lin 2024).
+damping by |v| is Fan and Yuan's (2005), a decay that fades Bakushinskii's (1992, iteratively
+regularised Gauss-Newton); the solution in the samples' space and the memory of the last step are
+those of minSR (Chen and Heyl 2024) and SPRING (Goldshlager, Abrahamsen and Lin 2024).
 """
 
 from __future__ import annotations
@@ -49,7 +56,7 @@ class GaussNewton(Core):
     Args:
         layers: the layers by name.
         blocks: the model's ODE blocks by name.
-        settings: returns a layer's parameter group (lr, damping).
+        settings: returns a layer's parameter group (lr, damping, weight_decay).
         momentum: how much of the last step is kept, in [0, 1).
         loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
 
@@ -66,6 +73,7 @@ class GaussNewton(Core):
         "warmup_steps": 0,
         "kl_clip": None,
         "trust": 0.2,
+        "backtrack": 2.0,
     }
 
     def __init__(
@@ -139,6 +147,16 @@ class GaussNewton(Core):
         self.capture.clear()
         self._roots = None
 
+    @property
+    def losses(self) -> Tensor | None:
+        """Losses of the coming step's samples (N,); ``None`` before the backward pass."""
+        return None if self._roots is None else self._roots.square() / 2
+
+    def step_halved(self) -> None:
+        """Halve the memory of the last step too, and count a step in place of the coming one."""
+        self.last = {name: d / 2 for name, d in self.last.items()}
+        self.steps += 1
+
     @override
     def directions(self) -> dict[str, Tensor]:
         """The step d, over its group's part in W, by layer name.
@@ -160,11 +178,12 @@ class GaussNewton(Core):
         samples = len(roots)
         scale = 1.0 if self.loss_scale is None else self.loss_scale()
         # Cotangents of a mean loss carry 1/N; a loss of zero has no gradient either.
-        factors = samples**0.5 / scale / roots.clamp_min(torch.finfo(roots.dtype).eps ** 0.5)
+        factors = samples**0.5 / scale / roots.clamp_min(torch.finfo(roots.dtype).tiny ** 0.5)
         weights = self._weights()
         gram = torch.zeros(samples, samples, dtype=torch.float64, device=roots.device)
         target = (roots / samples**0.5).double()
-        scaled = {}
+        near = min(1.0, float(target.norm()))
+        scaled, priors = {}, {}
         for name, products in rows.items():
             if name in self.capture.unbatched:
                 continue
@@ -175,23 +194,29 @@ class GaussNewton(Core):
                 )
             r = scaled[name] = products.flatten(1) * factors.to(products.dtype).unsqueeze(1)
             gram += (r @ r.mT).double() * weights[name]
-            if name in self.last:
-                past = r @ self.last[name].to(r.dtype).flatten()
-                target -= self.momentum * past.double()
-        solution = self._solved(gram, target)
+            prior = priors[name] = self._prior(name, near * weights[name]).to(r.dtype)
+            target -= (r @ prior.flatten()).double()
+        solution = self._solved(gram, target, near * self.damping)
         if solution is None:
             return {name: torch.zeros_like(products[0]) for name, products in rows.items()}
         found = {}
         for name, r in scaled.items():
             d = ((solution.to(r.dtype) @ r) * weights[name]).view(rows[name].shape[1:])
-            if name in self.last:
-                d.add_(self.last[name].to(d.dtype), alpha=self.momentum)
-            self.last[name] = d
+            self.last[name] = d.add_(priors[name])
             # A group's rate is in d already, and the update multiplies by it again.
             found[name] = d / weights[name] if weights[name] > 0 else d
         return found
 
-    def _solved(self, gram: Tensor, target: Tensor) -> Tensor | None:
+    def _prior(self, name: str, strength: float) -> Tensor:
+        """The step that the solution stays near: what is left of the last one, and the decay."""
+        layer = self.layers[name]
+        decay = strength * float(self.settings(layer)["weight_decay"])
+        prior = decay * layer.value()
+        if name in self.last:
+            prior = prior + self.momentum * self.last[name]
+        return prior
+
+    def _solved(self, gram: Tensor, target: Tensor, damping: float) -> Tensor | None:
         """(gram + damping)^-1 target, more damping where rounding makes the sum indefinite.
 
         ``None`` where there is nothing to solve: gradients that are not finite.
@@ -201,15 +226,16 @@ class GaussNewton(Core):
             self.failures += 1
             logger.warning("gradients of single samples are not finite: no step is taken")
             return None
-        damping = self.damping
-        least = torch.finfo(torch.float32).eps * max(1.0, self._measured["gram_mean"])
+        # Fitted samples have rows of zeros: any number above zero will do for them.
+        least = torch.finfo(torch.float32).eps * self._measured["gram_mean"]
+        damping = max(damping, torch.finfo(torch.float64).tiny)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         while True:
             factor, failed = torch.linalg.cholesky_ex(gram + damping * eye)
             if not failed.item():
                 return torch.cholesky_solve(target.unsqueeze(1), factor).squeeze(1)
             self.failures += 1
-            damping = max(10.0 * damping, least)
+            damping = max(10.0 * damping, least, torch.finfo(torch.float32).tiny)
             logger.warning("Gauss-Newton matrix is indefinite by rounding: damping %g", damping)
 
     @property
@@ -278,7 +304,8 @@ def sample_losses(outputs: Tensor, cotangents: Tensor, likelihood: str) -> Tenso
             ``"gaussian"``: half the squared error, whose gradient is the error itself.
 
     Returns:
-        Shape (N,), at least float32, never negative; NaN where nothing is finite.
+        Shape (N,), at least float32, never negative; NaN where nothing is finite. A small loss is
+        as exact as the other classes' probabilities, which the gradient has: 1 - p_y rounds away.
 
     Raises:
         ValueError: the loss is not the mean cross-entropy of these logits.
@@ -301,4 +328,6 @@ def sample_losses(outputs: Tensor, cotangents: Tensor, likelihood: str) -> Tenso
             "rule='gauss_newton' needs nn.functional.cross_entropy(outputs, labels), without "
             "class weights, smoothing or other terms"
         )
-    return -logs.gather(1, label).squeeze(1)
+    missed = cotangents.clamp_min(0.0).scatter(1, label, 0.0).sum(dim=1)
+    small = -torch.log1p(-missed.clamp_max(0.5))
+    return torch.where(missed < 0.5, small, -logs.gather(1, label).squeeze(1))

@@ -91,11 +91,21 @@ class Layer(ABC):
         """The gradient as (groups, out, in), bias last; ``None`` before the first backward pass."""
         if self.weight.grad is None:
             return None
-        matrix = self.matrix(self.weight.grad)
         if self.bias is None:
-            return matrix
+            return self.matrix(self.weight.grad)
         column = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
-        return torch.cat([matrix, column.reshape(matrix.shape[0], -1, 1)], dim=2)
+        return self._joined(self.weight.grad, column)
+
+    def value(self) -> Tensor:
+        """The parameters, shaped like :meth:`gradient`."""
+        weight = self.weight.detach()
+        if self.bias is None:
+            return self.matrix(weight)
+        return self._joined(weight, self.bias.detach())
+
+    def _joined(self, weight: Tensor, bias: Tensor) -> Tensor:
+        matrix = self.matrix(weight)
+        return torch.cat([matrix, bias.reshape(matrix.shape[0], -1, 1)], dim=2)
 
     def split(self, matrix: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
         """A matrix shaped like :meth:`gradient` as tensors shaped like the parameters."""

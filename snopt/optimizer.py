@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from snopt.backtracking import Backtracking
 from snopt.block import ODEBlock
 from snopt.capture import Capture
 from snopt.core import Core
@@ -45,7 +46,8 @@ class SNOpt(Optimizer):
         lr: learning rate, > 0.
         momentum: of the direction, in [0, 1); default 0.9 for ``rule="kfac"`` and
             ``"gauss_newton"`` (how much of the last step the solve stays near), else 0.
-        weight_decay: decoupled, >= 0.
+        weight_decay: decoupled, >= 0; for ``rule="gauss_newton"`` part of the solve, fading with
+            the loss.
         damping: added to the curvature: a number >= 0, a function of the step, or a
             :class:`~snopt.damping.LevenbergMarquardt`. Default 0.05 (paper), 1e-3 (kfac), 1e-2
             (gauss_newton).
@@ -74,6 +76,9 @@ class SNOpt(Optimizer):
             default 1e-3 for kfac, else none.
         trust: largest norm of a group's update, over that of its parameters; default 0.2 for
             gauss_newton, else none.
+        backtrack: for ``rule="gauss_newton"``: standard errors by which the next batch's mean loss
+            may exceed the last one's; beyond, the last step is halved instead of taking another
+            (:mod:`snopt.backtracking`). Default 2; infinity: steps always stand.
         warmup_steps: steps over which the learning rate rises linearly; default 10 for adam,
             else 0.
         grad_scaler: the loop's ``GradScaler``, so that captured cotangents can be unscaled.
@@ -109,6 +114,7 @@ class SNOpt(Optimizer):
         stagger: bool = False,
         kl_clip: float | None = None,
         trust: float | None = None,
+        backtrack: float | None = None,
         warmup_steps: int | None = None,
         grad_scaler: Any = None,
         seed: int = 0,
@@ -130,6 +136,8 @@ class SNOpt(Optimizer):
                 stagger=stagger,
                 damping=isinstance(damping, LevenbergMarquardt),
             )
+        elif backtrack is not None:
+            raise ValueError(f"backtrack={backtrack!r} needs rule='gauss_newton', not {rule!r}")
         kept = own["momentum"] if momentum is None else momentum
         if rule == "adam" and momentum:
             raise ValueError(f"momentum={momentum!r}: rule='adam' has its own, betas={betas!r}")
@@ -186,6 +194,7 @@ class SNOpt(Optimizer):
         loss_scale = None if grad_scaler is None else grad_scaler.get_scale
         distributed = _distributed(model)
         self.preconditioner: Core
+        self._backtracking: Backtracking | None = None
         if joint:
             if distributed:
                 raise ValueError(f"rule={rule!r} runs in one process only")
@@ -194,6 +203,11 @@ class SNOpt(Optimizer):
             )
             for group in self.param_groups:
                 group["momentum"] = 0.0  # it is part of the solve
+            errors = own["backtrack"] if backtrack is None else backtrack
+            if not errors > 0:
+                raise ValueError(f"backtrack={backtrack!r}; expected a number > 0")
+            by_name = {self.names[i]: p for i, p in self._by_id().items()}
+            self._backtracking = Backtracking(by_name, float(errors))
         else:
             self.preconditioner = Preconditioner(
                 layers,
@@ -235,6 +249,9 @@ class SNOpt(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         core = self.preconditioner
+        if self._step_halved():
+            core.arm()
+            return loss
         count = core.steps
         refreshing = bool(core.due())
         directions = self._directions(self.preconditioned())
@@ -242,7 +259,11 @@ class SNOpt(Optimizer):
             self._measured = norm_ratio(directions)
         warmup = min(1.0, (count + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         controller = self._controller(count, closure)
-        if controller is None or closure is None:
+        if self._backtracking is not None:
+            self._backtracking.begin()
+            apply_directions(self.param_groups, self.state, directions, warmup, decays=False)
+            self._backtracking.end()
+        elif controller is None or closure is None:
             apply_directions(self.param_groups, self.state, directions, warmup)
         else:
             before = [p.clone() for p in self._by_id().values()]
@@ -325,7 +346,10 @@ class SNOpt(Optimizer):
     def diagnostics(self) -> dict[str, float]:
         """Damping, condition number, counts, and norms as of the last refresh, for logs."""
         damping = float(self.param_groups[0]["damping"])
-        return {**self.preconditioner.diagnostics(), "damping": damping, **self._measured}
+        found = {**self.preconditioner.diagnostics(), "damping": damping, **self._measured}
+        if self._backtracking is not None:
+            found["steps_halved"] = float(self._backtracking.halvings)
+        return found
 
     @property
     def curvature_seconds(self) -> float:
@@ -340,10 +364,12 @@ class SNOpt(Optimizer):
         for group in self.param_groups:
             kept = {k: v for k, v in group.items() if k not in ("params", "param_names")}
             groups.append({**kept, "params": list(group["param_names"])})
+        back = self._backtracking
         return {
             "state": {self.names[id(p)]: dict(state) for p, state in self.state.items()},
             "param_groups": groups,
             "preconditioner": self.preconditioner.state_dict(),
+            "backtracking": None if back is None else back.state_dict(),
             "measured": dict(self._measured),
         }
 
@@ -371,6 +397,8 @@ class SNOpt(Optimizer):
             self.state[p] = copied(entry, p.device)
         self._measured = dict(state_dict["measured"])
         self.preconditioner.load_state_dict(state_dict["preconditioner"])
+        if self._backtracking is not None:
+            self._backtracking.load_state_dict(state_dict["backtracking"])
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
@@ -399,6 +427,16 @@ class SNOpt(Optimizer):
                     state = self.state[p].setdefault("plain", {})
                     directions[p] = rule.plain(state, p.grad, group)
         return directions
+
+    def _step_halved(self) -> bool:
+        """Whether the coming step is spent on going back half of the last one."""
+        core = self.preconditioner
+        if self._backtracking is None or not isinstance(core, GaussNewton) or core.losses is None:
+            return False
+        halved = self._backtracking.halve(core.losses)
+        if halved:
+            core.step_halved()
+        return halved
 
     def _controller(self, count: int, closure: object) -> LevenbergMarquardt | None:
         """The damping's controller, if it wants to compare losses in this step."""

@@ -16,6 +16,7 @@ def apply_directions(
     state: MutableMapping[Tensor, Any],
     directions: Mapping[Tensor, Tensor],
     warmup: float,
+    decays: bool = True,
 ) -> None:
     """Move every parameter that has a direction, in place.
 
@@ -24,6 +25,7 @@ def apply_directions(
         state: the optimizer's state by parameter; holds the momentum buffers.
         directions: directions by parameter.
         warmup: factor on every learning rate.
+        decays: whether weights decay here; if not, directions see to it.
     """
     trust = trust_factor(groups, directions, warmup)
     for group in groups:
@@ -36,7 +38,7 @@ def apply_directions(
         if group["momentum"] > 0:
             moves = _with_momentum(parameters, moves, state, group["momentum"])
         rate = group["lr"] * warmup
-        if group["weight_decay"] > 0:
+        if decays and group["weight_decay"] > 0:
             torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
         torch._foreach_add_(parameters, moves, alpha=-rate)
 

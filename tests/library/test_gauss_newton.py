@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
@@ -47,7 +48,10 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_step_is_the_dense_solution(kind: str) -> None:
-    """Three steps with momentum, damping and a group of a lower rate, rows from autograd."""
+    """Steps with momentum, damping, decay and a group of a lower rate, rows from autograd.
+
+    The last batch's labels are the model's own, so that damping and decay fade.
+    """
     build, data = MODELS[kind]
     model = build()
     field = {id(p) for p in model.block.field.parameters()}
@@ -57,24 +61,40 @@ def test_a_step_is_the_dense_solution(kind: str) -> None:
             for p in model.parameters()
         ]
     )
-    damping, momentum, lr = 0.03, 0.7, 0.5
+    damping, momentum, decay, lr = 0.03, 0.7, 0.2, 0.5
     groups = [{"params": model.block.field, "lr": 0.1 * lr}, {"params": model}]
     optimizer = SNOpt(
-        groups, lr, rule="gauss_newton", damping=damping, momentum=momentum, trust=1e9
+        groups,
+        lr,
+        rule="gauss_newton",
+        damping=damping,
+        momentum=momentum,
+        weight_decay=decay,
+        trust=1e9,
+        backtrack=math.inf,
     )
     past = torch.zeros_like(weights)
-    for seed in range(3):
+    nears = []
+    for seed in range(4):
         x, y = data() if kind == "convolutions" else data(seed=seed)
+        if seed == 3:
+            with torch.no_grad():
+                model.head.weight.mul_(5)
+                y = model(x).argmax(dim=1)
         losses, grads = by_sample(model, x, y)
         roots = (2 * losses).sqrt()
         rows, target = grads / (roots * len(x) ** 0.5)[:, None], roots / len(x) ** 0.5
-        matrix = rows.T @ rows + torch.diag(damping / weights)
-        d = momentum * past + torch.linalg.solve(matrix, rows.T @ (target - momentum * rows @ past))
+        near = min(1.0, (2 * losses.mean().item()) ** 0.5)
+        nears.append(near)
         before = flat(model)
+        prior = momentum * past + near * decay * weights * before
+        matrix = rows.T @ rows + torch.diag(near * damping / weights)
+        d = prior + torch.linalg.solve(matrix, rows.T @ (target - rows @ prior))
         backward(model, optimizer, x, y)
         optimizer.step()
         torch.testing.assert_close(flat(model) - before, -lr * d, rtol=1e-7, atol=1e-10)
         past = d
+    assert nears[0] == 1 > nears[-1] > 0
 
 
 def test_one_step_solves_linear_least_squares() -> None:
@@ -139,6 +159,14 @@ def test_losses_of_samples_are_the_losses(dtype: torch.dtype) -> None:
     losses = functional.cross_entropy(logits, y, reduction="none")
     (cotangent,) = torch.autograd.grad(losses.sum(), logits)
     torch.testing.assert_close(sample_losses(logits.detach(), cotangent, "categorical"), losses)
+    sure = (20 * logits.detach()).requires_grad_(True)
+    y = sure.argmax(dim=1)
+    (cotangent,) = torch.autograd.grad(functional.cross_entropy(sure, y, reduction="sum"), sure)
+    gaps = sure.detach().double() - sure.detach().double().gather(1, y.unsqueeze(1))
+    exact = torch.log1p(gaps.exp().scatter(1, y.unsqueeze(1), 0.0).sum(dim=1)).to(dtype)
+    assert exact.min() < 1e-8
+    found = sample_losses(sure.detach(), cotangent, "categorical")
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=0)
     errors = torch.randn(9, 2, 3, dtype=dtype)
     half = errors.square().sum(dim=(1, 2)) / 2
     torch.testing.assert_close(sample_losses(torch.zeros_like(errors), errors, "gaussian"), half)
