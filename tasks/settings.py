@@ -27,6 +27,15 @@ HORIZONS = ("feedback", "first_order", "fixed")
 SPLITS = ("train", "valid", "test")
 
 
+#: Parts that are not chosen from a folder of ``conf``, and a key of each.
+_SECTIONS = {
+    "data": "root",
+    "results": "root",
+    "train": "max_steps",
+    "schedule": "name",
+    "probe": "every",
+}
+
 #: Values of later keys of ``train`` that leave everything as it was, identities included.
 _ADDED_LATER = (
     ("eval_valid_samples", None),
@@ -249,6 +258,12 @@ class Settings:
         Raises:
             ConfigError: the first thing found that cannot be.
         """
+        for part, key in _SECTIONS.items():
+            given = config.get(part, {})
+            if not isinstance(given, Mapping):
+                raise ConfigError(
+                    f"{part}={given}: {part} is a section; set one of its keys, {part}.{key}=..."
+                )
         seed = config["seed"]
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ConfigError(f"seed={seed!r}: must be an integer, at least 0.")

@@ -34,6 +34,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["train.max_step=3"], r"train\.max_step: .*Did you mean max_steps\? Keys of train: "),
         (["optim=sgd", "optim.momentun=0"], r"optim\.momentun: .*momentum\? Keys of optim: "),
         (["train.max_steps=-1"], r"train\.max_steps=-1: must be at least 1"),
+        (["results=here"], r"results=here: results is a section; .*results\.root="),
+        (["train=5"], r"train=5: train is a section; .*train\.max_steps="),
         (["seed=-1"], r"seed=-1: must be an integer, at least 0"),
         (["threads=0"], r"threads=0: must be an integer, at least 1, or null"),
         (["device=gpu"], r"device=gpu: no such choice\. .*Choices: auto, cpu, cuda"),
