@@ -9,7 +9,16 @@ import torch
 from snopt.damping import LevenbergMarquardt
 from snopt.optimizer import Model, SNOpt
 
-_UPDATE = {"lr", "momentum", "weight_decay", "warmup_steps", "kl_clip", "trust", "plain"}
+_UPDATE = {
+    "lr",
+    "momentum",
+    "weight_decay",
+    "warmup_steps",
+    "kl_clip",
+    "trust",
+    "backtrack",
+    "plain",
+}
 
 
 class SNOptPreconditioner:
@@ -26,7 +35,7 @@ class SNOptPreconditioner:
 
     Raises:
         TypeError: a setting belongs to the update (lr, momentum, weight_decay, warmup_steps,
-            kl_clip, trust, plain), which is the other optimizer's.
+            kl_clip, trust, backtrack, plain), which is the other optimizer's.
     """
 
     def __init__(self, model: Model, **settings: Any) -> None:

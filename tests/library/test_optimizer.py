@@ -389,6 +389,6 @@ def test_preconditioner_before_adam_changes_only_its_layers() -> None:
     assert changed == set(preconditioner.coverage().preconditioned)
     assert changed == {"0.weight", "0.bias", "2.weight", "2.bias"}
     adam.step()
-    for foreign in ("lr", "momentum", "kl_clip"):
+    for foreign in ("lr", "momentum", "kl_clip", "backtrack"):
         with pytest.raises(TypeError, match=foreign):
             SNOptPreconditioner(model, **{foreign: 0.1})
