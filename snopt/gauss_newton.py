@@ -4,22 +4,23 @@ With l_i the loss of sample i and r_i = sqrt(2 l_i), the mean loss is (1/2N) sum
 Gauss-Newton matrix is R^T R, where row i of R is the gradient of l_i divided by r_i sqrt(N). With
 v_i = r_i / sqrt(N) the gradient is R^T v, and a step d, which is subtracted, solves
 
-    min |R d - v|^2 + damping (d - p)^T W^-1 (d - p),
+    min |R d - v|^2 + max(near, 0.1) damping (d - p)^T W^-1 (d - p),
     p = momentum d' + near decay W w,  near = min(1, |v|),
 
 d' being the step before, w the parameters and W the groups' learning rates over the largest of
 them. R has as many rows as the batch has samples, so the solution is a Cholesky factorisation of
 that size:
 
-    d = p + W R^T (R W R^T + damping)^-1 (v - R p).
+    d = p + W R^T (R W R^T + max(near, 0.1) damping)^-1 (v - R p).
 
 Weights decay where that leaves the batch's outputs alone, and less as the losses fall, so that
-nothing holds the loss above zero.
+nothing holds the loss above zero. Rows are as small as roots, so damping falls with them, but not
+without end: steps would stay as long at losses of nothing, and jump.
 
 Source: Gauss-Newton on roots of losses is the textbook's (Nocedal and Wright 2006, section 10.3);
-a decay that fades is Bakushinskii's (1992, iteratively regularised Gauss-Newton); the solution in
-the samples' space and the memory of the last step are those of minSR (Chen and Heyl 2024) and
-SPRING (Goldshlager, Abrahamsen and Lin 2024).
+damping by |v| is Fan and Yuan's (2005), a decay that fades Bakushinskii's (1992, iteratively
+regularised Gauss-Newton); the solution in the samples' space and the memory of the last step are
+those of minSR (Chen and Heyl 2024) and SPRING (Goldshlager, Abrahamsen and Lin 2024).
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 GRADIENTS = ("direct", "checkpoint")
 """Ways to the gradient whose backward pass goes through every use of a layer."""
+
+LEAST_NEAR = 0.1
+"""The share of the damping that stays however small the losses are."""
 
 RATE_BESIDE = 0.01
 """Adam's learning rate over that of Gauss-Newton steps, for parameters without a layer."""
@@ -195,7 +199,7 @@ class GaussNewton(Core):
             gram += (r @ r.mT).double() * weights[name]
             prior = priors[name] = self._prior(name, near * weights[name]).to(r.dtype)
             target -= (r @ prior.flatten()).double()
-        solution = self._solved(gram, target)
+        solution = self._solved(gram, target, max(near, LEAST_NEAR) * self.damping)
         if solution is None:
             return {name: torch.zeros_like(products[0]) for name, products in rows.items()}
         found = {}
@@ -215,7 +219,7 @@ class GaussNewton(Core):
             prior = prior + self.momentum * self.last[name]
         return prior
 
-    def _solved(self, gram: Tensor, target: Tensor) -> Tensor | None:
+    def _solved(self, gram: Tensor, target: Tensor, damping: float) -> Tensor | None:
         """(gram + damping)^-1 target, more damping where rounding makes the sum indefinite.
 
         ``None`` where there is nothing to solve: gradients that are not finite.
@@ -227,7 +231,7 @@ class GaussNewton(Core):
             return None
         # Fitted samples have rows of zeros: any number above zero will do for them.
         least = torch.finfo(torch.float32).eps * self._measured["gram_mean"]
-        damping = max(self.damping, torch.finfo(torch.float64).tiny)
+        damping = max(damping, torch.finfo(torch.float64).tiny)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         while True:
             factor, failed = torch.linalg.cholesky_ex(gram + damping * eye)

@@ -50,7 +50,7 @@ MODELS = {
 def test_a_step_is_the_dense_solution(kind: str) -> None:
     """Steps with momentum, damping, decay and a group of a lower rate, rows from autograd.
 
-    The last batch's labels are the model's own, so that the decay fades.
+    The last batch's labels are the model's own, so that damping and decay fade.
     """
     build, data = MODELS[kind]
     model = build()
@@ -88,7 +88,7 @@ def test_a_step_is_the_dense_solution(kind: str) -> None:
         nears.append(near)
         before = flat(model)
         prior = momentum * past + near * decay * weights * before
-        matrix = rows.T @ rows + torch.diag(damping / weights)
+        matrix = rows.T @ rows + torch.diag(max(near, 0.1) * damping / weights)
         d = prior + torch.linalg.solve(matrix, rows.T @ (target - rows @ prior))
         backward(model, optimizer, x, y)
         optimizer.step()
