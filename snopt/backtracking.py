@@ -8,7 +8,8 @@ the spread of the samples' losses tells it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,17 +29,22 @@ class Backtracking:
 
     Args:
         parameters: the parameters by name.
-        errors: standard errors by which the mean loss must have risen; infinity: never.
+        errors: standard errors by which the mean loss must have risen, > 0; infinity: never.
 
     Attributes:
         halvings: how often a step has been halved so far.
+
+    Raises:
+        ValueError: ``errors`` is not above zero.
 
     Source: Nocedal and Wright 2006, algorithm 3.1 (backtracking) and section 4.1 (the radius that
     follows the length of the last good step); judging on the next batch is ours.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], errors: float) -> None:
-        self.parameters, self.errors = dict(parameters), errors
+        if not errors > 0:
+            raise ValueError(f"backtrack={errors!r}; expected a number > 0")
+        self.parameters, self.errors = dict(parameters), float(errors)
         self.halvings = 0
         self._in_a_row = 0
         self._before: dict[str, Tensor] = {}
@@ -74,12 +80,11 @@ class Backtracking:
             self._expected = (mean, spread)
         return False
 
-    def begin(self) -> None:
-        """Remember the parameters, before a step."""
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """Around a step: remember the parameters, and shorten their move to the radius."""
         self._before = {name: p.detach().clone() for name, p in self.parameters.items()}
-
-    def end(self) -> None:
-        """Measure the step taken, and shorten it to the radius."""
+        yield
         moves = [p.detach() - self._before[name] for name, p in self.parameters.items()]
         self._taken = float(torch.stack(torch._foreach_norm(moves)).norm())
         if self._taken > self._radius:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -23,6 +24,7 @@ class Core(ABC):
         steps: steps made so far.
         stopwatch: time spent on curvature so far.
         factors: Kronecker factors by layer name, as of their last refresh; empty without any.
+        decays: whether directions hold the decay of weights already.
     """
 
     layers: dict[str, Layer]
@@ -30,6 +32,7 @@ class Core(ABC):
     steps: int
     stopwatch: Stopwatch
     factors: Mapping[str, Factors]
+    decays: ClassVar[bool] = False
 
     @abstractmethod
     def due(self) -> list[str]:
@@ -61,6 +64,14 @@ class Core(ABC):
     @abstractmethod
     def directions(self) -> dict[str, Tensor]:
         """Directions by layer name, shaped like :meth:`snopt.layers.Layer.gradient`."""
+
+    def step_halved(self) -> bool:
+        """Whether the coming step was spent on going back half of the last one."""
+        return False
+
+    def update(self) -> AbstractContextManager[None]:
+        """What the parameters move in."""
+        return nullcontext()
 
     @abstractmethod
     def diagnostics(self) -> dict[str, float]:

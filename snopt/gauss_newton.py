@@ -28,12 +28,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from snopt.backtracking import Backtracking
 from snopt.block import ODEBlock
 from snopt.core import Core
 from snopt.layers import Layer
@@ -61,6 +63,7 @@ class GaussNewton(Core):
         blocks: the model's ODE blocks by name.
         settings: returns a layer's parameter group (lr, damping, weight_decay).
         momentum: how much of the last step is kept, in [0, 1).
+        backtracking: judges steps by the losses after them.
         loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
 
     Raises:
@@ -68,6 +71,7 @@ class GaussNewton(Core):
             which has no uses to watch.
     """
 
+    decays: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {
         "damping": 1e-2,
         "momentum": 0.9,
@@ -85,6 +89,7 @@ class GaussNewton(Core):
         blocks: Mapping[str, ODEBlock],
         settings: Callable[[Layer], Mapping[str, Any]],
         momentum: float,
+        backtracking: Backtracking,
         loss_scale: Callable[[], float] | None = None,
     ) -> None:
         if not layers:
@@ -100,7 +105,7 @@ class GaussNewton(Core):
                     f"{', '.join(GRADIENTS)}"
                 )
         self.layers, self.blocks, self.settings = dict(layers), dict(blocks), settings
-        self.momentum, self.loss_scale = momentum, loss_scale
+        self.momentum, self.backtracking, self.loss_scale = momentum, backtracking, loss_scale
         self.capture = Rows(self.layers)
         self.stopwatch = self.capture.stopwatch
         self.steps = self.failures = 0
@@ -150,15 +155,17 @@ class GaussNewton(Core):
         self.capture.clear()
         self._roots = None
 
-    @property
-    def losses(self) -> Tensor | None:
-        """Losses of the coming step's samples (N,); ``None`` before the backward pass."""
-        return None if self._roots is None else self._roots.square() / 2
-
-    def step_halved(self) -> None:
-        """Halve the memory of the last step too, and count a step in place of the coming one."""
+    @override
+    def step_halved(self) -> bool:
+        if self._roots is None or not self.backtracking.halve(self._roots.square() / 2):
+            return False
         self.last = {name: d / 2 for name, d in self.last.items()}
         self.steps += 1
+        return True
+
+    @override
+    def update(self) -> AbstractContextManager[None]:
+        return self.backtracking.update()
 
     @override
     def directions(self) -> dict[str, Tensor]:
@@ -257,13 +264,19 @@ class GaussNewton(Core):
         return {
             "refreshes": float(self.steps),
             "refresh_failures": float(self.failures),
+            "steps_halved": float(self.backtracking.halvings),
             **self._measured,
         }
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The last step by layer name, and counts."""
-        return {"steps": self.steps, "failures": self.failures, "last": dict(self.last)}
+        """The last step by layer name, what it is judged by, and counts."""
+        return {
+            "steps": self.steps,
+            "failures": self.failures,
+            "last": dict(self.last),
+            "backtracking": self.backtracking.state_dict(),
+        }
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -277,6 +290,7 @@ class GaussNewton(Core):
             raise ValueError(
                 f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"
             )
+        self.backtracking.load_state_dict(state["backtracking"])
         self.steps, self.failures = int(state["steps"]), int(state["failures"])
         self.last = {n: copied(d, self.layers[n].weight.device) for n, d in saved.items()}
         self.clear()

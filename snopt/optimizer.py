@@ -194,20 +194,17 @@ class SNOpt(Optimizer):
         loss_scale = None if grad_scaler is None else grad_scaler.get_scale
         distributed = _distributed(model)
         self.preconditioner: Core
-        self._backtracking: Backtracking | None = None
         if joint:
             if distributed:
                 raise ValueError(f"rule={rule!r} runs in one process only")
+            errors = own["backtrack"] if backtrack is None else backtrack
+            by_name = {self.names[i]: p for i, p in self._by_id().items()}
+            search = Backtracking(by_name, errors)
             self.preconditioner = GaussNewton(
-                layers, own_blocks, self._settings, kept, loss_scale=loss_scale
+                layers, own_blocks, self._settings, kept, search, loss_scale=loss_scale
             )
             for group in self.param_groups:
                 group["momentum"] = 0.0  # it is part of the solve
-            errors = own["backtrack"] if backtrack is None else backtrack
-            if not errors > 0:
-                raise ValueError(f"backtrack={backtrack!r}; expected a number > 0")
-            by_name = {self.names[i]: p for i, p in self._by_id().items()}
-            self._backtracking = Backtracking(by_name, float(errors))
         else:
             self.preconditioner = Preconditioner(
                 layers,
@@ -249,7 +246,7 @@ class SNOpt(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         core = self.preconditioner
-        if self._step_halved():
+        if core.step_halved():
             core.arm()
             return loss
         count = core.steps
@@ -259,12 +256,11 @@ class SNOpt(Optimizer):
             self._measured = norm_ratio(directions)
         warmup = min(1.0, (count + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         controller = self._controller(count, closure)
-        if self._backtracking is not None:
-            self._backtracking.begin()
-            apply_directions(self.param_groups, self.state, directions, warmup, decays=False)
-            self._backtracking.end()
-        elif controller is None or closure is None:
-            apply_directions(self.param_groups, self.state, directions, warmup)
+        if controller is None or closure is None:
+            with core.update():
+                apply_directions(
+                    self.param_groups, self.state, directions, warmup, decays=not core.decays
+                )
         else:
             before = [p.clone() for p in self._by_id().values()]
             apply_directions(self.param_groups, self.state, directions, warmup)
@@ -346,10 +342,7 @@ class SNOpt(Optimizer):
     def diagnostics(self) -> dict[str, float]:
         """Damping, condition number, counts, and norms as of the last refresh, for logs."""
         damping = float(self.param_groups[0]["damping"])
-        found = {**self.preconditioner.diagnostics(), "damping": damping, **self._measured}
-        if self._backtracking is not None:
-            found["steps_halved"] = float(self._backtracking.halvings)
-        return found
+        return {**self.preconditioner.diagnostics(), "damping": damping, **self._measured}
 
     @property
     def curvature_seconds(self) -> float:
@@ -364,12 +357,10 @@ class SNOpt(Optimizer):
         for group in self.param_groups:
             kept = {k: v for k, v in group.items() if k not in ("params", "param_names")}
             groups.append({**kept, "params": list(group["param_names"])})
-        back = self._backtracking
         return {
             "state": {self.names[id(p)]: dict(state) for p, state in self.state.items()},
             "param_groups": groups,
             "preconditioner": self.preconditioner.state_dict(),
-            "backtracking": None if back is None else back.state_dict(),
             "measured": dict(self._measured),
         }
 
@@ -397,8 +388,6 @@ class SNOpt(Optimizer):
             self.state[p] = copied(entry, p.device)
         self._measured = dict(state_dict["measured"])
         self.preconditioner.load_state_dict(state_dict["preconditioner"])
-        if self._backtracking is not None:
-            self._backtracking.load_state_dict(state_dict["backtracking"])
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
@@ -427,16 +416,6 @@ class SNOpt(Optimizer):
                     state = self.state[p].setdefault("plain", {})
                     directions[p] = rule.plain(state, p.grad, group)
         return directions
-
-    def _step_halved(self) -> bool:
-        """Whether the coming step is spent on going back half of the last one."""
-        core = self.preconditioner
-        if self._backtracking is None or not isinstance(core, GaussNewton) or core.losses is None:
-            return False
-        halved = self._backtracking.halve(core.losses)
-        if halved:
-            core.step_halved()
-        return halved
 
     def _controller(self, count: int, closure: object) -> LevenbergMarquardt | None:
         """The damping's controller, if it wants to compare losses in this step."""

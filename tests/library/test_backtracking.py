@@ -21,10 +21,16 @@ def searched(errors: float = 2.0) -> tuple[nn.Parameter, Backtracking]:
 
 
 def step(p: nn.Parameter, search: Backtracking, move: float) -> None:
-    search.begin()
-    with torch.no_grad():
+    with torch.no_grad(), search.update():
         p.add_(move)
-        search.end()
+
+
+def stepped(errors: float = 2.0) -> tuple[nn.Parameter, Backtracking]:
+    """After a step from zeros, whose losses were LOW, to ones."""
+    p, search = searched(errors)
+    assert not halve(search, LOW)
+    step(p, search, 1.0)
+    return p, search
 
 
 def halve(search: Backtracking, losses: Tensor) -> bool:
@@ -49,9 +55,7 @@ LOW = torch.linspace(0.9, 1.1, 8)
     ],
 )
 def test_a_step_is_halved_where_the_loss_rose_beyond_chance(losses: Tensor, halved: bool) -> None:
-    p, search = searched()
-    assert not halve(search, LOW)
-    step(p, search, 1.0)
+    p, search = stepped()
     assert halve(search, losses) is halved
     assert torch.equal(p.detach(), torch.full_like(p, 0.5 if halved else 1.0))
     assert search.halvings == int(halved)
@@ -66,9 +70,7 @@ def test_without_a_step_there_is_nothing_to_halve() -> None:
 
 
 def test_the_fourth_rise_in_a_row_is_believed() -> None:
-    p, search = searched()
-    halve(search, LOW)
-    step(p, search, 1.0)
+    p, search = stepped()
     assert [halve(search, LOW + 5) for _ in range(4)] == [True, True, True, False]
     assert torch.equal(p.detach(), torch.full_like(p, 0.125))
     step(p, search, 0.01)
@@ -76,9 +78,7 @@ def test_the_fourth_rise_in_a_row_is_believed() -> None:
 
 
 def test_steps_grow_again_from_the_length_that_stood() -> None:
-    p, search = searched()
-    halve(search, LOW)
-    step(p, search, 1.0)
+    p, search = stepped()
     assert halve(search, LOW + 5)
     assert not halve(search, LOW)
     ends = [p[0].item()]
@@ -99,9 +99,7 @@ def test_a_loss_that_is_no_number_is_not_what_later_ones_are_held_to() -> None:
 
 
 def test_infinity_lets_every_step_stand() -> None:
-    p, search = searched(math.inf)
-    halve(search, LOW)
-    step(p, search, 1.0)
+    _, search = stepped(math.inf)
     assert not halve(search, LOW + 1e9)
 
 
