@@ -107,12 +107,12 @@ class _Passes:
 class Listener:
     """A forward hook that falls silent in copies of its module: nobody listens to those."""
 
-    def __init__(self, call: Callable[..., None]) -> None:
+    def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
 
-    def __call__(self, *args: Any) -> None:
+    def __call__(self, *args: Any) -> Any:
         """Pass on what the hook was given."""
-        self.call(*args)
+        return self.call(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Listener, (_ignore,)
@@ -120,6 +120,15 @@ class Listener:
 
 def _ignore(*args: Any) -> None:
     pass
+
+
+def audible(output: Tensor) -> Tensor:
+    """An output whose node in the graph is reached whatever is done to the output in place.
+
+    Changing a view (a linear layer's output for an input with locations) rewrites its history and
+    leaves out the node that is there now; a copy's stays.
+    """
+    return output.clone() if output._is_view() else output
 
 
 class Stopwatch:
@@ -270,9 +279,10 @@ class Capture:
         module: nn.Module,
         args: tuple[Any, ...],
         output: Tensor,
-    ) -> None:
+    ) -> Tensor | None:
         if not module.training or not output.requires_grad:
-            return
+            return None
+        output = audible(output)
         z: Tensor = args[0].detach()
         number = passes.forward()
 
@@ -284,6 +294,7 @@ class Capture:
                     self.add(layer, z, g, batch=batch, weight=1.0, first=first)
 
         output.register_hook(record)
+        return output
 
 
 class FieldObserver:
@@ -333,9 +344,11 @@ class FieldObserver:
         self.passes.backward(solve.pass_number, batch)
         uses: list[tuple[Layer, Tensor, GradientEdge]] = []
 
-        def watch(layer: Layer, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def watch(layer: Layer, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             # The place in the graph rather than the tensor: an in-place activation changes that.
+            output = audible(output)
             uses.append((layer, args[0].detach(), get_gradient_edge(output)))
+            return output
 
         handles = [x.module.register_forward_hook(partial(watch, x)) for x in self.layers]
         try:

@@ -130,8 +130,10 @@ class GaussNewton(Core):
             scale = 1.0 if self.loss_scale is None else self.loss_scale()
             cotangents = cotangent.detach() * (len(values) / scale)
             self._roots = (2.0 * sample_losses(values, cotangents, likelihood)).sqrt()
+            torch.autograd.Variable._execution_engine.queue_callback(self.capture.finish)
 
         outputs.register_hook(at_outputs)
+        self.capture.expected = True
 
     @override
     def due(self) -> list[str]:
@@ -142,6 +144,7 @@ class GaussNewton(Core):
     def arm(self) -> None:
         """Begin anew for the coming step."""
         self.clear()
+        self.capture.sparing = False
 
     @property
     @override
@@ -151,8 +154,9 @@ class GaussNewton(Core):
 
     @override
     def clear(self) -> None:
-        """Forget rows and losses."""
+        """Forget rows and losses; until the step, training passes are taken to be for rows."""
         self.capture.clear()
+        self.capture.sparing = True
         self._roots = None
 
     @override
@@ -293,7 +297,7 @@ class GaussNewton(Core):
         self.backtracking.load_state_dict(state["backtracking"])
         self.steps, self.failures = int(state["steps"]), int(state["failures"])
         self.last = {n: copied(d, self.layers[n].weight.device) for n, d in saved.items()}
-        self.clear()
+        self.arm()
 
 
 class AdamBeside(Adam):

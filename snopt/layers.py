@@ -13,7 +13,7 @@ Source: Martens and Grosse 2015 (linear), Grosse and Martens 2016 (convolutions 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -30,6 +30,10 @@ _PATCH_ELEMENTS = 1 << 24
 
 _STRIP = 128
 """Columns below which a product is not worth splitting."""
+
+
+Products = list[Tensor]
+"""Sums of outer products, (groups * samples, out, in), and of a bias' cotangents, (.., out)."""
 
 
 class Layer(ABC):
@@ -141,31 +145,44 @@ class Layer(ABC):
         inputs = self.input_moment(z, dtype, rows) if with_inputs else None
         return inputs, cotangents.mT @ cotangents, rows, used
 
-    def products(self, uses: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Each sample's sum of outer products over its rows: its share of the gradient.
+    def products(
+        self, uses: Sequence[tuple[Tensor, Tensor]], onto: Products | None = None
+    ) -> Products:
+        """Each sample's sums of outer products over its rows: its share of the gradient.
 
         Args:
-            uses: inputs and output cotangents of the same samples, which come first.
+            uses: inputs and output cotangents of the same samples, which come first, all of one
+                shape.
+            onto: earlier sums, which these are added to in place.
 
         Returns:
-            Shape (samples, groups, out, in), a bias last in ``in``.
+            What :meth:`by_sample` reads.
         """
-        samples = uses[0][0].shape[0]
-        dtype = torch.promote_types(torch.float32, self.weight.dtype)
-        x = self._stacked([self.input_rows(z) for z, _ in uses], samples).to(dtype)
-        c = self._stacked([self.cotangent_rows(g) for _, g in uses], samples).to(dtype)
-        found = c.mT @ x
-        if self.bias is not None:
-            found = torch.cat([found, c.sum(dim=2).unsqueeze(-1)], dim=3)
+        inputs, cotangents = zip(*uses, strict=True)
+        x = self._by_sample(inputs, self.input_rows)
+        c = self._by_sample(cotangents, self.cotangent_rows)
+        sums = [] if self.bias is None else [c.sum(dim=1)]
+        if onto is None:
+            return [c.mT @ x, *sums]
+        onto[0].baddbmm_(c.mT, x)
+        for old, new in zip(onto[1:], sums, strict=True):
+            old.add_(new)
+        return onto
+
+    def by_sample(self, products: Products) -> Tensor:
+        """Each sample's share of the gradient: (samples, groups, out, in), a bias last."""
+        found, *bias = (_split(sums, 0, (self.groups, -1)) for sums in products)
+        if bias:
+            found = torch.cat([found, bias[0].unsqueeze(3)], dim=3)
         return found.transpose(0, 1)
 
-    @staticmethod
-    def _stacked(rows: list[Tensor], samples: int) -> Tensor:
-        """Rows of several uses, sample by sample: (groups, samples, rows, d)."""
-        if all(r.shape[1] == samples for r in rows):
-            # One row for each sample: whole uses are copied, and the product takes the strides.
-            return torch.stack(rows).permute(1, 2, 0, 3)
-        return torch.cat([r.unflatten(1, (samples, -1)) for r in rows], dim=2)
+    def _by_sample(self, uses: Sequence[Tensor], rows: Callable[[Tensor], Tensor]) -> Tensor:
+        """Rows of several uses, sample by sample: (groups * samples, rows, d)."""
+        dtype = torch.promote_types(torch.float32, self.weight.dtype)
+        merged = rows(torch.stack(list(uses)).flatten(0, 1) if len(uses) > 1 else uses[0])
+        split = _split(merged.to(dtype), 1, (len(uses), uses[0].shape[0], -1))
+        # With one row for each sample and use nothing is copied: the product takes the strides.
+        return split.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
     def input_moment(self, z: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
         """Sum of outer products of the input rows, bias included: (groups, in, in)."""
@@ -319,6 +336,11 @@ def layer_of(name: str, module: nn.Module) -> Layer | None:
                 return None
             return kind(name, module)
     return None
+
+
+def _split(matrix: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    found: Tensor = matrix.unflatten(dim, sizes)
+    return found
 
 
 def _add_upper(moment: Tensor, x: Tensor) -> None:

@@ -130,10 +130,14 @@ class InPlace(nn.Module):
         return self.outer(self.relu(self.inner(x)))
 
 
+@pytest.mark.parametrize("locations", [(), (4,)], ids=["plain", "locations"])
 @pytest.mark.parametrize("kind", GRADIENTS)
-def test_in_place_activations(kind: str) -> None:
-    """Inside the field and outside: factors and gradients are those of the plain activation."""
-    x, y = torch.randn(7, 5).double(), torch.randn(7, 2).double()
+def test_in_place_activations(kind: str, locations: tuple[int, ...]) -> None:
+    """Inside the field and outside: factors and gradients are those of the plain activation.
+
+    With locations the outputs of linear layers are views.
+    """
+    x, y = torch.randn(7, *locations, 5).double(), torch.randn(7, *locations, 2).double()
     found, grads = [], []
     for inplace in (True, False):
         torch.manual_seed(3)
@@ -148,6 +152,7 @@ def test_in_place_activations(kind: str) -> None:
         found.append(measured(model, x, problems.squares(y)))
         grads.append(problems.gradients(model))
     assert torch.equal(*grads)
+    assert found[0].keys() == found[1].keys()
     for name, pair in found[0].items():
         for got, want in zip(pair, found[1][name], strict=True):
             torch.testing.assert_close(got, want)

@@ -138,17 +138,6 @@ def test_it_fits_a_batch_in_far_fewer_steps_than_adam() -> None:
     assert ends[0] < 0.1 * ends[1]
 
 
-def test_the_gradient_is_left_alone() -> None:
-    model = Classifier()
-    x, y = series()
-    optimizer = gauss_newton(model)
-    backward(model, optimizer, x, y)
-    twin = Classifier()
-    functional.cross_entropy(twin(x), y).backward()
-    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(p.grad, q.grad)  # type: ignore[arg-type]
-
-
 # -- losses of samples -----------------------------------------------------------------------------
 
 
