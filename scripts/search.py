@@ -6,7 +6,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,7 +65,7 @@ FIELD_RATIO = LogUniform(0.01, 1.0)
 SCHEDULES = Choice(("constant", "cosine"))
 WARMUPS = Choice((0.0, 0.05, 0.15))
 #: What some have beside it, where the end depends on it much.
-_BETAS = Choice(([0.9, 0.95], [0.9, 0.999]))
+_BETAS = Choice(([0.8, 0.9], [0.9, 0.95], [0.9, 0.999]))
 OWN: Mapping[str, Mapping[str, LogUniform | Choice]] = {
     "adam": {"optim.betas": _BETAS},
     "adamw": {"optim.betas": _BETAS},
@@ -94,15 +94,21 @@ class Trial:
         return statistics.fmean(self.losses)
 
 
-def draw(optim: str, count: int, seed: int) -> list[dict[str, Any]]:
+def own_space(optim: str, given: Collection[str] = ()) -> dict[str, LogUniform | Choice]:
+    """What is searched beside rates and schedule, without the keys that are given."""
+    return {key: space for key, space in OWN.get(optim, {}).items() if key not in given}
+
+
+def draw(optim: str, count: int, seed: int, given: Collection[str] = ()) -> list[dict[str, Any]]:
     """Points of the search space; of the unit cube the same for optimizers with as many settings.
 
     Args:
         optim: a key of ``RATES``.
         count: points; powers of two fill the space most evenly.
         seed: of the scrambling.
+        given: dotted keys that are not searched.
     """
-    own = OWN.get(optim, {})
+    own = own_space(optim, given)
     sequence = torch.quasirandom.SobolEngine(4 + len(own), scramble=True, seed=seed)
     drawn = []
     for first, second, third, fourth, *rest in sequence.draw(count).tolist():
@@ -116,7 +122,7 @@ def draw(optim: str, count: int, seed: int) -> list[dict[str, Any]]:
         }
         if changes["schedule.name"] == "cosine":
             changes["schedule.final_factor"] = 0.1
-        drawn.append(changes)
+        drawn.append({key: value for key, value in changes.items() if key not in given})
     return drawn
 
 
@@ -172,6 +178,7 @@ def search(
     finalists: int = 2,
     select: str = "train",
     draw_seed: int = 0,
+    given: Collection[str] = (),
     ceiling: float | None = None,
     shelf: Shelf | None = None,
     report: Callable[[Trial], None] = lambda trial: None,
@@ -191,6 +198,7 @@ def search(
             room for the next best.
         select: ``train`` or ``valid``.
         draw_seed: of the points.
+        given: dotted keys that are not searched.
         ceiling: training seconds after which a run is ended, whatever its steps.
         shelf: keeps the data between runs.
         report: called with every trial as it ends.
@@ -217,7 +225,7 @@ def search(
 
     first, others = seeds[:1], seeds[1:]
     tried = []
-    for changes in draw(optim, trials, draw_seed):
+    for changes in draw(optim, trials, draw_seed, given):
         tried.append(Trial(changes, losses(changes, first)))
         report(tried[-1])
     tried.sort(key=score)
@@ -231,7 +239,13 @@ def search(
     return sorted(final, key=score) + tried
 
 
-def render(tried: Sequence[Trial], optim: str, command: str, about: str) -> str:
+def render(
+    tried: Sequence[Trial],
+    optim: str,
+    command: str,
+    about: str,
+    given: Mapping[str, str] | None = None,
+) -> str:
     """The text of a tuned file.
 
     Args:
@@ -239,8 +253,12 @@ def render(tried: Sequence[Trial], optim: str, command: str, about: str) -> str:
         optim: a key of ``RATES``.
         command: what finds the same again.
         about: budget, seeds and criterion, in words.
+        given: settings of optimizer and schedule that were not searched, by dotted key, as typed.
     """
-    own = "".join(f"; {key.removeprefix('optim.')} {x}" for key, x in OWN.get(optim, {}).items())
+    given = given or {}
+    own = "".join(
+        f"; {key.removeprefix('optim.')} {space}" for key, space in own_space(optim, given).items()
+    )
     lines = [
         "# @package _global_",
         f"# Found by: {command}",
@@ -251,7 +269,8 @@ def render(tried: Sequence[Trial], optim: str, command: str, about: str) -> str:
         "# Best and second: " + ", ".join(f"{trial.score:.4g}" for trial in tried[:2]),
     ]
     section = ""
-    for key, value in tried[0].changes.items():
+    settings = {**given, **tried[0].changes}
+    for key, value in sorted(settings.items(), key=lambda item: item[0].partition(".")[0]):
         group, _, name = key.partition(".")
         lines += [f"{group}:"] if group != section else []
         lines.append(f"  {name}: {value}")

@@ -3,10 +3,11 @@
 Every optimizer gets the same number of trials, training seconds and points. A trial is as many
 steps as the optimizer makes in the seconds given, timed once, so that a busy moment cannot cut it
 short; the points are a scrambled Sobol sequence, scaled to the ranges of ``RATES`` and to the
-choices that are the same for all. Every point runs with the first of the seeds, the best two
-(``--finalists``) with the others too; the lowest mean loss at the end of training wins, on the
-evaluated part of the training split, or with ``--select valid`` on the validation split; nothing
-looks at the test split, and seeds 0 to 9 are left to what is reported. The winner goes to
+choices that are the same for all; a setting that is given, as ``optim.betas=[0.8,0.9]``, is kept
+and not searched. Every point runs with the first of the seeds, the best two (``--finalists``) with
+the others too; the lowest mean loss at the end of training wins, on the evaluated part of the
+training split, or with ``--select valid`` on the validation split; nothing looks at the test
+split, and seeds 0 to 9 are left to what is reported. The winner goes to
 ``conf/tuned/<task>-<optim>.yaml``, which says how it was found. What is finished is kept under
 ``--results`` and not made again, so the command can be stopped at any time and given again.
 """
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not {"task", "optim"} <= given.keys():
             raise ConfigError("say what to tune: task=digits optim=adam.")
+        if "optim.lr" in given:
+            raise ConfigError("optim.lr is what is searched: leave it out, or train with run.py.")
         if options.jobs < 1:
             raise ConfigError(f"--jobs={options.jobs}: must be at least 1.")
         cli.check_overrides(options.overrides, sweep=True)
@@ -127,6 +130,8 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     """Search for one pair, in this process."""
     out, err = console(), console(stderr=True)
     seeds = [int(seed) for seed in options.seeds.split(",")]
+    pairs = (item.partition("=")[::2] for item in options.overrides)
+    given = {key: value for key, value in pairs if key.startswith(("optim.", "schedule."))}
     shelf = Shelf()
     steps = options.steps
 
@@ -156,6 +161,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         finalists=options.finalists,
         select=options.select,
         draw_seed=options.draw_seed,
+        given=given,
         ceiling=CEILING * options.seconds,
         shelf=shelf,
         report=lambda trial: out.print(
@@ -181,7 +187,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         + f", by the loss at the end on the {options.select} split"
     )
     path = (options.out or cli.CONF / "tuned") / f"{task}-{optim}.yaml"
-    write(path, render(tried, optim, command, about))
+    write(path, render(tried, optim, command, about, given))
     out.print(f"wrote {path}")
     return 0
 

@@ -37,12 +37,6 @@ class Factors(NamedTuple):
     a: Sum
     b: Tensor
 
-    @property
-    def finite(self) -> bool:
-        """Whether every number is finite."""
-        matrices = [self.b, *(matrix for term in self.a for matrix in term)]
-        return all(bool(torch.isfinite(matrix).all()) for matrix in matrices)
-
 
 class Basis(NamedTuple):
     """Eigenbases of both factors: columns of ``u_a`` and ``u_b``, with their eigenvalues."""
@@ -76,9 +70,12 @@ def times(matrix: Tensor, right: Sum) -> Tensor:
         if len(term) == 1:
             parts.append(columns @ term[0])
         else:
+            # One factor after the other, each as one product of large matrices.
             outer, inner = term
-            product = outer.mT.unsqueeze(1) @ columns.unflatten(2, shape) @ inner.unsqueeze(1)
-            parts.append(product.flatten(2))
+            rows = matrix.shape[1]
+            mixed = outer.mT @ columns.unflatten(2, shape).transpose(1, 2).flatten(2)
+            mixed = mixed.unflatten(2, (rows, -1)).transpose(1, 2).flatten(1, 2) @ inner
+            parts.append(mixed.unflatten(1, (rows, -1)).flatten(2))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 

@@ -183,9 +183,6 @@ class Preconditioner(Core):
             factors = self._factors(name, captured.get(name))
             if factors is None:
                 continue
-            if not factors.finite:
-                self._discard(name, "its curvature is not finite")
-                continue
             try:
                 new = eigenbasis(factors)
             except FactorizationError as error:
