@@ -25,6 +25,7 @@ class Core(ABC):
         stopwatch: time spent on curvature so far.
         factors: Kronecker factors by layer name, as of their last refresh; empty without any.
         decays: whether directions hold the decay of weights already.
+        gradient_scale: what gradients are multiplied by before anything is made of them.
     """
 
     layers: dict[str, Layer]
@@ -33,6 +34,7 @@ class Core(ABC):
     stopwatch: Stopwatch
     factors: Mapping[str, Factors]
     decays: ClassVar[bool] = False
+    gradient_scale: float = 1.0
 
     @abstractmethod
     def due(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from snopt.layers import Layer, layer_of
 from snopt.preconditioner import BASES, Preconditioner, select_layers
 from snopt.rules import RULES, Rule
 from snopt.saving import copied
-from snopt.update import apply_directions, norm_ratio, predicted_change
+from snopt.update import apply_directions, norm, norm_ratio, predicted_change
 
 GAUSS_NEWTON = "gauss_newton"
 
@@ -55,6 +56,10 @@ class SNOpt(Optimizer):
         alpha: decay of the second moment of ``rule="paper"``, in [0, 1).
         betas: decays of the two moments of ``rule="adam"``.
         eps: added to the root of the second moment of ``rule="adam"``.
+        normalize: for ``rule="adam"``: the power, in [0, 1], of the whole gradient's norm by which
+            gradients are divided before anything is made of them. Where a training set is fitted
+            the norm falls as the loss does: with 1/2 what is descended is the loss' root, whose
+            moments lag half as far behind. Default 0: not at all.
         rule: ``"paper"``: Ghat / (M + damping); ``"adam"``: Adam in the eigenbasis; ``"kfac"``: the
             factored inverse. ``"gauss_newton"``: no factors, but a solve with the gradients of
             single samples (:mod:`snopt.gauss_newton`); needs :meth:`curvature_pass` in the loop.
@@ -102,6 +107,7 @@ class SNOpt(Optimizer):
         alpha: float = 0.75,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
+        normalize: float = 0.0,
         rule: str = "paper",
         basis: str = "curvature",
         precondition: str = "all",
@@ -138,6 +144,11 @@ class SNOpt(Optimizer):
             )
         elif backtrack is not None:
             raise ValueError(f"backtrack={backtrack!r} needs rule='gauss_newton', not {rule!r}")
+        if not 0.0 <= normalize <= 1.0:
+            raise ValueError(f"normalize={normalize!r}; expected a number in [0, 1]")
+        if normalize and rule != "adam":
+            raise ValueError(f"normalize={normalize!r} needs rule='adam', not {rule!r}")
+        self.normalize = float(normalize)
         kept = own["momentum"] if momentum is None else momentum
         if rule == "adam" and momentum:
             raise ValueError(f"momentum={momentum!r}: rule='adam' has its own, betas={betas!r}")
@@ -284,6 +295,7 @@ class SNOpt(Optimizer):
             RuntimeError: :meth:`curvature_pass` was not called and is needed.
         """
         self.set_damping()
+        self.preconditioner.gradient_scale = self._gradient_scale()
         if self._asks and self.preconditioner.forgotten:
             raise RuntimeError(
                 f"{self._asks} needs optimizer.curvature_pass(outputs) between the forward pass "
@@ -414,8 +426,15 @@ class SNOpt(Optimizer):
             for p in group["params"]:
                 if p.grad is not None and p not in directions:
                     state = self.state[p].setdefault("plain", {})
-                    directions[p] = rule.plain(state, p.grad, group)
+                    grad = p.grad * self.preconditioner.gradient_scale
+                    directions[p] = rule.plain(state, grad, group)
         return directions
+
+    def _gradient_scale(self) -> float:
+        """One over the whole gradient's norm to the power :attr:`normalize`."""
+        grads = [p.grad for p in self._by_id().values() if p.grad is not None]
+        length = norm(grads) if self.normalize and grads else 0.0
+        return length**-self.normalize if 0 < length < math.inf else 1.0
 
     def _controller(self, count: int, closure: object) -> LevenbergMarquardt | None:
         """The damping's controller, if it wants to compare losses in this step."""

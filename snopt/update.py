@@ -81,13 +81,14 @@ def trust_factor(
             products = [(directions[p] * p.grad).sum() for p in moved if p.grad is not None]
             total += rate**2 * float(sum(products))
         if group["trust"] is not None and moved:
-            update = rate * _norm([directions[p] for p in moved])
-            largest = group["trust"] * _norm(moved)
+            update = rate * norm([directions[p] for p in moved])
+            largest = group["trust"] * norm(moved)
             factor = min(factor, largest / update) if update > largest > 0 else factor
     return min(factor, (min(bounds) / total) ** 0.5) if bounds and total > 0 else factor
 
 
-def _norm(tensors: list[Tensor]) -> float:
+def norm(tensors: list[Tensor]) -> float:
+    """The Euclidean norm of all numbers together."""
     return float(torch.stack(torch._foreach_norm(tensors)).norm())
 
 

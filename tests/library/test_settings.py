@@ -80,6 +80,8 @@ def test_group_specifications() -> None:
         ({"precondition": "none"}, r"precondition='none'.*ode"),
         ({"plain": "sgd"}, r"plain='sgd'"),
         ({"rule": "adam", "momentum": 0.9}, r"momentum=0\.9.*betas"),
+        ({"rule": "adam", "normalize": 1.5}, r"normalize=1\.5.*\[0, 1\]"),
+        ({"rule": "paper", "normalize": 0.5}, r"normalize=0\.5 needs rule='adam'"),
     ],
 )
 def test_wrong_settings_name_value_and_range(settings: dict[str, Any], message: str) -> None:
