@@ -21,9 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     out, err = console(), console(stderr=True)
     root = Path(options.results)
-    if not root.is_dir():
-        err.print(f"{root} is not a folder. Train something first: make run, or python run.py.")
-        return 1
+    for folder in (root, options.beside or root):
+        if not folder.is_dir():
+            err.print(f"{folder} is not a folder. Train something first: make run, or run.py.")
+            return 1
     try:
         report = write_report(
             root,
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tasks=options.task.split(",") if options.task else None,
             metric=options.metric,
             partial=options.partial,
+            beside=options.beside,
         )
     except (ResultsError, OSError) as error:
         err.print(str(error))
@@ -51,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", help="only these tasks, separated by commas")
     parser.add_argument("--metric", help="test metric to draw instead of each task's own")
     parser.add_argument("--partial", action="store_true", help="show unfinished runs as well")
+    parser.add_argument(
+        "--beside", type=Path, help="compare with the first-order runs of this folder, too"
+    )
     return parser
 
 

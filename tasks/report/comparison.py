@@ -127,7 +127,7 @@ def _series(members: Sequence[Run]) -> tuple[Series, ...]:
         labels = _labels(optim, by_optim[optim])
         for variant, config_hash in enumerate(sorted(labels, key=lambda h: labels[h])):
             runs = sorted(by_optim[optim][config_hash], key=lambda r: r.seed)
-            first = _is_first_order(runs[0])
+            first = is_first_order(runs[0])
             result.append(Series(labels[config_hash], optim, variant, first, tuple(runs)))
     return tuple(result)
 
@@ -137,7 +137,8 @@ def _order(optim: str) -> tuple[int, str]:
     return (0 if optim == "snopt" else 1 if optim in FIRST_ORDER else 2, optim)
 
 
-def _is_first_order(run: Run) -> bool:
+def is_first_order(run: Run) -> bool:
+    """Whether a run's optimizer is one of those that targets are taken from."""
     settings = run.config.get("optim")
     target = str(settings.get("_target_", "")) if isinstance(settings, Mapping) else ""
     return run.optim in FIRST_ORDER or target.rpartition(".")[2].lower() in FIRST_ORDER

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tasks.report.comparison import Comparison, compare
+from tasks.report.comparison import Comparison, compare, is_first_order
 from tasks.report.densities import density_figure
 from tasks.report.figures import comparison_figure, diagnostics_figure, overview_figure, png
 from tasks.report.horizon_figure import has_horizon, horizon_figure
@@ -49,6 +49,7 @@ def write_report(
     tasks: Iterable[str] | None = None,
     metric: str | None = None,
     partial: bool = False,
+    beside: Path | None = None,
 ) -> Report:
     """Read every run below ``root`` and draw the report.
 
@@ -60,11 +61,17 @@ def write_report(
         tasks: only these tasks.
         metric: test metric to show instead of each task's own.
         partial: show runs that have not ended as well.
+        beside: another results folder, whose first-order runs of the same tasks are compared with:
+            those of full length, where ``root`` has runs with half the seconds.
 
     Raises:
         ResultsError: a file cannot be written.
     """
     runs, left_out = read_runs(root, tasks=tasks, partial=partial)
+    if beside is not None:
+        others, more = read_runs(beside, tasks={run.task for run in runs}, partial=partial)
+        runs += [run for run in others if is_first_order(run)]
+        left_out += more
     return write_runs(runs, left_out, root, root if out is None else out, metric=metric)
 
 

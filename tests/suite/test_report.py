@@ -207,6 +207,21 @@ def test_a_test_curve_of_a_part_of_the_split_is_said_to_be_one(tmp_path):
     assert note == "Test values before the last are of 192 test samples, the last of all."
 
 
+def test_first_order_runs_of_another_folder_are_compared_with(tmp_path, capsys):
+    half, full = tmp_path / "half", tmp_path / "full"
+    made_up_run(half, optim="snopt", steps=200, rate=0.06, floor=0.01)
+    for optim in ("adam", "soap", "snopt"):
+        made_up_run(full, optim=optim, steps=400)
+    made_up_run(full, optim="adam", task="circle")
+    assert main([str(half), "--beside", str(full)]) == 0
+    rows = {(row["task"], row["label"]): row for row in read_csv(half / "summary.csv")}
+    assert rows.keys() == {("digits", "snopt"), ("digits", "adam")}
+    assert float(rows["digits", "snopt"]["steps_median"]) == 200
+    assert 0 < float(rows["digits", "snopt"]["loss_target_ratio_median"]) < 0.5
+    assert main([str(half), "--beside", str(tmp_path / "none")]) == 1
+    assert "none is not a folder" in capsys.readouterr().err.replace("\n", "")
+
+
 def test_metric_and_task_can_be_chosen(tmp_path, suite):
     report = write_report(suite[0], tmp_path, tasks=["digits"], metric="loss")
     (table,) = report.tables
