@@ -62,7 +62,9 @@ class SNOpt(Optimizer):
             moments lag half as far behind. Default 0: not at all.
         rule: ``"paper"``: Ghat / (M + damping); ``"adam"``: Adam in the eigenbasis; ``"kfac"``: the
             factored inverse. ``"gauss_newton"``: no factors, but a solve with the gradients of
-            single samples (:mod:`snopt.gauss_newton`); needs :meth:`curvature_pass` in the loop.
+            single samples (:mod:`snopt.gauss_newton`); needs :meth:`curvature_pass` in the loop,
+            and between :meth:`zero_grad` and :meth:`step` no other backward passes in training
+            mode.
         basis: ``"curvature"``: eigenbases of the backward solve's factors; ``"gradient"``: of
             running averages of G G^T and G^T G, without any capture; ``"both"``: of their mean.
         precondition: ``"all"`` layers, or only those inside ODE blocks (``"ode"``).
