@@ -22,6 +22,7 @@ class Core(ABC):
         layers: the layers by name.
         blocks: the model's ODE blocks by name.
         steps: steps made so far.
+        refresh_every: steps between two looks at a layer's curvature.
         stopwatch: time spent on curvature so far.
         factors: Kronecker factors by layer name, as of their last refresh; empty without any.
         decays: whether directions hold the decay of weights already.
@@ -31,6 +32,7 @@ class Core(ABC):
     layers: dict[str, Layer]
     blocks: Mapping[str, ODEBlock]
     steps: int
+    refresh_every: int
     stopwatch: Stopwatch
     factors: Mapping[str, Factors]
     decays: ClassVar[bool] = False

@@ -109,6 +109,7 @@ class GaussNewton(Core):
         self.capture = Rows(self.layers)
         self.stopwatch = self.capture.stopwatch
         self.steps = self.failures = 0
+        self.refresh_every = 1
         self.factors = {}
         self.last: dict[str, Tensor] = {}
         self._roots: Tensor | None = None

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from scripts.benchmarks.bare import bare_work, solves
+from scripts.benchmarks.curvature import VARIANTS, time_rows
 from scripts.benchmarks.memory import peak_bytes
 from scripts.benchmarks.plain import CallCounter, PlainBlock, with_plain_blocks
 from scripts.benchmarks.scaling import Growth, Size, draw, exponent, step_of
@@ -169,6 +170,18 @@ def test_solves_of_a_step_are_its_blocks_own():
     assert (after[0] - before[0], after[1] - before[1]) == expected
     outside = {n for n, p in model.named_parameters() if p.grad is None}
     assert outside == {n for n, _ in model.named_parameters() if ".field." not in n}
+
+
+def test_every_variant_of_snopt_is_measured():
+    workload = load("japanese_vowels", batch_size=2)
+    rows = time_rows(workload, workload.model().state_dict(), 1, "own", VARIANTS)
+    assert [row[2] for row in rows] == list(VARIANTS)
+    periods = {row[2]: row[7] for row in rows}
+    assert (periods["paper"], periods["adam, gradient basis"], periods["gauss_newton"]) == (
+        100,
+        2,
+        1,
+    )
 
 
 def test_exponent_of_a_power_law():
