@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Search and write; returns the exit status."""
     options = _parser().parse_intermixed_args(arguments)
     err = console(stderr=True)
-    given = dict(item.partition("=")[::2] for item in options.overrides)
+    given = _parsed(options.overrides)
     try:
         if not {"task", "optim"} <= given.keys():
             raise ConfigError("say what to tune: task=digits optim=adam.")
@@ -99,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         err.print("stopped; the same command continues where it was.")
         return INTERRUPTED
+
+
+def _parsed(overrides: Sequence[str]) -> dict[str, str]:
+    return dict(item.partition("=")[::2] for item in overrides)
 
 
 def _each(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> int:
@@ -130,8 +134,8 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     """Search for one pair, in this process."""
     out, err = console(), console(stderr=True)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    pairs = (item.partition("=")[::2] for item in options.overrides)
-    given = {key: value for key, value in pairs if key.startswith(("optim.", "schedule."))}
+    typed = _parsed(options.overrides)
+    given = {key: typed[key] for key in typed if key.startswith(("optim.", "schedule."))}
     shelf = Shelf()
     steps = options.steps
 

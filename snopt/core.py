@@ -69,6 +69,10 @@ class Core(ABC):
     def directions(self) -> dict[str, Tensor]:
         """Directions by layer name, shaped like :meth:`snopt.layers.Layer.gradient`."""
 
+    def scaled(self, grad: Tensor) -> Tensor:
+        """A gradient times :attr:`gradient_scale`."""
+        return grad if self.gradient_scale == 1.0 else grad * self.gradient_scale
+
     def step_halved(self) -> bool:
         """Whether the coming step was spent on going back half of the last one."""
         return False

@@ -111,6 +111,12 @@ def choose(name: str, value: object, choices: Iterable[str]) -> None:
         raise ValueError(f"{name}={value!r}; choose one of {', '.join(listed)}")
 
 
+def whole_number(name: str, value: Any, low: int) -> None:
+    """Raise a ``ValueError`` unless ``value`` is a whole number, at least ``low``."""
+    if isinstance(value, bool) or value != int(value) or value < low:
+        raise ValueError(f"{name}={value!r}; expected a whole number >= {low}")
+
+
 def validate(settings: Mapping[str, Any]) -> None:
     """Check one group's settings.
 

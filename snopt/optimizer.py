@@ -19,7 +19,7 @@ from snopt.coverage import Coverage
 from snopt.curvature import CURVATURES, LIKELIHOODS
 from snopt.damping import Damping, LevenbergMarquardt, damping_at
 from snopt.gauss_newton import AdamBeside, GaussNewton, refuse_unused
-from snopt.groups import choose, data_parallel, named_groups, validate
+from snopt.groups import choose, data_parallel, named_groups, validate, whole_number
 from snopt.kronecker import dense
 from snopt.layers import Layer, layer_of
 from snopt.preconditioner import BASES, Preconditioner, select_layers
@@ -162,8 +162,7 @@ class SNOpt(Optimizer):
             ("warmup_steps", warmup, 0),
             ("curvature_samples", 1 if curvature_samples is None else curvature_samples, 1),
         ):
-            if isinstance(count, bool) or count != int(count) or count < low:
-                raise ValueError(f"{name}={count!r}; expected a whole number >= {low}")
+            whole_number(name, count, low)
         defaults: dict[str, Any] = {
             "lr": lr,
             "momentum": kept,
@@ -428,8 +427,7 @@ class SNOpt(Optimizer):
             for p in group["params"]:
                 if p.grad is not None and p not in directions:
                     state = self.state[p].setdefault("plain", {})
-                    grad = p.grad * self.preconditioner.gradient_scale
-                    directions[p] = rule.plain(state, grad, group)
+                    directions[p] = rule.plain(state, self.preconditioner.scaled(p.grad), group)
         return directions
 
     def _gradient_scale(self) -> float:

@@ -146,8 +146,8 @@ class Preconditioner(Core):
         for name, layer in self.layers.items():
             grad = layer.gradient()
             if grad is not None:
-                grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
-                grads[name] = grad if self.gradient_scale == 1.0 else grad * self.gradient_scale
+                dtype = torch.promote_types(grad.dtype, torch.float32)
+                grads[name] = self.scaled(grad.to(dtype))
         due = set(self.due())
         if due and device is not None:
             with self.stopwatch.running(device):
