@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from snopt.block import ODEBlock
 from snopt.capture import Stopwatch
 from snopt.kronecker import Factors
 from snopt.layers import Layer
+from snopt.rules import Rule
 
 
 class Core(ABC):
@@ -25,7 +26,8 @@ class Core(ABC):
         refresh_every: steps between two looks at a layer's curvature.
         stopwatch: time spent on curvature so far.
         factors: Kronecker factors by layer name, as of their last refresh; empty without any.
-        decays: whether directions hold the decay of weights already.
+        whole: whether directions hold the decay of weights and momentum already.
+        asks: the setting for which it needs :meth:`look`, empty if none does.
         gradient_scale: what gradients are multiplied by before anything is made of them.
     """
 
@@ -35,8 +37,34 @@ class Core(ABC):
     refresh_every: int
     stopwatch: Stopwatch
     factors: Mapping[str, Factors]
-    decays: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
+    asks: str = ""
     gradient_scale: float = 1.0
+
+    @classmethod
+    @abstractmethod
+    def build(
+        cls,
+        layers: Mapping[str, Layer],
+        blocks: Mapping[str, ODEBlock],
+        settings: Callable[[Layer], Mapping[str, Any]],
+        rule: Rule,
+        options: Mapping[str, Any],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> Core:
+        """The core that an optimizer was asked for.
+
+        Args:
+            layers: the layers by name.
+            blocks: the model's ODE blocks by name.
+            settings: returns a layer's parameter group.
+            rule: the update rule.
+            options: what :func:`snopt.options.complete` made of the optimizer's arguments.
+            parameters: the model's parameters by name.
+
+        Raises:
+            ValueError: the model or the options are not for this core.
+        """
 
     @abstractmethod
     def due(self) -> list[str]:

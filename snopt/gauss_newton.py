@@ -32,7 +32,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from snopt.backtracking import Backtracking
@@ -40,7 +40,7 @@ from snopt.block import ODEBlock
 from snopt.core import Core
 from snopt.layers import Layer
 from snopt.rows import Rows
-from snopt.rules import Adam, State
+from snopt.rules import Rule
 from snopt.saving import copied
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,6 @@ GRADIENTS = ("direct", "checkpoint")
 
 LEAST_NEAR = 0.1
 """The share of the damping that stays however small the losses are."""
-
-RATE_BESIDE = 0.01
-"""Adam's learning rate over that of Gauss-Newton steps, for parameters without a layer."""
 
 
 class GaussNewton(Core):
@@ -71,17 +68,8 @@ class GaussNewton(Core):
             which has no uses to watch.
     """
 
-    decays: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, Any]] = {
-        "damping": 1e-2,
-        "momentum": 0.9,
-        "refresh_every": 1,
-        "carry_over": True,
-        "warmup_steps": 0,
-        "kl_clip": None,
-        "trust": 0.2,
-        "backtrack": 2.0,
-    }
+    whole: ClassVar[bool] = True
+    asks = "rule='gauss_newton'"
 
     def __init__(
         self,
@@ -114,6 +102,22 @@ class GaussNewton(Core):
         self.last: dict[str, Tensor] = {}
         self._roots: Tensor | None = None
         self._measured: dict[str, float] = {}
+
+    @classmethod
+    @override
+    def build(
+        cls,
+        layers: Mapping[str, Layer],
+        blocks: Mapping[str, ODEBlock],
+        settings: Callable[[Layer], Mapping[str, Any]],
+        rule: Rule,
+        options: Mapping[str, Any],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> GaussNewton:
+        if options["distributed"]:
+            raise ValueError("rule='gauss_newton' runs in one process only")
+        search = Backtracking(parameters, options["backtrack"])
+        return cls(layers, blocks, settings, options["momentum"], search, options["loss_scale"])
 
     @override
     def look(self, outputs: Tensor, likelihood: str, parameters: Sequence[Tensor]) -> None:
@@ -299,21 +303,6 @@ class GaussNewton(Core):
         self.steps, self.failures = int(state["steps"]), int(state["failures"])
         self.last = {n: copied(d, self.layers[n].weight.device) for n, d in saved.items()}
         self.arm()
-
-
-class AdamBeside(Adam):
-    """The update of parameters without a layer: Adam's, at :data:`RATE_BESIDE` of the rate."""
-
-    @override
-    def plain(self, state: State, grad: Tensor, settings: Mapping[str, Any]) -> Tensor:
-        return RATE_BESIDE * super().plain(state, grad, settings)
-
-
-def refuse_unused(**given: bool) -> None:
-    """Raise a ``ValueError`` that names the settings of other rules that were given."""
-    if any(given.values()):
-        names = ", ".join(name for name, is_given in given.items() if is_given)
-        raise ValueError(f"rule='gauss_newton' has no use for the {names} given: leave it out")
 
 
 def sample_losses(outputs: Tensor, cotangents: Tensor, likelihood: str) -> Tensor:

@@ -10,6 +10,21 @@ from torch import nn
 
 from snopt.damping import LevenbergMarquardt
 
+GROUP_SETTINGS = (
+    "lr",
+    "momentum",
+    "weight_decay",
+    "damping",
+    "alpha",
+    "betas",
+    "eps",
+    "kl_clip",
+    "trust",
+    "precondition",
+    "plain",
+)
+"""What every parameter group may have its own of."""
+
 Modules = nn.Module | Mapping[str, nn.Module] | Iterable[Any]
 
 

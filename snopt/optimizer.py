@@ -11,23 +11,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.backtracking import Backtracking
 from snopt.block import ODEBlock
-from snopt.capture import Capture
 from snopt.core import Core
 from snopt.coverage import Coverage
-from snopt.curvature import CURVATURES, LIKELIHOODS
+from snopt.curvature import LIKELIHOODS
 from snopt.damping import Damping, LevenbergMarquardt, damping_at
-from snopt.gauss_newton import AdamBeside, GaussNewton, refuse_unused
-from snopt.groups import choose, data_parallel, named_groups, validate, whole_number
+from snopt.gauss_newton import GaussNewton
+from snopt.groups import GROUP_SETTINGS, choose, data_parallel, named_groups, validate
 from snopt.kronecker import dense
 from snopt.layers import Layer, layer_of
-from snopt.preconditioner import BASES, Preconditioner, select_layers
-from snopt.rules import RULES, Rule
+from snopt.options import GAUSS_NEWTON, complete
+from snopt.preconditioner import Preconditioner, select_layers
+from snopt.rules import RULES, Adam, Rule
 from snopt.saving import copied
 from snopt.update import apply_directions, norm, norm_ratio, predicted_change
-
-GAUSS_NEWTON = "gauss_newton"
 
 Model = nn.Module | Iterable[Mapping[str, Any]]
 
@@ -127,56 +124,38 @@ class SNOpt(Optimizer):
         grad_scaler: Any = None,
         seed: int = 0,
     ) -> None:
-        choose("rule", rule, (*RULES, GAUSS_NEWTON))
-        choose("basis", basis, BASES)
-        choose("plain", plain, ("rule", "adam"))
-        choose("curvature", curvature, CURVATURES)
-        choose("sampling", sampling, ("steps", "grid"))
-        joint = rule == GAUSS_NEWTON
-        self.rule: Rule = AdamBeside() if joint else RULES[rule]()
-        own = GaussNewton.defaults if joint else self.rule.defaults
-        if joint:
-            refuse_unused(
-                basis=basis != "curvature",
-                curvature=curvature != "empirical",
-                curvature_samples=curvature_samples is not None,
-                refresh_every=refresh_every is not None,
-                stagger=stagger,
-                damping=isinstance(damping, LevenbergMarquardt),
-            )
-        elif backtrack is not None:
-            raise ValueError(f"backtrack={backtrack!r} needs rule='gauss_newton', not {rule!r}")
-        if not 0.0 <= normalize <= 1.0:
-            raise ValueError(f"normalize={normalize!r}; expected a number in [0, 1]")
-        if normalize and rule != "adam":
-            raise ValueError(f"normalize={normalize!r} needs rule='adam', not {rule!r}")
-        self.normalize = float(normalize)
-        kept = own["momentum"] if momentum is None else momentum
-        if rule == "adam" and momentum:
-            raise ValueError(f"momentum={momentum!r}: rule='adam' has its own, betas={betas!r}")
-        period = own["refresh_every"] if refresh_every is None else refresh_every
-        warmup = own["warmup_steps"] if warmup_steps is None else warmup_steps
-        for name, count, low in (
-            ("refresh_every", period, 1),
-            ("grid_points", grid_points, 2),
-            ("warmup_steps", warmup, 0),
-            ("curvature_samples", 1 if curvature_samples is None else curvature_samples, 1),
-        ):
-            whole_number(name, count, low)
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "momentum": kept,
-            "weight_decay": weight_decay,
-            "damping": own["damping"] if damping is None else damping,
-            "alpha": alpha,
-            "betas": tuple(betas),
-            "eps": eps,
-            "kl_clip": own["kl_clip"] if kl_clip is None else kl_clip,
-            "trust": own["trust"] if trust is None else trust,
-            "precondition": precondition,
-            "plain": plain,
-        }
         model = model if isinstance(model, nn.Module) else list(model)
+        options = complete(
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "damping": damping,
+                "refresh_every": refresh_every,
+                "alpha": alpha,
+                "betas": tuple(betas),
+                "eps": eps,
+                "normalize": normalize,
+                "rule": rule,
+                "basis": basis,
+                "precondition": precondition,
+                "plain": plain,
+                "curvature": curvature,
+                "curvature_samples": curvature_samples,
+                "sampling": sampling,
+                "grid_points": grid_points,
+                "carry_over": carry_over,
+                "stagger": stagger,
+                "kl_clip": kl_clip,
+                "trust": trust,
+                "backtrack": backtrack,
+                "warmup_steps": warmup_steps,
+                "loss_scale": None if grad_scaler is None else grad_scaler.get_scale,
+                "seed": seed,
+                "distributed": _distributed(model),
+            }
+        )
+        defaults = {name: options[name] for name in GROUP_SETTINGS}
         groups, modules = named_groups(model)
         for group in groups:
             validate({**defaults, **{k: v for k, v in group.items() if k != "params"}})
@@ -187,11 +166,10 @@ class SNOpt(Optimizer):
             for name, p in zip(group["param_names"], group["params"], strict=True)
         }
         self._group_of = {id(p): group for group in self.param_groups for p in group["params"]}
-        self.warmup_steps = warmup
-        self._adam: Rule = self.rule if joint else RULES["adam"]()
-        self._asks = "rule='gauss_newton'" if joint else ""
-        if curvature != "empirical":
-            self._asks = f"curvature={curvature!r}"
+        self.rule: Rule = RULES[rule]()
+        self.normalize = float(options["normalize"])
+        self.warmup_steps = options["warmup_steps"]
+        self._adam: Rule = self.rule if isinstance(self.rule, Adam) else Adam()
         self._dampings: list[Damping] = [group["damping"] for group in self.param_groups]
         own_blocks = {n: m for n, m in modules if isinstance(m, ODEBlock)}
         in_field = {id(m) for block in own_blocks.values() for m in block.field.modules()}
@@ -203,41 +181,14 @@ class SNOpt(Optimizer):
             return None
 
         layers, self._reasons = select_layers(modules, self.names, left_out, layer_of)
-        loss_scale = None if grad_scaler is None else grad_scaler.get_scale
-        distributed = _distributed(model)
-        self.preconditioner: Core
-        if joint:
-            if distributed:
-                raise ValueError(f"rule={rule!r} runs in one process only")
-            errors = own["backtrack"] if backtrack is None else backtrack
-            by_name = {self.names[i]: p for i, p in self._by_id().items()}
-            search = Backtracking(by_name, errors)
-            self.preconditioner = GaussNewton(
-                layers, own_blocks, self._settings, kept, search, loss_scale=loss_scale
-            )
+        core = GaussNewton if rule == GAUSS_NEWTON else Preconditioner
+        by_name = {self.names[i]: p for i, p in self._by_id().items()}
+        self.preconditioner: Core = core.build(
+            layers, own_blocks, self._settings, self.rule, options, by_name
+        )
+        if core.whole:
             for group in self.param_groups:
-                group["momentum"] = 0.0  # it is part of the solve
-        else:
-            self.preconditioner = Preconditioner(
-                layers,
-                own_blocks,
-                self._settings,
-                self.rule,
-                basis=basis,
-                refresh_every=int(period),
-                stagger=stagger,
-                carry_over=own["carry_over"] if carry_over is None else carry_over,
-                capture=Capture(
-                    layers,
-                    own_blocks,
-                    samples=curvature_samples,
-                    grid=grid_points if sampling == "grid" else None,
-                    loss_scale=loss_scale,
-                ),
-                curvature=curvature,
-                seed=seed,
-                distributed=distributed,
-            )
+                group["momentum"] = 0.0
         self.set_damping()
         self._measured: dict[str, float] = {}
 
@@ -271,7 +222,7 @@ class SNOpt(Optimizer):
         if controller is None or closure is None:
             with core.update():
                 apply_directions(
-                    self.param_groups, self.state, directions, warmup, decays=not core.decays
+                    self.param_groups, self.state, directions, warmup, decays=not core.whole
                 )
         else:
             before = [p.clone() for p in self._by_id().values()]
@@ -296,13 +247,14 @@ class SNOpt(Optimizer):
             RuntimeError: :meth:`curvature_pass` was not called and is needed.
         """
         self.set_damping()
-        self.preconditioner.gradient_scale = self._gradient_scale()
-        if self._asks and self.preconditioner.forgotten:
+        core = self.preconditioner
+        core.gradient_scale = self._gradient_scale()
+        if core.asks and core.forgotten:
             raise RuntimeError(
-                f"{self._asks} needs optimizer.curvature_pass(outputs) between the forward pass "
+                f"{core.asks} needs optimizer.curvature_pass(outputs) between the forward pass "
                 "and backward(), and after zero_grad()"
             )
-        return self.preconditioner.directions()
+        return core.directions()
 
     def set_damping(self) -> None:
         """Resolve scheduled damping for the coming step."""

@@ -91,7 +91,30 @@ class Preconditioner(Core):
         self.absent: set[str] = set()
         self.states: dict[str, State] = {name: {} for name in self.layers}
         self.averages: dict[str, tuple[Tensor, Sum, int]] = {}
+        self.asks = "" if curvature == "empirical" else f"curvature={curvature!r}"
         self.arm()
+
+    @classmethod
+    @override
+    def build(
+        cls,
+        layers: Mapping[str, Layer],
+        blocks: Mapping[str, ODEBlock],
+        settings: Callable[[Layer], Mapping[str, Any]],
+        rule: Rule,
+        options: Mapping[str, Any],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> Preconditioner:
+        capture = Capture(
+            layers,
+            blocks,
+            samples=options["curvature_samples"],
+            grid=options["grid_points"] if options["sampling"] == "grid" else None,
+            loss_scale=options["loss_scale"],
+        )
+        names = ("basis", "refresh_every", "stagger", "carry_over", "curvature", "seed")
+        own = {name: options[name] for name in (*names, "distributed")}
+        return cls(layers, blocks, settings, rule, capture=capture, **own)
 
     @override
     def due(self) -> list[str]:

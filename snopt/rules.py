@@ -18,6 +18,9 @@ from snopt.kronecker import Basis, damped_inverse, rotate_mean, rotate_square, r
 
 State = dict[str, Any]
 
+RATE_BESIDE = 0.01
+"""Adam's learning rate over that of Gauss-Newton steps, for parameters without a layer."""
+
 
 class Rule(ABC):
     """One way to scale a gradient.
@@ -142,6 +145,28 @@ class Adam(Rule):
         return (mean / bottom).div_(1 - beta1**count)
 
 
+class AdamBeside(Adam):
+    """Adam at :data:`RATE_BESIDE` of the rate, for what Gauss-Newton steps leave out.
+
+    Those are steps of whole layers (:mod:`snopt.gauss_newton`), which no eigenbasis scales.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "damping": 1e-2,
+        "momentum": 0.9,
+        "refresh_every": 1,
+        "carry_over": True,
+        "warmup_steps": 0,
+        "kl_clip": None,
+        "trust": 0.2,
+        "backtrack": 2.0,
+    }
+
+    @override
+    def plain(self, state: State, grad: Tensor, settings: Mapping[str, Any]) -> Tensor:
+        return RATE_BESIDE * super().plain(state, grad, settings)
+
+
 class Kfac(Rule):
     """The plain factored inverse with pi-damping (Martens and Grosse 2015)."""
 
@@ -175,4 +200,9 @@ class Kfac(Rule):
         return basis.eigenvalues
 
 
-RULES: dict[str, type[Rule]] = {"paper": Paper, "adam": Adam, "kfac": Kfac}
+RULES: dict[str, type[Rule]] = {
+    "paper": Paper,
+    "adam": Adam,
+    "kfac": Kfac,
+    "gauss_newton": AdamBeside,
+}

@@ -1,0 +1,73 @@
+"""What is asked of an optimizer as a whole: checked, and completed with its rule's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from snopt.curvature import CURVATURES
+from snopt.damping import LevenbergMarquardt
+from snopt.groups import choose, whole_number
+from snopt.preconditioner import BASES
+from snopt.rules import RULES
+
+GAUSS_NEWTON = "gauss_newton"
+
+#: The choices of a setting.
+CHOICES = {
+    "rule": RULES,
+    "basis": BASES,
+    "curvature": CURVATURES,
+    "sampling": ("steps", "grid"),
+}
+
+_COUNTS = {"refresh_every": 1, "grid_points": 2, "warmup_steps": 0, "curvature_samples": 1}
+
+
+def complete(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a whole optimizer.
+
+    Args:
+        asked: arguments of :class:`snopt.optimizer.SNOpt` by name; ``None`` stands for the rule's
+            own default.
+
+    Raises:
+        ValueError: a setting is outside its range, or the rule has no use for it.
+    """
+    for name, choices in CHOICES.items():
+        choose(name, asked[name], choices)
+    _refuse_unused(asked)
+    own = RULES[asked["rule"]].defaults
+    options = {name: own.get(name) if x is None else x for name, x in asked.items()}
+    for name, low in _COUNTS.items():
+        if options[name] is not None:
+            whole_number(name, options[name], low)
+    normalize: float = asked["normalize"]
+    if not 0.0 <= normalize <= 1.0:
+        raise ValueError(f"normalize={normalize!r}; expected a number in [0, 1]")
+    return options
+
+
+def _refuse_unused(asked: Mapping[str, Any]) -> None:
+    rule = asked["rule"]
+    if rule == GAUSS_NEWTON:
+        unused = {
+            "basis": asked["basis"] != "curvature",
+            "curvature": asked["curvature"] != "empirical",
+            "curvature_samples": asked["curvature_samples"] is not None,
+            "refresh_every": asked["refresh_every"] is not None,
+            "stagger": asked["stagger"],
+            "damping": isinstance(asked["damping"], LevenbergMarquardt),
+        }
+        if any(unused.values()):
+            names = ", ".join(name for name, given in unused.items() if given)
+            raise ValueError(f"rule={rule!r} has no use for the {names} given: leave it out")
+    elif asked["backtrack"] is not None:
+        given = asked["backtrack"]
+        raise ValueError(f"backtrack={given!r} needs rule={GAUSS_NEWTON!r}, not {rule!r}")
+    if asked["normalize"] and rule != "adam":
+        raise ValueError(f"normalize={asked['normalize']!r} needs rule='adam', not {rule!r}")
+    if asked["momentum"] and rule == "adam":
+        raise ValueError(
+            f"momentum={asked['momentum']!r}: rule='adam' has its own, betas={asked['betas']!r}"
+        )
