@@ -18,6 +18,7 @@ GROUP_SETTINGS = (
     "alpha",
     "betas",
     "eps",
+    "nesterov",
     "kl_clip",
     "trust",
     "precondition",
@@ -159,5 +160,7 @@ def validate(settings: Mapping[str, Any]) -> None:
         low, high, text = ranges[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
             raise ValueError(f"{name}={value!r}; expected {text}")
+    if not isinstance(settings["nesterov"], bool):
+        raise ValueError(f"nesterov={settings['nesterov']!r}; expected True or False")
     choose("precondition", settings["precondition"], ("all", "ode"))
     choose("plain", settings["plain"], ("rule", "adam"))

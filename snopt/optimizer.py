@@ -53,6 +53,7 @@ class SNOpt(Optimizer):
         alpha: decay of the second moment of ``rule="paper"``, in [0, 1).
         betas: decays of the two moments of ``rule="adam"``.
         eps: added to the root of the second moment of ``rule="adam"``.
+        nesterov: for ``rule="adam"``: look ahead with the first moment, as NAdam does.
         normalize: for ``rule="adam"``: the power, in [0, 1], of the whole gradient's norm by which
             gradients are divided before anything is made of them. Where a training set is fitted
             the norm falls as the loss does: with 1/2 what is descended is the loss' root, whose
@@ -106,6 +107,7 @@ class SNOpt(Optimizer):
         alpha: float = 0.75,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
+        nesterov: bool = False,
         normalize: float = 0.0,
         rule: str = "paper",
         basis: str = "curvature",
@@ -135,6 +137,7 @@ class SNOpt(Optimizer):
                 "alpha": alpha,
                 "betas": tuple(betas),
                 "eps": eps,
+                "nesterov": nesterov,
                 "normalize": normalize,
                 "rule": rule,
                 "basis": basis,

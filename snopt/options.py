@@ -65,8 +65,9 @@ def _refuse_unused(asked: Mapping[str, Any]) -> None:
     elif asked["backtrack"] is not None:
         given = asked["backtrack"]
         raise ValueError(f"backtrack={given!r} needs rule={GAUSS_NEWTON!r}, not {rule!r}")
-    if asked["normalize"] and rule != "adam":
-        raise ValueError(f"normalize={asked['normalize']!r} needs rule='adam', not {rule!r}")
+    for name in ("normalize", "nesterov"):
+        if asked[name] and rule != "adam":
+            raise ValueError(f"{name}={asked[name]!r} needs rule='adam', not {rule!r}")
     if asked["momentum"] and rule == "adam":
         raise ValueError(
             f"momentum={asked['momentum']!r}: rule='adam' has its own, betas={asked['betas']!r}"

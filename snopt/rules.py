@@ -142,7 +142,11 @@ class Adam(Rule):
         count = state["count"]
         scale = (1 - beta2**count) ** 0.5
         bottom = square.sqrt().div_(scale).add_(settings["eps"])
-        return (mean / bottom).div_(1 - beta1**count)
+        if not settings["nesterov"]:
+            return (mean / bottom).div_(1 - beta1**count)
+        # The mean as it will be after a next gradient like this one (Dozat 2016).
+        ahead: Tensor = mean * (beta1 / (1 - beta1 ** (count + 1)))
+        return ahead.add_(grad, alpha=(1 - beta1) / (1 - beta1**count)).div_(bottom)
 
 
 class AdamBeside(Adam):
