@@ -92,7 +92,8 @@ class SNOpt(Optimizer):
     Raises:
         ValueError: an argument is outside its range.
 
-    Source: Liu, Chen and Theodorou 2021; George et al. 2018; Vyas et al. 2024 (``rule="adam"``).
+    Source: Liu, Chen and Theodorou 2021; George et al. 2018; Vyas et al. 2024 (``rule="adam"``);
+    Dozat 2016 (``nesterov``).
     """
 
     def __init__(
