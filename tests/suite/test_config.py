@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from tasks import cli, experiment
 from tasks.settings import ConfigError, Settings
@@ -119,8 +120,10 @@ def test_tuned_settings_apply_unless_told_otherwise(tmp_path, monkeypatch) -> No
     assert set(tuned) <= known
     for name in tuned:
         task, optim = name.split("-")
-        choice = [f"task={task}", f"optim={optim}"]
-        assert read(*choice).config != read(*choice, "tuned=none").config
+        config = read(f"task={task}", f"optim={optim}").config
+        found = OmegaConf.to_container(OmegaConf.load(cli.CONF / "tuned" / f"{name}.yaml"))
+        assert found == {part: {key: config[part][key] for key in found[part]} for part in found}
+    assert read(f"task={task}", f"optim={optim}", "tuned=none").config != config
 
 
 def valid() -> dict[str, Any]:
