@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -14,6 +15,23 @@ from snopt.capture import Stopwatch
 from snopt.kronecker import Factors
 from snopt.layers import Layer
 from snopt.rules import Rule
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a core is told of a model.
+
+    Attributes:
+        layers: the layers by name.
+        blocks: the ODE blocks by name.
+        parameters: the parameters by name.
+        settings: returns a layer's parameter group.
+    """
+
+    layers: Mapping[str, Layer]
+    blocks: Mapping[str, ODEBlock]
+    parameters: Mapping[str, nn.Parameter]
+    settings: Callable[[Layer], Mapping[str, Any]]
 
 
 class Core(ABC):
@@ -43,24 +61,13 @@ class Core(ABC):
 
     @classmethod
     @abstractmethod
-    def build(
-        cls,
-        layers: Mapping[str, Layer],
-        blocks: Mapping[str, ODEBlock],
-        settings: Callable[[Layer], Mapping[str, Any]],
-        rule: Rule,
-        options: Mapping[str, Any],
-        parameters: Mapping[str, nn.Parameter],
-    ) -> Core:
+    def build(cls, parts: Parts, rule: Rule, options: Mapping[str, Any]) -> Core:
         """The core that an optimizer was asked for.
 
         Args:
-            layers: the layers by name.
-            blocks: the model's ODE blocks by name.
-            settings: returns a layer's parameter group.
+            parts: of the model.
             rule: the update rule.
             options: what :func:`snopt.options.complete` made of the optimizer's arguments.
-            parameters: the model's parameters by name.
 
         Raises:
             ValueError: the model or the options are not for this core.

@@ -32,13 +32,11 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from snopt.backtracking import Backtracking
-from snopt.block import ODEBlock
-from snopt.core import Core
-from snopt.layers import Layer
+from snopt.core import Core, Parts
 from snopt.rows import Rows
 from snopt.rules import Rule
 from snopt.saving import copied
@@ -56,9 +54,7 @@ class GaussNewton(Core):
     """Rows of a batch, and the step they give.
 
     Args:
-        layers: the layers by name.
-        blocks: the model's ODE blocks by name.
-        settings: returns a layer's parameter group (lr, damping, weight_decay).
+        parts: of the model; lr, damping and weight_decay are read of its groups.
         momentum: how much of the last step is kept, in [0, 1).
         backtracking: judges steps by the losses after them.
         loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
@@ -73,26 +69,24 @@ class GaussNewton(Core):
 
     def __init__(
         self,
-        layers: Mapping[str, Layer],
-        blocks: Mapping[str, ODEBlock],
-        settings: Callable[[Layer], Mapping[str, Any]],
+        parts: Parts,
         momentum: float,
         backtracking: Backtracking,
         loss_scale: Callable[[], float] | None = None,
     ) -> None:
-        if not layers:
+        if not parts.layers:
             raise ValueError(
                 "rule='gauss_newton' needs a linear layer or a convolution to train, and the model "
                 "has none"
             )
-        for name, block in blocks.items():
+        for name, block in parts.blocks.items():
             if block.gradient not in GRADIENTS:
                 raise ValueError(
                     f"rule='gauss_newton' needs gradients of single samples, which gradient="
                     f"{block.gradient!r} of block {name!r} does not have; choose one of "
                     f"{', '.join(GRADIENTS)}"
                 )
-        self.layers, self.blocks, self.settings = dict(layers), dict(blocks), settings
+        self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
         self.momentum, self.backtracking, self.loss_scale = momentum, backtracking, loss_scale
         self.capture = Rows(self.layers)
         self.stopwatch = self.capture.stopwatch
@@ -105,19 +99,11 @@ class GaussNewton(Core):
 
     @classmethod
     @override
-    def build(
-        cls,
-        layers: Mapping[str, Layer],
-        blocks: Mapping[str, ODEBlock],
-        settings: Callable[[Layer], Mapping[str, Any]],
-        rule: Rule,
-        options: Mapping[str, Any],
-        parameters: Mapping[str, nn.Parameter],
-    ) -> GaussNewton:
+    def build(cls, parts: Parts, rule: Rule, options: Mapping[str, Any]) -> GaussNewton:
         if options["distributed"]:
             raise ValueError("rule='gauss_newton' runs in one process only")
-        search = Backtracking(parameters, options["backtrack"])
-        return cls(layers, blocks, settings, options["momentum"], search, options["loss_scale"])
+        search = Backtracking(parts.parameters, options["backtrack"])
+        return cls(parts, options["momentum"], search, options["loss_scale"])
 
     @override
     def look(self, outputs: Tensor, likelihood: str, parameters: Sequence[Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from snopt.block import ODEBlock
-from snopt.core import Core
+from snopt.core import Core, Parts
 from snopt.coverage import Coverage
 from snopt.curvature import LIKELIHOODS
 from snopt.damping import Damping, LevenbergMarquardt, damping_at
@@ -187,9 +187,8 @@ class SNOpt(Optimizer):
         layers, self._reasons = select_layers(modules, self.names, left_out, layer_of)
         core = GaussNewton if rule == GAUSS_NEWTON else Preconditioner
         by_name = {self.names[i]: p for i, p in self._by_id().items()}
-        self.preconditioner: Core = core.build(
-            layers, own_blocks, self._settings, self.rule, options, by_name
-        )
+        parts = Parts(layers, own_blocks, by_name, self._settings)
+        self.preconditioner: Core = core.build(parts, self.rule, options)
         if core.whole:
             for group in self.param_groups:
                 group["momentum"] = 0.0

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from snopt.block import ODEBlock
 from snopt.capture import Capture
-from snopt.core import Core
+from snopt.core import Core, Parts
 from snopt.curvature import gather, loss_columns
 from snopt.errors import FactorizationError
 from snopt.kronecker import (
@@ -44,9 +43,7 @@ class Preconditioner(Core):
     """Kronecker factors, their bases and a rule for a set of layers.
 
     Args:
-        layers: the layers by name.
-        blocks: the model's ODE blocks by name.
-        settings: returns a layer's parameter group (damping, alpha, betas, eps).
+        parts: of the model; damping, alpha, betas and eps are read of its groups.
         rule: the update rule.
         basis: where the eigenbases come from, one of :data:`BASES`.
         refresh_every: steps between two refreshes of a layer.
@@ -60,9 +57,7 @@ class Preconditioner(Core):
 
     def __init__(
         self,
-        layers: Mapping[str, Layer],
-        blocks: Mapping[str, ODEBlock],
-        settings: Callable[[Layer], Mapping[str, Any]],
+        parts: Parts,
         rule: Rule,
         *,
         basis: str,
@@ -74,7 +69,8 @@ class Preconditioner(Core):
         seed: int,
         distributed: bool,
     ) -> None:
-        self.layers, self.blocks, self.settings, self.rule = dict(layers), blocks, settings, rule
+        self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
+        self.rule = rule
         self.basis, self.refresh_every, self.stagger = basis, refresh_every, stagger
         self.carry_over, self.capture, self.distributed = carry_over, capture, distributed
         self.curvature, self.seed, self.draws = curvature, seed, 0
@@ -96,25 +92,17 @@ class Preconditioner(Core):
 
     @classmethod
     @override
-    def build(
-        cls,
-        layers: Mapping[str, Layer],
-        blocks: Mapping[str, ODEBlock],
-        settings: Callable[[Layer], Mapping[str, Any]],
-        rule: Rule,
-        options: Mapping[str, Any],
-        parameters: Mapping[str, nn.Parameter],
-    ) -> Preconditioner:
+    def build(cls, parts: Parts, rule: Rule, options: Mapping[str, Any]) -> Preconditioner:
         capture = Capture(
-            layers,
-            blocks,
+            parts.layers,
+            parts.blocks,
             samples=options["curvature_samples"],
             grid=options["grid_points"] if options["sampling"] == "grid" else None,
             loss_scale=options["loss_scale"],
         )
         names = ("basis", "refresh_every", "stagger", "carry_over", "curvature", "seed")
         own = {name: options[name] for name in (*names, "distributed")}
-        return cls(layers, blocks, settings, rule, capture=capture, **own)
+        return cls(parts, rule, capture=capture, **own)
 
     @override
     def due(self) -> list[str]:

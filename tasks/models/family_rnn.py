@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 from snopt import ODEBlock
 from tasks.models.families import (
@@ -19,13 +20,13 @@ from tasks.models.families import (
     field_inputs,
     state_width,
 )
-from tasks.models.ode_rnn import GatedCell
+from tasks.models.ode_rnn import GatedCell, SeriesRNN
 
 State = tuple[Tensor, ...]
 
 
-class FamilyRNN(nn.Module):
-    """Classifies series whose observations lie on a common, regular grid of times.
+class FamilyRNN(SeriesRNN):
+    """Classifies series with any family between the observations.
 
     As in :class:`tasks.models.ode_rnn.ODERNN`, whose network ``node`` makes here too. Position and
     momentum of a family both take observations in, side by side; ANODE's further features start at
@@ -72,24 +73,12 @@ class FamilyRNN(nn.Module):
         self.cell = GatedCell(inputs, self.updated)
         self.head = nn.Linear(width, classes)
 
-    def forward(
-        self,
-        observations: Float[Tensor, "n t c"],
-        observed: Bool[Tensor, "n t"],
-        last: Int[Tensor, " n"],
-    ) -> Float[Tensor, "n k"]:
-        """Logits of a batch of series.
-
-        Args:
-            observations: inputs at the grid points; whatever stands where nothing was observed is
-                not read.
-            observed: whether anything was observed at a grid point.
-            last: index of each series' last observation.
-        """
-        points = int(last.max()) + 1
-        projected = self.cell.project(observations).transpose(0, 1)[:points]
-        masks = observed.t().unsqueeze(-1)[:points]
-        open_part = observations.new_zeros(len(observations), self.updated)
+    @override
+    def states(
+        self, projected: Float[Tensor, "t n g"], masks: Bool[Tensor, "t n 1"]
+    ) -> Float[Tensor, "t n h"]:
+        """The positions."""
+        open_part = projected.new_zeros(projected.shape[1], self.updated)
         state: State | None = None
         positions = []
         for inputs, mask in zip(projected.unbind(), masks.unbind(), strict=True):
@@ -99,9 +88,7 @@ class FamilyRNN(nn.Module):
             open_part = torch.where(mask, self.cell(inputs, open_part), open_part)
             state = self._begin(open_part) if state is None else self._close(state, open_part)
             positions.append(state[0])
-        own_last = last.view(1, -1, 1).expand(1, -1, self.width)
-        logits: Tensor = self.head(torch.stack(positions).gather(0, own_last).squeeze(0))
-        return logits
+        return torch.stack(positions)
 
     def _begin(self, open_part: Tensor) -> State:
         if self.parts == 1:

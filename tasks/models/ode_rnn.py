@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from typing_extensions import override
 
 from snopt import ODEBlock
 from snopt.compiled import Compiled
@@ -77,8 +79,53 @@ class GatedCell(nn.Module):
         return torch.lerp(candidate, h, update)
 
 
-class ODERNN(nn.Module):
+class SeriesRNN(nn.Module, ABC):
     """Classifies series whose observations lie on a common, regular grid of times.
+
+    Attributes:
+        cell: the update at an observation.
+        head: what is read of the state at a series' own last observation, to logits.
+    """
+
+    cell: GatedCell
+    head: nn.Linear
+
+    def forward(
+        self,
+        observations: Float[Tensor, "n t c"],
+        observed: Bool[Tensor, "n t"],
+        last: Int[Tensor, " n"],
+    ) -> Float[Tensor, "n k"]:
+        """Logits of a batch of series.
+
+        Args:
+            observations: inputs at the grid points; whatever stands where nothing was observed is
+                not read.
+            observed: whether anything was observed at a grid point.
+            last: index of each series' last observation.
+        """
+        points = int(last.max()) + 1
+        projected = self.cell.project(observations).transpose(0, 1)[:points]
+        masks = observed.t().unsqueeze(-1)[:points]
+        states = self.states(projected, masks)
+        own_last = last.view(1, -1, 1).expand(1, -1, states.shape[-1])
+        logits: Tensor = self.head(states.gather(0, own_last).squeeze(0))
+        return logits
+
+    @abstractmethod
+    def states(
+        self, projected: Float[Tensor, "t n g"], masks: Bool[Tensor, "t n 1"]
+    ) -> Float[Tensor, "t n h"]:
+        """What the head may read, at every grid point.
+
+        Args:
+            projected: the observations as the cell takes them.
+            masks: where anything was observed.
+        """
+
+
+class ODERNN(SeriesRNN):
+    """Classifies series with an ODE between the observations.
 
     From one grid point to the next every hidden state follows the field over the elapsed time; at a
     grid point the cell updates those states whose series is observed there. The state at a series'
@@ -124,30 +171,14 @@ class ODERNN(nn.Module):
         self.head = nn.Linear(hidden, classes)
         self._region: Compiled[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
-    def forward(
-        self,
-        observations: Float[Tensor, "n t c"],
-        observed: Bool[Tensor, "n t"],
-        last: Int[Tensor, " n"],
-    ) -> Float[Tensor, "n k"]:
-        """Logits of a batch of series.
-
-        Args:
-            observations: inputs at the grid points; whatever stands where nothing was observed is
-                not read.
-            observed: whether anything was observed at a grid point.
-            last: index of each series' last observation.
-        """
-        points = int(last.max()) + 1
-        projected = self.cell.project(observations).transpose(0, 1)[:points]
-        masks = observed.t().unsqueeze(-1)[:points]
-        h = observations.new_zeros(len(observations), self.hidden)
+    @override
+    def states(
+        self, projected: Float[Tensor, "t n g"], masks: Bool[Tensor, "t n 1"]
+    ) -> Float[Tensor, "t n h"]:
+        h = projected.new_zeros(projected.shape[1], self.hidden)
         h = torch.where(masks[0], self.cell(projected[0], h), h)
         follow = self._compiled if self._compiles() else self._one_by_one
-        states = torch.cat([h[None], *follow(h, projected[1:], masks[1:])])
-        own_last = last.view(1, -1, 1).expand(1, -1, self.hidden)
-        logits: Tensor = self.head(states.gather(0, own_last).squeeze(0))
-        return logits
+        return torch.cat([h[None], *follow(h, projected[1:], masks[1:])])
 
     def _one_by_one(self, h: Tensor, projected: Tensor, masks: Tensor) -> list[Tensor]:
         """States after each of the points (T, N, ...), as tensors of shape (1, N, h)."""
