@@ -158,10 +158,7 @@ class AdamBeside(Adam):
     defaults: ClassVar[dict[str, Any]] = {
         "damping": 1e-2,
         "momentum": 0.9,
-        "refresh_every": 1,
-        "carry_over": True,
         "warmup_steps": 0,
-        "kl_clip": None,
         "trust": 0.2,
         "backtrack": 2.0,
     }
