@@ -170,7 +170,7 @@ def factor(settings: ScheduleSettings, step: int, done: float | None, per_epoch:
     begin = settings.warmup
     if settings.warmup_steps:  # their share of the run, as it goes so far
         begin = max(begin, settings.warmup_steps * done / step)
-    left = max(0.0, (1.0 - done) / (1.0 - begin)) if begin < 1 else 0.0
+    left = max(0.0, (settings.end - done) / (settings.end - begin)) if begin < settings.end else 0.0
     shape = left if settings.name == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
     return settings.final_factor + (1.0 - settings.final_factor) * shape
 

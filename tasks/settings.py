@@ -171,6 +171,7 @@ class ScheduleSettings(_Section):
     warmup_steps: int = 0
     warmup: float = 0.0
     total_steps: int | None = None
+    end: float = 1.0
     final_factor: float = 0.0
     milestones: tuple[int, ...] = ()
     gamma: float = 0.5
@@ -183,6 +184,11 @@ class ScheduleSettings(_Section):
             raise ValueError(
                 f"warmup={self.warmup!r}: must be a share of the run below 1, and not beside "
                 "warmup_steps."
+            )
+        if not self.warmup < self.end <= 1 or (self.end < 1 and self.total_steps is not None):
+            raise ValueError(
+                f"end={self.end!r}: must be a share of the run above warmup={self.warmup:g}, at "
+                "most 1, and not beside total_steps."
             )
         self._at_least(1, "total_steps")
         self._at_least(0, "gamma", strictly=True)

@@ -97,6 +97,20 @@ def test_horizon_of_its_own() -> None:
     assert factors(6, name="linear", total_steps=5)[-1] == 0.0
 
 
+def test_an_end_as_a_share_of_the_run() -> None:
+    course = factors(21, total=20, name="linear", warmup=0.2, end=0.5, final_factor=0.1)
+    assert course[:5] == pytest.approx([0.1, 0.25, 0.5, 0.75, 1.0])
+    assert course[4:11] == pytest.approx([1 - 0.9 * s / 6 for s in range(7)])
+    assert course[10:] == pytest.approx([0.1] * 11)
+    half = factors(11, total=20, name="cosine", warmup=0.05, end=0.5)
+    assert half == pytest.approx(factors(11, total=10, name="cosine", warmup=0.1))
+    for wrong in ({"end": 0.0}, {"end": 1.1}, {"end": 0.2, "warmup": 0.2}):
+        with pytest.raises(ValueError, match="end="):
+            ScheduleSettings(**wrong)
+    with pytest.raises(ValueError, match="not beside total_steps"):
+        ScheduleSettings(end=0.5, total_steps=10)
+
+
 def test_warmup_then_cosine_is_continuous_and_falls() -> None:
     course = factors(10, name="cosine", warmup_steps=4)
     assert course[4] == max(course) == 1.0
