@@ -16,7 +16,7 @@ from tasks.clock import TRAINING
 from tasks.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
 from tasks.report.costs import step_cost
 from tasks.report.palette import BUCKETS, TARGET, colour
-from tasks.report.runs import Axis, Key
+from tasks.report.runs import Axis, Curve, Key
 from tasks.report.spread import band, spans_decades
 from tasks.report.targets import Race, race_on_loss, race_on_metric
 
@@ -76,7 +76,7 @@ def draw_panel(axes: Axes, comparison: Comparison, panel: Panel, *, labelled: bo
             panel.race.target.median, color=TARGET, linewidth=0.9, linestyle="dashed", zorder=0
         )
     if log:
-        _log_scale(axes)
+        _log_scale(axes, everything)
     if not any(len(curve.finite().values) for curve in everything):
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
     if panel.axis != "seconds":
@@ -202,8 +202,11 @@ def _legend_text(series: Series) -> str:
     return f"{series.label} ({'1 seed' if count == 1 else f'median, range of {count} seeds'})"
 
 
-def _log_scale(axes: Axes) -> None:
+def _log_scale(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_yscale("log")
+    values = np.concatenate([curve.finite().values for curve in curves])
+    if not values.all():  # what is exactly 0 leaves through the bottom
+        axes.set_ylim(values[values > 0].min() / 2, values.max() * 2)
     axes.yaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_ylim()
     if high / low < 100:

@@ -91,9 +91,13 @@ def _interpolate(
 
 
 def spans_decades(curves: Iterable[Curve], decades: float = 1.0) -> bool:
-    """Whether the values are positive and differ by more than ``10**decades``: a log scale."""
+    """Whether no value is negative and those above 0 differ by more than ``10**decades``.
+
+    Such are drawn on a log scale; a training loss can underflow to 0.
+    """
     values = [c.finite().values for c in curves]
     joined = np.concatenate(values) if values else np.empty(0)
-    if not len(joined) or joined.min() <= 0:
+    above = joined[joined > 0]
+    if not len(above) or joined.min() < 0:
         return False
-    return bool(joined.max() / joined.min() > 10.0**decades)
+    return bool(above.max() / above.min() > 10.0**decades)

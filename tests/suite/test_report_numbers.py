@@ -80,6 +80,8 @@ def test_log_scale_only_where_values_span_decades():
     assert spans_decades([curve([0, 1], [1.0, 0.05])])
     assert not spans_decades([curve([0, 1], [1.0, 0.5])])
     assert not spans_decades([curve([0, 1], [1.0, -0.001])])
+    assert spans_decades([curve([0, 1, 2], [1.0, 0.05, 0.0])])
+    assert not spans_decades([curve([0, 1], [1.0, 0.0])])
     assert not spans_decades([])
 
 
