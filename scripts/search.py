@@ -65,13 +65,15 @@ FIELD_RATIO = LogUniform(0.01, 1.0)
 SCHEDULES = Choice(("constant", "cosine"))
 WARMUPS = Choice((0.0, 0.05, 0.15))
 #: What some have beside it, where the end depends on it much.
-_BETAS = Choice(([0.8, 0.9], [0.9, 0.95], [0.9, 0.999]))
+_BETAS = Choice(([0.7, 0.9], [0.8, 0.9], [0.9, 0.95], [0.9, 0.999]))
 OWN: Mapping[str, Mapping[str, LogUniform | Choice]] = {
     "adam": {"optim.betas": _BETAS},
     "adamw": {"optim.betas": _BETAS},
     "snopt": {"optim.betas": _BETAS},  # so it tries the very points that Adam and AdamW do
     "snopt_gauss_newton": {"optim.damping": LogUniform(1e-3, 1.0)},
 }
+#: How far on each side of given rates a closer search looks.
+CLOSER = 3.0
 #: Training seconds, about, of the run that times an optimizer, and its fewest and most steps.
 PILOT_SECONDS, PILOT_STEPS = 8.0, (3, 40)
 #: Seeds of results, which no choice may depend on.
@@ -94,36 +96,81 @@ class Trial:
         return statistics.fmean(self.losses)
 
 
-def own_space(optim: str, given: Collection[str] = ()) -> dict[str, LogUniform | Choice]:
-    """What is searched beside rates and schedule, without the keys that are given."""
-    return {key: space for key, space in OWN.get(optim, {}).items() if key not in given}
-
-
-def draw(optim: str, count: int, seed: int, given: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Points of the search space; of the unit cube the same for optimizers with as many settings.
+@dataclass(frozen=True)
+class Space:
+    """What is searched for an optimizer: two rates, settings of its own, the schedule.
 
     Args:
         optim: a key of ``RATES``.
-        count: points; powers of two fill the space most evenly.
-        seed: of the scrambling.
         given: dotted keys that are not searched.
+        around: ``lr`` and ``field_lr`` found before, within ``CLOSER`` times of which (``field_lr``
+            over ``lr``, for the field) the search stays; None searches the whole range.
+
+    Raises:
+        ConfigError: an optimizer without a range, or rates that are not positive.
     """
-    own = own_space(optim, given)
-    sequence = torch.quasirandom.SobolEngine(4 + len(own), scramble=True, seed=seed)
-    drawn = []
-    for first, second, third, fourth, *rest in sequence.draw(count).tolist():
-        lr = RATES[optim].at(first)
-        changes = {
-            "optim.lr": lr,
-            "optim.field_lr": _round(lr * FIELD_RATIO.at(second)),
-            **{key: space.at(unit) for (key, space), unit in zip(own.items(), rest, strict=True)},
-            "schedule.name": SCHEDULES.at(third),
-            "schedule.warmup": WARMUPS.at(fourth),
-        }
-        if changes["schedule.name"] == "cosine":
-            changes["schedule.final_factor"] = 0.1
-        drawn.append({key: value for key, value in changes.items() if key not in given})
-    return drawn
+
+    optim: str
+    given: Collection[str] = ()
+    around: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("optim", self.optim, RATES)
+        if self.around is not None and not all(0 < rate < math.inf for rate in self.around):
+            raise ConfigError("--around: the rates must be positive and finite.")
+
+    @property
+    def lr(self) -> LogUniform:
+        """The range of the learning rate."""
+        return RATES[self.optim] if self.around is None else _about(self.around[0])
+
+    @property
+    def field_ratio(self) -> LogUniform:
+        """The range of the field's rate over the learning rate."""
+        return FIELD_RATIO if self.around is None else _about(self.around[1] / self.around[0])
+
+    @property
+    def own(self) -> dict[str, LogUniform | Choice]:
+        """What is searched beside rates and schedule, by dotted key."""
+        settings = OWN.get(self.optim, {})
+        return {key: values for key, values in settings.items() if key not in self.given}
+
+    def draw(self, count: int, seed: int) -> list[dict[str, Any]]:
+        """Points; of the unit cube the same for optimizers with as many settings.
+
+        Args:
+            count: points; powers of two fill the space most evenly.
+            seed: of the scrambling.
+        """
+        own = self.own
+        sequence = torch.quasirandom.SobolEngine(4 + len(own), scramble=True, seed=seed)
+        drawn = []
+        for first, second, third, fourth, *rest in sequence.draw(count).tolist():
+            lr = self.lr.at(first)
+            changes = {
+                "optim.lr": lr,
+                "optim.field_lr": _round(lr * self.field_ratio.at(second)),
+                **{key: own[key].at(unit) for key, unit in zip(own, rest, strict=True)},
+                "schedule.name": SCHEDULES.at(third),
+                "schedule.warmup": WARMUPS.at(fourth),
+            }
+            if changes["schedule.name"] == "cosine":
+                changes["schedule.final_factor"] = 0.1
+            drawn.append({key: value for key, value in changes.items() if key not in self.given})
+        return drawn
+
+    def __str__(self) -> str:
+        own = [f"{key.removeprefix('optim.')} {values}" for key, values in self.own.items()]
+        parts = [f"lr {self.lr} and field_lr / lr {self.field_ratio}, log-uniform", *own]
+        if "schedule.name" not in self.given:
+            parts.append(f"schedule {SCHEDULES} (falling to a tenth)")
+        if "schedule.warmup" not in self.given:
+            parts.append(f"warm-up of {WARMUPS} of the run")
+        return "; ".join(parts)
+
+
+def _about(value: float) -> LogUniform:
+    return LogUniform(_round(value / CLOSER), _round(value * CLOSER))
 
 
 def _round(value: float) -> float:
@@ -170,7 +217,7 @@ def steps_in(configure: Configure, seconds: float, seed: int, shelf: Shelf | Non
 
 def search(
     configure: Configure,
-    optim: str,
+    space: Space,
     *,
     trials: int,
     steps: int,
@@ -178,7 +225,6 @@ def search(
     finalists: int = 2,
     select: str = "train",
     draw_seed: int = 0,
-    given: Collection[str] = (),
     ceiling: float | None = None,
     shelf: Shelf | None = None,
     report: Callable[[Trial], None] = lambda trial: None,
@@ -190,7 +236,7 @@ def search(
 
     Args:
         configure: the resolved configuration with changes, by dotted key.
-        optim: a key of ``RATES``.
+        space: what is searched.
         trials: points tried.
         steps: training steps of each run.
         seeds: none of ``REPORTED_SEEDS``.
@@ -198,15 +244,13 @@ def search(
             room for the next best.
         select: ``train`` or ``valid``.
         draw_seed: of the points.
-        given: dotted keys that are not searched.
         ceiling: training seconds after which a run is ended, whatever its steps.
         shelf: keeps the data between runs.
         report: called with every trial as it ends.
 
     Raises:
-        ConfigError: a setting that cannot be, or an optimizer without a range.
+        ConfigError: a setting that cannot be.
     """
-    require_choice("optim", optim, RATES)
     for name, value in (("trials", trials), ("steps", steps), ("finalists", finalists)):
         if value < 1:
             raise ConfigError(f"--{name}={value}: must be at least 1.")
@@ -225,7 +269,7 @@ def search(
 
     first, others = seeds[:1], seeds[1:]
     tried = []
-    for changes in draw(optim, trials, draw_seed, given):
+    for changes in space.draw(trials, draw_seed):
         tried.append(Trial(changes, losses(changes, first)))
         report(tried[-1])
     tried.sort(key=score)
@@ -241,7 +285,7 @@ def search(
 
 def render(
     tried: Sequence[Trial],
-    optim: str,
+    space: Space,
     command: str,
     about: str,
     given: Mapping[str, str] | None = None,
@@ -250,26 +294,21 @@ def render(
 
     Args:
         tried: trials, best first.
-        optim: a key of ``RATES``.
+        space: what was searched.
         command: what finds the same again.
         about: budget, seeds and criterion, in words.
         given: settings of optimizer and schedule that were not searched, by dotted key, as typed.
     """
-    given = given or {}
-    own = "".join(
-        f"; {key.removeprefix('optim.')} {space}" for key, space in own_space(optim, given).items()
-    )
     lines = [
         "# @package _global_",
         f"# Found by: {command}",
         f"# {len(tried)} trials, {about}.",
-        f"# Space: lr {RATES[optim]} and field_lr / lr {FIELD_RATIO}, log-uniform{own}; schedule",
-        f"# {SCHEDULES} (falling to a tenth) after a warm-up of {WARMUPS} of the run.",
+        f"# Space: {space}.",
         "# Points, trials and seconds are the same for all optimizers of one command.",
         "# Best and second: " + ", ".join(f"{trial.score:.4g}" for trial in tried[:2]),
     ]
     section = ""
-    settings = {**given, **tried[0].changes}
+    settings = {**(given or {}), **tried[0].changes}
     for key, value in sorted(settings.items(), key=lambda item: item[0].partition(".")[0]):
         group, _, name = key.partition(".")
         lines += [f"{group}:"] if group != section else []

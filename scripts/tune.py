@@ -4,7 +4,8 @@ Every optimizer gets the same number of trials, training seconds and points. A t
 steps as the optimizer makes in the seconds given, timed once, so that a busy moment cannot cut it
 short; the points are a scrambled Sobol sequence, scaled to the ranges of ``RATES`` and to the
 choices that are the same for all; a setting that is given, as ``optim.betas=[0.8,0.9]``, is kept
-and not searched. Every point runs with the first of the seeds, the best two (``--finalists``) with
+and not searched. ``--around LR,FIELD_LR`` looks closer, about the rates that an earlier search of
+one pair found. Every point runs with the first of the seeds, the best two (``--finalists``) with
 the others too; the lowest mean loss at the end of training wins, on the evaluated part of the
 training split, or with ``--select valid`` on the validation split; nothing looks at the test
 split, and seeds 0 to 9 are left to what is reported. The winner goes to
@@ -29,7 +30,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from scripts.pool import INTERRUPTED, run_all
-from scripts.search import RATES, Changes, render, search, steps_in
+from scripts.search import RATES, Changes, Space, render, search, steps_in
 from tasks import cli
 from tasks.data.errors import DataError
 from tasks.report.console import console
@@ -91,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for _, optim in pairs:
             require_choice("optim", optim, RATES)
         if len(pairs) > 1:
+            if options.around is not None:
+                raise ConfigError("--around: say it for one task and one optimizer at a time.")
             return _each(options, pairs)
         return _one(options, given["task"], given["optim"])
     except (ConfigError, DataError, ResultsError, ValueError) as error:
@@ -136,6 +139,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     typed = _parsed(options.overrides)
     given = {key: typed[key] for key in typed if key.startswith(("optim.", "schedule."))}
+    space = Space(optim, given, options.around)
     shelf = Shelf()
     steps = options.steps
 
@@ -158,14 +162,13 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     out.print(f"{task} {optim}: {steps} steps a trial", markup=False)
     tried = search(
         configure,
-        optim,
+        space,
         trials=options.trials,
         steps=steps,
         seeds=seeds,
         finalists=options.finalists,
         select=options.select,
         draw_seed=options.draw_seed,
-        given=given,
         ceiling=CEILING * options.seconds,
         shelf=shelf,
         report=lambda trial: out.print(
@@ -181,6 +184,8 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         f"--seconds {options.seconds:g} --steps {steps} --seeds {seed_list} "
         f"--finalists {options.finalists} --select {options.select} --draw-seed {options.draw_seed}"
     )
+    if options.around is not None:
+        command += f" --around {','.join(map(str, options.around))}"
     about = (
         f"{steps} steps each (measured here as {options.seconds:g} s), seed {seeds[0]}"
         + (
@@ -191,7 +196,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         + f", by the loss at the end on the {options.select} split"
     )
     path = (options.out or cli.CONF / "tuned") / f"{task}-{optim}.yaml"
-    write(path, render(tried, optim, command, about, given))
+    write(path, render(tried, space, command, about, given))
     out.print(f"wrote {path}")
     return 0
 
@@ -218,10 +223,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--select", choices=["train", "valid"], default="train", help="split")
     parser.add_argument("--draw-seed", type=int, default=0, help="of the points (0)")
+    parser.add_argument(
+        "--around", type=_rates, metavar="LR,FIELD_LR", help="search no farther than a factor of 3"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="pairs at a time (1)")
     parser.add_argument("--out", type=Path, help="folder of the files written (conf/tuned)")
     parser.add_argument("--results", type=Path, default=Path("results/tuning"), help="of trials")
     return parser
+
+
+def _rates(typed: str) -> tuple[float, float]:
+    try:
+        lr, field_lr = map(float, typed.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{typed}: give two rates, as 0.01,0.001") from None
+    return lr, field_lr
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def configure(root, seen: list[dict[str, Any]] | None = None, **base: Any) -> se
 
 
 def test_every_optimizer_gets_the_same_points() -> None:
-    assert search.draw("snopt", 8, seed=3) == search.draw("adamw", 8, seed=3)
-    sgd, soap = (search.draw(optim, 8, seed=3) for optim in ("sgd", "soap"))
+    assert search.Space("snopt").draw(8, seed=3) == search.Space("adamw").draw(8, seed=3)
+    sgd, soap = (search.Space(optim).draw(8, seed=3) for optim in ("sgd", "soap"))
     for one, other in zip(sgd, soap, strict=True):
         assert one["optim.lr"] == pytest.approx(10 * other["optim.lr"], rel=0.02)
         assert one["optim.field_lr"] == pytest.approx(10 * other["optim.field_lr"], rel=0.02)
@@ -42,7 +42,7 @@ def test_every_optimizer_gets_the_same_points() -> None:
 @pytest.mark.parametrize("optim", search.RATES)
 def test_points_fill_the_space_and_stay_in_it(optim) -> None:
     low, high = search.RATES[optim].low, search.RATES[optim].high
-    drawn = search.draw(optim, 16, seed=0)
+    drawn = search.Space(optim).draw(16, seed=0)
     rates = [changes["optim.lr"] for changes in drawn]
     middle = math.sqrt(low * high)
     assert sum(rate < middle for rate in rates) == 8
@@ -62,7 +62,8 @@ def test_points_fill_the_space_and_stay_in_it(optim) -> None:
 
 
 def test_settings_that_are_given_are_not_searched() -> None:
-    for changes in search.draw("adamw", 8, seed=0, given={"optim.betas", "schedule.warmup"}):
+    space = search.Space("adamw", given={"optim.betas", "schedule.warmup"})
+    for changes in space.draw(8, seed=0):
         assert changes.keys() - {"schedule.final_factor"} == {
             "optim.lr",
             "optim.field_lr",
@@ -70,9 +71,24 @@ def test_settings_that_are_given_are_not_searched() -> None:
         }
 
 
+def test_a_closer_search_stays_about_the_rates_found_before() -> None:
+    drawn = search.Space("adamw", around=(0.02, 0.001)).draw(16, seed=0)
+    whole = search.Space("adamw").draw(16, seed=0)
+    rates = [changes["optim.lr"] for changes in drawn]
+    assert sum(rate < 0.02 for rate in rates) == 8
+    assert 0.00666 < min(rates) < 0.01 < 0.04 < max(rates) < 0.0601
+    ratios = [changes["optim.field_lr"] / changes["optim.lr"] for changes in drawn]
+    assert all(0.0166 < ratio < 0.151 for ratio in ratios)
+    for near, far in zip(drawn, whole, strict=True):
+        assert near["optim.betas"] == far["optim.betas"]
+        assert near["schedule.warmup"] == far["schedule.warmup"]
+
+
 def test_search_runs_equal_trials_and_sorts_them(tmp_path) -> None:
     seen: list[dict[str, Any]] = []
-    tried = search.search(configure(tmp_path, seen), "adam", trials=3, steps=5, seeds=[100, 101])
+    tried = search.search(
+        configure(tmp_path, seen), search.Space("adam"), trials=3, steps=5, seeds=[100, 101]
+    )
     trials = [changes for changes in seen if "optim.lr" in changes]
     assert [changes["seed"] for changes in trials] == [100] * 3 + [101] * 2
     assert {changes["train.max_steps"] for changes in trials} == {5}
@@ -86,7 +102,9 @@ def test_search_runs_equal_trials_and_sorts_them(tmp_path) -> None:
 def test_settings_that_fail_on_the_next_seed_make_room(tmp_path, monkeypatch) -> None:
     ends = {100: iter([0.1, 0.2, 0.3, math.inf]), 101: iter([math.inf, 0.5, 0.3])}
     monkeypatch.setattr(search, "run", lambda configure, changes, seed, *rest: next(ends[seed]))
-    tried = search.search(configure(tmp_path), "adam", trials=4, steps=5, seeds=[100, 101])
+    tried = search.search(
+        configure(tmp_path), search.Space("adam"), trials=4, steps=5, seeds=[100, 101]
+    )
     assert [trial.losses for trial in tried] == [
         (0.3, 0.3),
         (0.2, 0.5),
@@ -104,10 +122,10 @@ def test_score_is_the_final_loss_of_the_chosen_split(tmp_path) -> None:
 
 def test_trials_are_kept_and_not_made_again(tmp_path) -> None:
     given = {"trials": 2, "steps": 5, "seeds": [100]}
-    first = search.search(configure(tmp_path), "adam", **given)
+    first = search.search(configure(tmp_path), search.Space("adam"), **given)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
     assert len(written) == 2
-    assert search.search(configure(tmp_path), "adam", **given) == first
+    assert search.search(configure(tmp_path), search.Space("adam"), **given) == first
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
 
 
@@ -135,7 +153,7 @@ def test_a_run_that_diverged_never_wins(tmp_path) -> None:
 
 def test_a_costly_trial_is_ended_and_counts(tmp_path) -> None:
     (tried,) = search.search(
-        configure(tmp_path), "adam", trials=1, steps=10**6, seeds=[100], ceiling=0.05
+        configure(tmp_path), search.Space("adam"), trials=1, steps=10**6, seeds=[100], ceiling=0.05
     )
     assert math.isfinite(tried.score)
 
@@ -146,7 +164,9 @@ def test_data_are_loaded_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fake.Rings, "load", lambda *given: loads.append(1) or load(*given))
     shelf = Shelf()
     search.steps_in(configure(tmp_path), 0.1, 100, shelf)
-    search.search(configure(tmp_path), "adam", trials=2, steps=5, seeds=[100], shelf=shelf)
+    search.search(
+        configure(tmp_path), search.Space("adam"), trials=2, steps=5, seeds=[100], shelf=shelf
+    )
     assert len(loads) == 1
 
 
@@ -190,19 +210,21 @@ def test_a_pair_that_fails_is_named_and_an_interruption_too(tmp_path, monkeypatc
 
 def test_seeds_of_results_are_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="7 is for results"):
-        search.search(configure(tmp_path), "adam", trials=1, steps=5, seeds=[100, 7])
+        search.search(configure(tmp_path), search.Space("adam"), trials=1, steps=5, seeds=[100, 7])
     assert not list(tmp_path.iterdir())
 
 
-def test_optimizer_without_a_range(tmp_path) -> None:
+def test_optimizer_without_a_range() -> None:
     with pytest.raises(ConfigError, match=r"Choices: .*adamw"):
-        search.search(configure(tmp_path), "lbfgs", trials=1, steps=5, seeds=[100])
+        search.Space("lbfgs")
 
 
 def test_file_says_how_it_was_found() -> None:
-    first, other = search.draw("sgd", 2, seed=0)
+    first, other = search.Space("sgd").draw(2, seed=0)
     best, second = search.Trial(first, (0.25,)), search.Trial(other, (0.5,))
-    text = search.render([best, second], "sgd", "python -m scripts.tune ...", "8 s each")
+    text = search.render(
+        [best, second], search.Space("sgd"), "python -m scripts.tune ...", "8 s each"
+    )
     assert text.startswith("# @package _global_\n# Found by: python -m scripts.tune ...\n")
     assert "# Best and second: 0.25, 0.5\n" in text
     assert "lr 0.01..1 " in text
@@ -213,8 +235,9 @@ def test_file_says_how_it_was_found() -> None:
 
 def test_file_keeps_what_was_given() -> None:
     given = {"optim.betas": "[0.8,0.9]", "schedule.warmup": "0.05"}
-    trial = search.Trial(search.draw("adamw", 1, seed=0, given=given)[0], (0.25,))
-    text = search.render([trial], "adamw", "python -m scripts.tune ...", "8 s each", given)
+    space = search.Space("adamw", given)
+    trial = search.Trial(space.draw(1, seed=0)[0], (0.25,))
+    text = search.render([trial], space, "python -m scripts.tune ...", "8 s each", given)
     parts = yaml.safe_load(text)
     assert parts["optim"]["betas"] == [0.8, 0.9]
     assert parts["optim"]["lr"] == trial.changes["optim.lr"]
@@ -225,7 +248,7 @@ def test_file_keeps_what_was_given() -> None:
 def test_command_writes_a_file_that_composes(tmp_path, monkeypatch, capsys) -> None:
     written = {}
     monkeypatch.setattr(tune, "write", lambda path, text: written.update({path: text}))
-    monkeypatch.setattr(tune, "search", lambda configure, optim, **rest: _composed(configure))
+    monkeypatch.setattr(tune, "search", lambda configure, space, **rest: _composed(configure))
     arguments = ["task=digits", "optim=adam", "--steps", "7", "--results", str(tmp_path)]
     assert tune.main(arguments) == 0
     ((path, text),) = written.items()
@@ -253,6 +276,8 @@ def _composed(configure) -> list[search.Trial]:
         (["task=digits", "optim=adam", "optim.lr=1"], "optim.lr is what is searched"),
         (["task=digits", "optim=adan"], "Did you mean adam"),
         (["task=digits", "optim=adam,lbfgs"], "optim=lbfgs: no such choice"),
+        (["task=digits", "optim=adam,sgd", "--around", "0.1,0.01"], "one task and one optimizer"),
+        (["task=digits", "optim=adam", "--around", "0.1,0"], "must be positive and finite"),
         (["task=digits", "optim=adam", "--jobs", "0"], "--jobs=0: must be at least 1"),
         (["task=digits", "optim=adam", "--steps", "5", "--seeds", "3"], "3 is for results"),
         (
