@@ -259,6 +259,11 @@ def test_command_writes_a_file_that_composes(tmp_path, monkeypatch, capsys) -> N
         "--finalists 2 --select train" in text
     )
     assert str(tmp_path) not in text
+    assert tune.main([*arguments, "schedule.name=cosine", "--around", "0.02,0.001"]) == 0
+    assert "--draw-seed 0 --around 0.02,0.001\n" in written[path]
+    space = written[path].partition("# Space: ")[2].partition("\n")[0]
+    assert space.startswith("lr 0.00667..0.06 and field_lr / lr 0.0167..0.15, log-uniform;")
+    assert "constant" not in space
 
 
 def _composed(configure) -> list[search.Trial]:
@@ -289,6 +294,13 @@ def _composed(configure) -> list[search.Trial]:
 def test_mistakes_are_explained(arguments, message, capsys) -> None:
     assert tune.main(arguments) == 1
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("typed", ["0.1", "0.1,x", "0.1,0.1,0.1"])
+def test_rates_to_look_around_are_two_numbers(typed, capsys) -> None:
+    with pytest.raises(SystemExit):
+        tune.main(["task=digits", "optim=adam", "--around", typed])
+    assert f"{typed}: give two rates, as 0.01,0.001" in capsys.readouterr().err
 
 
 def test_files_are_written_whole(tmp_path) -> None:
