@@ -20,9 +20,7 @@ import itertools
 import json
 import logging
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from scripts.pool import INTERRUPTED, run_all
 from scripts.search import RATES, Changes, Space, render, search, steps_in
 from tasks import cli
 from tasks.data.errors import DataError
+from tasks.files import written_whole
 from tasks.report.console import console
 from tasks.results import ResultsError
 from tasks.settings import ConfigError, require_choice
@@ -63,16 +62,8 @@ def remembered(path: Path, asked: Mapping[str, Any], measure: Callable[[], int])
 
 def write(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypedDict
 
 import yaml
 
+from tasks.files import written_whole
 from tasks.settings import Settings, config_hash
 
 
@@ -78,16 +79,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     Raises:
         ResultsError: the disk is full, or the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explained("write", path):
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with explained("write", path), written_whole(path) as file:
+        write(file)
 
 
 def run_folder(settings: Settings) -> Path:

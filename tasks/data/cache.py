@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tasks.data.unpack import BROKEN
+from tasks.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def prepared(beside: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (*BROKEN, ValueError, KeyError) as error:
         logger.warning("%s cannot be read and is made again: %s", path, error)
     arrays = build()
     try:
@@ -54,12 +55,5 @@ def _folder(beside: Path) -> Path:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes any keyword for allow_pickle
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes any keyword for allow_pickle

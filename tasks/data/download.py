@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -37,20 +37,26 @@ class _TransferError(Exception):
         self.final = final
 
 
-def obtain(urls: Sequence[str], path: Path, checksum: str | None) -> Path:
+Check = Callable[[Path], None]
+"""Raises a :class:`DataError` for a file whose content is not right."""
+
+
+def obtain(
+    urls: Sequence[str], path: Path, checksum: str | None, check: Check | None = None
+) -> Path:
     """The file at ``path``, checked; downloaded first where it is missing.
 
     Args:
         urls: the official address and its mirrors, tried in this order.
         path: where the file is or goes.
-        checksum: ``md5:...`` or ``sha256:...``; ``None`` where the source publishes none, and the
-            content is checked instead.
+        checksum: ``md5:...`` or ``sha256:...``; ``None`` where the source publishes none.
+        check: looks into what was downloaded, where there is no checksum.
 
     Raises:
         DataError: the file is not what it should be, or missing and cannot be downloaded.
     """
     if not path.is_file():
-        return fetch(urls, path, checksum)
+        return fetch(urls, path, checksum, check)
     if checksum is not None:
         command = _command(urls[0], path)
         verify(path, checksum, f"Delete it and run again, or replace it with: {command}")
@@ -61,6 +67,7 @@ def fetch(
     urls: Sequence[str],
     path: Path,
     checksum: str | None,
+    check: Check | None = None,
     *,
     timeout: float = 30.0,
     attempts: int = 3,
@@ -72,6 +79,8 @@ def fetch(
         urls: the official address and its mirrors, tried in this order.
         path: where it goes; its folder is made.
         checksum: ``md5:...`` or ``sha256:...``, or ``None`` where none is known.
+        check: looks into the file before it gets its name, where there is no checksum; a file that
+            it refuses is thrown away.
         timeout: seconds without a byte after which a connection counts as stalled.
         attempts: per address; each continues where the last one broke off.
         pause: seconds before the second attempt, doubled before each further one.
@@ -89,7 +98,7 @@ def fetch(
         with FileLock(lock):  # parallel runs download once
             if path.is_file():
                 return obtain(urls, path, checksum)
-            problems = _try_all(urls, part, checksum, timeout, attempts, pause)
+            problems = _try_all(urls, part, checksum, check, timeout, attempts, pause)
             if problems is None:
                 os.replace(part, path)
                 lock.unlink(missing_ok=True)  # those who wait for it find the file
@@ -117,6 +126,7 @@ def _try_all(
     urls: Sequence[str],
     part: Path,
     checksum: str | None,
+    check: Check | None,
     timeout: float,
     attempts: int,
     pause: float,
@@ -135,17 +145,28 @@ def _try_all(
                 if error.final:
                     break
                 continue
-            if checksum is None:
-                return None
-            found = digest(part, checksum.partition(":")[0])
-            if found == checksum:
+            refusal = _refusal(part, checksum, check)
+            if refusal is None:
                 return None
             part.unlink()
-            problem = f"expected {checksum}, found {found}"
+            problem = refusal
             if not resumed:  # the address itself serves something else
                 break
         problems.append(f"{url}: {problem}")
     return problems
+
+
+def _refusal(part: Path, checksum: str | None, check: Check | None) -> str | None:
+    """What is wrong with a file that arrived, or ``None``."""
+    if checksum is not None:
+        found = digest(part, checksum.partition(":")[0])
+        return None if found == checksum else f"expected {checksum}, found {found}"
+    if check is not None:
+        try:
+            check(part)
+        except DataError as error:
+            return f"what came is not the file ({error})"
+    return None
 
 
 def _transfer(url: str, part: Path, timeout: float) -> None:
@@ -158,7 +179,7 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
     if offset:
         request.add_header("Range", f"bytes={offset}-")
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with _connected(request, timeout) as response:
             _receive(response, part, offset, url)
     except urllib.error.HTTPError as error:
         error.close()
@@ -167,9 +188,29 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
             raise _TransferError("the partial file could not be continued") from error
         final = 400 <= error.code < 500 and error.code not in (408, 429)
         raise _TransferError(f"HTTP {error.code} {error.reason}", final=final) from error
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
-        reason = getattr(e, "reason", None) or e
-        raise _TransferError(f"{type(e).__name__}: {reason}") from e
+    except (urllib.error.URLError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise _TransferError(f"{type(error).__name__}: {reason}") from error
+    except ValueError as error:  # a redirect to what is no address
+        raise _TransferError(f"{type(error).__name__}: {error}", final=True) from error
+
+
+def _connected(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
+    try:
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.URLError:
+        raise
+    except OSError as error:  # while the answer's head was read
+        raise _TransferError(f"{type(error).__name__}: {error}") from error
+    return response
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """What has come of the content; whatever goes wrong here is the network's doing."""
+    try:
+        return response.read1(_CHUNK)
+    except OSError as error:
+        raise _TransferError(f"{type(error).__name__}: {error}") from error
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, offset: int, url: str) -> None:
@@ -183,7 +224,7 @@ def _receive(response: http.client.HTTPResponse, part: Path, offset: int, url: s
         task = progress.add_task(Path(urllib.parse.urlsplit(url).path).name, total=total)
         progress.update(task, completed=begin)
         received = begin
-        while chunk := response.read1(_CHUNK):
+        while chunk := _read(response):
             file.write(chunk)
             received += len(chunk)
             progress.update(task, completed=received)

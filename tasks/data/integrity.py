@@ -21,11 +21,17 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
     Args:
         path: the file.
         algorithm: ``md5`` (what most official sources publish) or ``sha256``.
+
+    Raises:
+        DataError: it cannot be read.
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm={algorithm!r}: must be one of {', '.join(ALGORITHMS)}.")
-    with path.open("rb") as file:
-        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+    try:
+        with path.open("rb") as file:
+            return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from error
 
 
 def verify(path: Path, expected: str, remedy: str) -> None:

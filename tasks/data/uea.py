@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +101,9 @@ def read_uea(name: str, root: Path) -> Series:
             return _from_archive(name, whole)
         if embedded is not None:
             return _check(name, embedded, _parse(embedded))
-    return _from_archive(name, obtain([f"{site}{name}.zip" for site in _SITES], archive, None))
+    urls = [f"{site}{name}.zip" for site in _SITES]
+    obtain(urls, archive, None, check=partial(_require_parts, name))
+    return _from_archive(name, archive)
 
 
 def _embedded(name: str) -> list[Path] | None:
@@ -112,15 +117,28 @@ def _embedded(name: str) -> list[Path] | None:
     return [folder / f"{name}_{part}.ts" for part in ("TRAIN", "TEST")]
 
 
+@contextmanager
+def _unpacked(name: str, archive: Path) -> Iterator[list[Path]]:
+    """Both parts of a data set, out of an archive."""
+    found = {Path(member).name: member for member in member_names(archive)}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{name}_{part}.ts" for part in ("TRAIN", "TEST")]
+        for path in paths:
+            if path.name not in found:
+                raise DataError(f"{archive}: has no {path.name}. Delete it and run again.")
+        unpack(archive, {found[path.name]: path for path in paths})
+        yield paths
+
+
+def _require_parts(name: str, archive: Path) -> None:
+    """Raise a :class:`DataError` unless an archive is whole and has both parts."""
+    with _unpacked(name, archive):
+        pass
+
+
 def _from_archive(name: str, archive: Path) -> Series:
     def build() -> dict[str, NDArray[Any]]:
-        found = {Path(member).name: member for member in member_names(archive)}
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / f"{name}_{part}.ts" for part in ("TRAIN", "TEST")]
-            for path in paths:
-                if path.name not in found:
-                    raise DataError(f"{archive}: has no {path.name}. Delete it and run again.")
-            unpack(archive, {found[path.name]: path for path in paths})
+        with _unpacked(name, archive) as paths:
             return _parse(paths, archive)
 
     key = f"{name}-{digest(archive).removeprefix('sha256:')[:16]}-{_VERSION}"

@@ -7,10 +7,8 @@ archive chooses where it goes. An archive with a member that tries to is refused
 from __future__ import annotations
 
 import gzip
-import os
-import shutil
+import lzma
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,8 +17,19 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from tasks.data.errors import DataError
+from tasks.files import written_whole
 
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
+#: What reading a damaged archive can raise.
+BROKEN = (
+    OSError,
+    EOFError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,  # a damaged method or version
+    RuntimeError,  # a member that is encrypted, or said to be
+)
 
 #: Bytes that one member may grow to; the largest member of any data set here is 1.2 GB.
 MOST_BYTES = 4 << 30
@@ -75,7 +84,9 @@ def gunzip(source: Path, target: Path) -> None:
     try:
         with gzip.open(source) as stream:
             write_stream(stream, target)
-    except _BROKEN as error:
+    except DataError:
+        raise
+    except BROKEN as error:
         raise DataError(f"{source}: broken archive: {error}. Delete it and run again.") from error
 
 
@@ -88,15 +99,19 @@ class Readable(Protocol):
 
 def write_stream(source: Readable, target: Path) -> None:
     """Copy a stream to a file that appears when it is complete."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            shutil.copyfileobj(source, file, 1 << 20)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        with written_whole(target) as file:
+            while block := _read(source):
+                file.write(block)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {error}.") from error
+
+
+def _read(source: Readable) -> bytes:
+    try:
+        return source.read(1 << 20)
+    except OSError as error:  # of a damaged member, not of the disk that is written to
+        raise EOFError(str(error)) from error
 
 
 @contextmanager
@@ -108,7 +123,9 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         else:
             with tarfile.open(archive) as tarred:
                 yield tarred
-    except _BROKEN as error:
+    except DataError:
+        raise
+    except BROKEN as error:
         raise DataError(f"{archive}: broken archive: {error}. Delete it and run again.") from error
 
 
