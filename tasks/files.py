@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+
+def may_write(folder: Path) -> bool:
+    """Whether a folder is there and is not meant to be left alone.
+
+    Permission bits count too: an administrator may write everywhere.
+    """
+    return (
+        folder.is_dir()
+        and os.access(folder, os.W_OK)
+        and bool(folder.stat().st_mode & stat.S_IWUSR)
+    )
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.data.unpack import BROKEN
-from tasks.files import written_whole
+from tasks.files import may_write, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +32,7 @@ def prepared(beside: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         pass
-    except (*BROKEN, ValueError, KeyError) as error:
+    except Exception as error:  # of a damaged file, almost anything
         logger.warning("%s cannot be read and is made again: %s", path, error)
     arrays = build()
     try:
@@ -46,8 +43,7 @@ def prepared(beside: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
 
 
 def _folder(beside: Path) -> Path:
-    # Permission bits too: an administrator may write where a data set is meant to be left alone.
-    if beside.is_dir() and os.access(beside, os.W_OK) and beside.stat().st_mode & stat.S_IWUSR:
+    if may_write(beside):
         return beside / ".prepared"
     from platformdirs import user_cache_path
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import codecs
 import pickle
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tasks.data.errors import DataError
 from tasks.data.integrity import digest, require_shape
 from tasks.data.torchvision_compat import torchvision_datasets
 from tasks.data.unpack import unpack
+from tasks.files import may_write
 
 Part = tuple[NDArray[np.uint8], NDArray[Any]]
 ROWS = 10000  # of a batch file
@@ -43,9 +46,20 @@ def read_cifar10_files(root: Path) -> tuple[Part, Part, str]:
         return train, test, f"subset: {counts}, in the official order"
     files = dict(cifar.train_list + cifar.test_list + [(cifar.meta["filename"], cifar.meta["md5"])])
     batches = [name for name, _ in cifar.train_list + cifar.test_list]
-    if not all((folder / name).is_file() for name in batches):
-        obtain([cifar.url], archive, f"md5:{cifar.tgz_md5}")
-        unpack(archive, {f"{cifar.base_folder}/{name}": folder / name for name in files})
+    if all((folder / name).is_file() for name in batches):
+        return _from_batches(root, cifar, files, batches)
+    obtain([cifar.url], archive, f"md5:{cifar.tgz_md5}")
+    with tempfile.TemporaryDirectory() as temporary:
+        base = root if may_write(root) else Path(temporary)
+        members = {f"{cifar.base_folder}/{name}" for name in files}
+        unpack(archive, {member: base / member for member in members})
+        return _from_batches(base, cifar, files, batches)
+
+
+def _from_batches(
+    root: Path, cifar: Any, files: Mapping[str, str], batches: Sequence[str]
+) -> tuple[Part, Part, str]:
+    folder = root / cifar.base_folder
     official = all(
         (folder / name).is_file() and digest(folder / name, "md5") == f"md5:{md5}"
         for name, md5 in files.items()

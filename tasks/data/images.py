@@ -14,10 +14,18 @@ from numpy.typing import NDArray
 from tasks.data.cifar10 import read_cifar10_files
 from tasks.data.download import obtain
 from tasks.data.errors import DataError
-from tasks.data.integrity import require_classes, require_shape
+from tasks.data.integrity import require_classes, require_shape, verify
 from tasks.data.splits import stratified_thirds
 from tasks.data.torchvision_compat import torchvision_datasets
 from tasks.data.unpack import gunzip
+
+#: Checksums of MNIST's files unpacked; torchvision has those of the archives only.
+MNIST_UNPACKED = {
+    "train-images-idx3-ubyte": "md5:6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "md5:a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "md5:2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "md5:27ae3e4e09519cfbb04c329615203637",
+}
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -81,6 +89,7 @@ def read_mnist(root: Path) -> Images:
             packed, plain = raw / name, raw / Path(name).stem
             unpacked = Path(folder) / "MNIST" / "raw" / plain.name
             if plain.is_file() and not packed.is_file():
+                verify(plain, MNIST_UNPACKED[plain.name], _again(plain))
                 unpacked.parent.mkdir(parents=True, exist_ok=True)
                 unpacked.symlink_to(plain.resolve())
             else:
@@ -146,6 +155,13 @@ def read_cifar10(root: Path) -> Images:
 
 def _checked(where: Path, pixels: NDArray[Any], labels: NDArray[Any]) -> tuple[Pixels, Labels]:
     require_shape(where, labels, (len(pixels),))
+    for what, values in (("pixels", pixels), ("labels", labels)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise DataError(f"{where}: {what} must be integers, found {values.dtype}.")
+    if pixels.min() < 0 or pixels.max() > 255:
+        raise DataError(
+            f"{where}: pixels must be 0 to 255, found {pixels.min()} to {pixels.max()}."
+        )
     labels = labels.astype(np.int64)
     require_classes(where, labels, 10)
     return np.ascontiguousarray(pixels, dtype=np.uint8), labels

@@ -6,12 +6,14 @@ data: doi 10.5281/zenodo.1161203.
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from tasks.data.cache import Arrays, prepared
 from tasks.data.download import obtain
@@ -29,6 +31,7 @@ URLS = (
     "https://zenodo.org/api/records/1161203/files/data.tar.gz/content",
 )
 MINIBOONE_ROWS = 36488
+MINIBOONE_VALID, MINIBOONE_TEST = 3284, 3648
 _VERSION = 1
 
 
@@ -42,7 +45,7 @@ def read_miniboone_rows(root: Path) -> Parts:
         root: has ``maf/miniboone/data.npy``, ``miniboone/data.npy``, or ``maf/data.tar.gz``; or
             only MAF's validation and test rows, ``miniboone/val.npy`` and ``test.npy``, of which
             the former is then divided 90/10 for training and validation. Otherwise the archive
-            (850 MB) is downloaded.
+            (850 MB) is downloaded. What is read of it is kept in ``maf/.prepared``.
 
     Raises:
         DataError: a file is missing and cannot be had, damaged, or not what it should be.
@@ -55,9 +58,16 @@ def read_miniboone_rows(root: Path) -> Parts:
     archive = _archive(root)
     if not archive.is_file() and valid.is_file() and test.is_file():
         return _miniboone_subset(valid, test)
-    obtain(URLS, archive, ARCHIVE_MD5)
-    unpack(archive, {_member(archive, "miniboone/data.npy"): plain[0]})
-    return _miniboone(_load(plain[0]), plain[0])
+
+    def build() -> Arrays:
+        obtain(URLS, archive, ARCHIVE_MD5)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "data.npy"
+            unpack(archive, {_member(archive, "miniboone/data.npy"): path})
+            return {"rows": _load(path)}
+
+    key = f"miniboone-{ARCHIVE_MD5.removeprefix('md5:')[:16]}-{_VERSION}"
+    return _miniboone(prepared(archive.parent, key, build)["rows"], archive)
 
 
 def read_gas_rows(root: Path) -> Parts:
@@ -115,8 +125,10 @@ def _member(archive: Path, ending: str) -> str:
 
 def _load(path: Path) -> Rows:
     try:
-        rows: Rows = np.load(path, allow_pickle=False).astype(np.float64)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            stored = np.lib.format.read_array(file, allow_pickle=False)
+        rows: Rows = stored.astype(np.float64, casting="same_kind")
+    except (OSError, ValueError, EOFError, TypeError, MemoryError) as error:
         raise DataError(
             f"{path}: truncated, or no NumPy array ({error}). Delete it and run again with a "
             "network, and it is taken from MAF's archive."
@@ -137,6 +149,8 @@ def _miniboone(rows: Rows, path: Path) -> Parts:
 
 def _miniboone_subset(valid_path: Path, test_path: Path) -> Parts:
     valid, test = _load(valid_path), _load(test_path)
+    require_shape(valid_path, valid, (MINIBOONE_VALID, 43))
+    require_shape(test_path, test, (MINIBOONE_TEST, 43))
     cut = len(valid) - len(valid) // 10
     return (
         valid[:cut],
@@ -147,6 +161,31 @@ def _miniboone_subset(valid_path: Path, test_path: Path) -> Parts:
     )
 
 
+#: Modules whose names have changed since pandas 0.2 and NumPy 1.
+_MOVED = (
+    ("pandas.indexes", "pandas.core.indexes"),
+    ("pandas.core.index", "pandas.core.indexes.base"),
+    ("numpy.core", "numpy._core"),
+)
+
+
+class _Python2Unpickler(pickle.Unpickler):
+    """Opens data frames that pandas wrote under Python 2, which pandas 3 itself no longer does."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="latin1")  # Python 2's strings are bytes
+
+    @override
+    def find_class(self, module: str, name: str) -> Any:
+        for old, new in _MOVED:
+            if module == old or module.startswith(f"{old}."):
+                module = new + module.removeprefix(old)
+                break
+        if name in ("Int64Index", "UInt64Index", "Float64Index"):  # one class since pandas 2
+            module, name = "pandas.core.indexes.base", "Index"
+        return super().find_class(module, name)
+
+
 def _open_gas(archive: Path) -> Rows:
     import pandas as pd
 
@@ -155,7 +194,8 @@ def _open_gas(archive: Path) -> Rows:
         path = Path(folder) / "ethylene_CO.pickle"
         unpack(archive, {_member(archive, f"gas/{path.name}"): path})
         try:
-            frame = pd.read_pickle(path)
+            with path.open("rb") as file:
+                frame = _Python2Unpickler(file).load()
             kept = frame.drop(columns=["Meth", "Eth", "Time"]).to_numpy(dtype=np.float64)
         except Exception as error:  # a pickle of another pandas can fail anywhere
             raise DataError(

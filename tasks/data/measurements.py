@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,13 +75,19 @@ def read_walker2d(root: Path) -> list[NDArray[np.float32]]:
         if packed.is_file():
             with packed.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 data, lengths = stored["data"], stored["lengths"]
+            if lengths.sum() != len(data):
+                raise DataError(
+                    f"{packed}: the lengths add up to {lengths.sum()} frames, found {len(data)}."
+                )
             rollouts = np.split(data, np.cumsum(lengths)[:-1])
         else:
             files = sorted(folder.glob("*.npy"))
             if not files:
                 _find(folder, (packed.name,), "the Walker2d roll-outs (walker.zip of ODE-LSTM)")
             rollouts = [np.load(path, allow_pickle=False) for path in files]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged zip or NumPy header can raise almost anything
         raise DataError(f"{folder}: cannot be read: {error}. Fetch walker.zip again.") from error
     if len(rollouts) != WALKER_ROLLOUTS:
         raise DataError(f"{folder}: expected {WALKER_ROLLOUTS} roll-outs, found {len(rollouts)}.")

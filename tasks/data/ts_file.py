@@ -44,10 +44,12 @@ def read_ts(path: Path, where: object | None = None) -> TsFile:
     """
     where = path if where is None else where
     header = _header(path, where)
-    cases, names = _cases(path, where)
     declared = tuple(header.get("classlabel", ["false"])[1:])
     if not declared:
         raise DataError(f"{where}: the header declares no classes (@classLabel true ...).")
+    if len(set(declared)) < len(declared):  # sktime reads names in lower case
+        raise DataError(f"{where}: the header declares classes that differ in case at most.")
+    cases, names = _cases(path, where)
     lengths = np.array([[len(channel) for channel in case] for case in cases])
     longest = int(lengths.max())
     values = np.full((*lengths.shape, longest), np.nan)

@@ -42,8 +42,8 @@ class TanhField(nn.Module):
 class GatedCell(nn.Module):
     """A gated recurrent unit whose input side is computed for a whole series at once.
 
-    The reset and update gates have one bias each, so the number of parameters is the paper's, not
-    that of :class:`torch.nn.GRUCell`.
+    The reset and update gates have one bias each, so the cell has fewer parameters than
+    :class:`torch.nn.GRUCell`.
 
     Args:
         inputs: channels of an observation.
@@ -99,8 +99,8 @@ class SeriesRNN(nn.Module, ABC):
         """Logits of a batch of series.
 
         Args:
-            observations: inputs at the grid points; whatever stands where nothing was observed is
-                not read.
+            observations: inputs at the grid points; finite where nothing was observed too, though
+                what stands there changes nothing.
             observed: whether anything was observed at a grid point.
             last: index of each series' last observation.
         """

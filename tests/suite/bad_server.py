@@ -14,7 +14,9 @@ class BadServer:
     ``/good``, ``/redirect``, ``/corrupt``, ``/missing`` (404), ``/broken`` (500), ``/truncate``
     (breaks off in the middle, every time), ``/once`` (breaks off the first time, continues after),
     ``/norange`` (likewise, but starts over when asked to continue), ``/stall`` (stops in the middle
-    and keeps the connection), ``/elsewhere`` (continues at another place than asked).
+    and keeps the connection), ``/elsewhere`` (continues at another place than asked), ``/lost``
+    (redirects to what is no address), ``/page`` (an error page, as if it were the file),
+    ``/short`` (half of the content, and no length that says so).
 
     Attributes:
         content: the bytes served.
@@ -60,6 +62,15 @@ class BadServer:
                     self.send_header("Location", outer.url("good"))
                     self.send_header("Content-Length", "0")
                     self.end_headers()
+                elif how == "lost":
+                    self.send_response(302)
+                    self.send_header("Location", "http://[bad")
+                    self.end_headers()
+                elif how in ("page", "short"):
+                    self.send_response(200)
+                    self.end_headers()
+                    half = outer.content[: len(outer.content) // 2]
+                    self.wfile.write(b"<html>soon back</html>" if how == "page" else half)
                 elif how in ("missing", "broken"):
                     self.send_error(404 if how == "missing" else 500)
                 else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import os
+import ssl
 import threading
 from pathlib import Path
 
@@ -110,6 +113,49 @@ def test_continuation_at_another_place_is_refused(bad_server: BadServer, tmp_pat
 @pytest.mark.parametrize("first", ["truncate", "missing", "corrupt", "stall"])
 def test_mirror_takes_over(bad_server: BadServer, tmp_path: Path, first: str) -> None:
     target = fetch(bad_server, tmp_path / "file.bin", first, "good", attempts=1)
+    assert target.read_bytes() == bad_server.content
+
+
+@pytest.mark.parametrize(
+    "error", [ssl.SSLError("bad record"), OSError(errno.EHOSTUNREACH, "No route to host")]
+)
+def test_connection_that_breaks_is_no_disk_that_is_full(
+    bad_server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    errors = [error]
+    read1 = http.client.HTTPResponse.read1
+
+    def once(response: http.client.HTTPResponse, size: int = -1) -> bytes:
+        if errors:
+            raise errors.pop()
+        return read1(response, size)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read1", once)
+    target = fetch(bad_server, tmp_path / "file.bin", "good")
+    assert target.read_bytes() == bad_server.content
+    assert len(bad_server.requests) == 2
+
+
+def test_redirect_to_nowhere(bad_server: BadServer, tmp_path: Path) -> None:
+    target = fetch(bad_server, tmp_path / "file.bin", "lost", "good")
+    assert target.read_bytes() == bad_server.content
+    assert len(bad_server.requests) == 2  # the first is not asked again
+
+
+@pytest.mark.parametrize("how", ["page", "short"])
+def test_content_is_looked_into_where_no_checksum_is_known(
+    bad_server: BadServer, tmp_path: Path, how: str
+) -> None:
+    def check(path: Path) -> None:
+        if path.read_bytes() != bad_server.content:
+            raise DataError("not it")
+
+    target = tmp_path / "file.bin"
+    with pytest.raises(DataError, match=r"what came is not the file \(not it\)"):
+        download.fetch([bad_server.url(how)], target, None, check)
+    assert left_over(tmp_path) == []
+    assert not target.with_name("file.bin.part").exists()
+    download.fetch([bad_server.url(how), bad_server.url("good")], target, None, check)
     assert target.read_bytes() == bad_server.content
 
 

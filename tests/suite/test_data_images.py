@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from tasks.data import cifar10, download
+from tasks.data import cifar10, download, images
 from tasks.data.errors import DataError
 from tasks.data.images import read_cifar10, read_digits, read_mnist, read_svhn
 from tasks.data.torchvision_compat import torchvision_datasets
@@ -92,11 +92,22 @@ def test_mnist_unpacked(tmp_path: Path, monkeypatch: Patch) -> None:
     for packed in list(raw.glob("*.gz")):
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
         packed.unlink()
+    known = {path.name: f"md5:{md5(path)}" for path in raw.iterdir()}
+    assert known.keys() == images.MNIST_UNPACKED.keys()
+    monkeypatch.setattr(images, "MNIST_UNPACKED", known)
     assert read_mnist(tmp_path).train[0].shape == (60000, 1, 28, 28)
     part = raw / "train-images-idx3-ubyte"
-    part.write_bytes(part.read_bytes()[:1000])
-    with pytest.raises(DataError, match="not in MNIST's format"):
+    content = bytearray(part.read_bytes())
+    content[5000] = 1  # one pixel
+    part.write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged or not the official file.*Delete"):
         read_mnist(tmp_path)
+
+
+def test_checksums_of_mnist_unpacked(real_data: Path) -> None:
+    for name, known in images.MNIST_UNPACKED.items():
+        packed = real_data / "MNIST" / "raw" / f"{name}.gz"
+        assert known == f"md5:{hashlib.md5(gzip.decompress(packed.read_bytes())).hexdigest()}"
 
 
 def test_truncated_mnist(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -265,6 +276,45 @@ def test_rebuilt_cifar10_executes_nothing(
     folder = write_cifar10(tmp_path, monkeypatch, official=False)
     (folder / "data_batch_2").write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(DataError, match="data_batch_2: not a CIFAR-10 batch"):
+        read_cifar10(tmp_path)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_official_cifar10_archive_in_a_folder_that_is_read_only(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    folder = write_cifar10(tmp_path / "source", monkeypatch, official=True)
+    cifar = torchvision_datasets().CIFAR10
+    root = tmp_path / "root"
+    root.mkdir()
+    with tarfile.open(root / cifar.filename, "w:gz") as file:
+        file.add(folder, arcname=cifar.base_folder)
+    monkeypatch.setattr(cifar, "tgz_md5", md5(root / cifar.filename))
+    root.chmod(0o555)
+    try:
+        assert read_cifar10(root).provenance == "complete"
+    finally:
+        root.chmod(0o755)
+    assert [path.name for path in root.iterdir()] == [cifar.filename]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "said"),
+    [
+        (lambda x: x.astype(float), lambda y: y, "pixels must be integers, found float64"),
+        (lambda x: x.astype(int) + 1, lambda y: y, "pixels must be 0 to 255, found 1 to 256"),
+        (lambda x: x, lambda y: y + 0.5, "labels must be integers, found float64"),
+    ],
+)
+def test_numbers_that_are_no_pixels(
+    tmp_path: Path, pixels: Callable[[Any], Any], labels: Callable[[Any], Any], said: str
+) -> None:
+    path = tmp_path / cifar10.SUBSET
+    path.parent.mkdir()
+    x, y = np.full((20, 3, 32, 32), 255, np.uint8), np.arange(20) % 10
+    x[0] = 0
+    np.savez(path, x_train=pixels(x), y_train=labels(y), x_test=x, y_test=y)
+    with pytest.raises(DataError, match=said):
         read_cifar10(tmp_path)
 
 

@@ -16,14 +16,19 @@ import pytest
 from tasks.data import download, maf
 from tasks.data.errors import DataError
 from tasks.data.tables import read_gas, read_miniboone
+from tests.suite import python2_pickle
 from tests.suite.bad_server import BadServer, unreachable
+from tests.suite.python2_pickle import Named
 
 Patch = pytest.MonkeyPatch
+OFFICIAL = {name: getattr(maf, name) for name in ("MINIBOONE_VALID", "MINIBOONE_TEST")}
 
 
 @pytest.fixture(autouse=True)
 def _small_and_impatient(monkeypatch: Patch) -> None:
     monkeypatch.setattr(maf, "MINIBOONE_ROWS", 1000)
+    monkeypatch.setattr(maf, "MINIBOONE_VALID", 200)
+    monkeypatch.setattr(maf, "MINIBOONE_TEST", 100)
     monkeypatch.setattr(maf, "URLS", (unreachable(),))
     defaults = {"timeout": 1.0, "attempts": 1, "pause": 0.0}
     monkeypatch.setattr(download.fetch, "__kwdefaults__", defaults)
@@ -95,6 +100,16 @@ def test_miniboone_out_of_the_archive(
     np.testing.assert_array_equal(read_miniboone(tmp_path, 0).train, first.train)
 
 
+def test_miniboone_out_of_a_folder_that_is_read_only(tmp_path: Path, monkeypatch: Patch) -> None:
+    packed = archive(tmp_path, monkeypatch, **{"miniboone/data.npy": npy(miniboone_rows())})
+    packed.parent.chmod(0o555)
+    try:
+        assert len(read_miniboone(tmp_path, 0).train) == 810
+    finally:
+        packed.parent.chmod(0o755)
+    assert [path.name for path in packed.parent.iterdir()] == [packed.name]
+
+
 def test_miniboone_subset_says_so(tmp_path: Path) -> None:
     (tmp_path / "miniboone").mkdir()
     for name, part in (("val", miniboone_rows()[:200]), ("test", miniboone_rows()[200:300])):
@@ -108,7 +123,9 @@ def test_miniboone_subset_says_so(tmp_path: Path) -> None:
     assert "not its training rows" in table.provenance
 
 
-def test_official_miniboone_subset(real_data: Path) -> None:
+def test_official_miniboone_subset(real_data: Path, monkeypatch: Patch) -> None:
+    for name, value in OFFICIAL.items():
+        monkeypatch.setattr(maf, name, value)
     if not (real_data / "miniboone" / "val.npy").is_file():
         pytest.skip("the whole of MINIBOONE is there")
     table = read_miniboone(real_data, 0)
@@ -119,6 +136,8 @@ def test_official_miniboone_subset(real_data: Path) -> None:
     ("change", "said"),
     [
         (lambda rows: rows[:-1], "shape"),
+        (lambda rows: rows + 1j, "complex128"),
+        (lambda rows: np.rec.fromarrays([rows[:, 0]]), "no NumPy array"),
         (lambda rows: rows[:, :-1], "shape"),
         (lambda rows: np.where(rows == rows[7, 3], np.nan, rows), r"NaN.*index \(7, 3\)"),
     ],
@@ -141,6 +160,18 @@ def test_truncated_or_pickled_miniboone(tmp_path: Path) -> None:
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="no NumPy array"):
         read_miniboone(tmp_path, 0)
+    for content in (b"PK\x03\x04 and no zip", b"<html>"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="no NumPy array"):
+            read_miniboone(tmp_path, 0)
+
+
+def test_miniboone_subset_of_other_rows(tmp_path: Path) -> None:
+    (tmp_path / "miniboone").mkdir()
+    np.save(tmp_path / "miniboone" / "val.npy", miniboone_rows()[:200])
+    np.save(tmp_path / "miniboone" / "test.npy", miniboone_rows()[:7])
+    with pytest.raises(DataError, match=r"test.npy: expected an array of shape \(100, 43\)"):
+        read_miniboone(tmp_path, 0)
 
 
 def test_gas_as_in_maf(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -155,6 +186,24 @@ def test_gas_as_in_maf(tmp_path: Path, monkeypatch: Patch) -> None:
 
     path.unlink()  # what was prepared is kept
     np.testing.assert_array_equal(read_gas(tmp_path, 0).train, table.train)
+
+
+@pytest.mark.parametrize(
+    ("base", "rows"),
+    [
+        ("pandas.indexes.base", Named("pandas.indexes.range", "RangeIndex")),
+        ("pandas.core.indexes.base", Named("pandas.core.indexes.range", "RangeIndex")),
+        ("pandas.core.indexes.base", Named("pandas.core.indexes.numeric", "Int64Index")),
+        ("pandas.core.index", Named("pandas.core.index", "Int64Index")),
+    ],
+)
+def test_gas_as_pandas_wrote_it_under_python_2(
+    tmp_path: Path, monkeypatch: Patch, base: str, rows: Named
+) -> None:
+    gas_archive(tmp_path / "new", monkeypatch)
+    expected = read_gas(tmp_path / "new", 0)
+    gas_archive(tmp_path / "old", monkeypatch, python2_pickle.pickled(gas_frame(), base, rows))
+    np.testing.assert_array_equal(read_gas(tmp_path / "old", 0).train, expected.train)
 
 
 class Malicious:

@@ -67,6 +67,7 @@ def test_unequal_lengths_missing_values_and_classes(tmp_path: Path) -> None:
         (["1,2:3,4:a", "1,2:3,"], {}, "truncated"),
         (["1,x:3,4:a"], {}, "could not convert|no numbers"),
         ([], {}, "no cases|truncated"),
+        (GOOD, {"classes": "A a b"}, "differ in case at most"),
     ],
 )
 def test_bad_file_says_what_and_where(
@@ -76,6 +77,15 @@ def test_bad_file_says_what_and_where(
     with pytest.raises(DataError, match=said) as caught:
         read_ts(path)
     assert str(path) in str(caught.value)
+
+
+def test_header_without_classes(tmp_path: Path) -> None:
+    path = write_ts(tmp_path / "bad.ts", GOOD)
+    text = path.read_text().replace("@classLabel true a b", "@classLabel false")
+    path.write_text(text)
+    assert "@classLabel false" in text
+    with pytest.raises(DataError, match="declares no classes"):
+        read_ts(path)
 
 
 def test_truncated_header(tmp_path: Path) -> None:
@@ -141,6 +151,16 @@ def test_downloaded_where_missing(
     monkeypatch.setattr(uea, "_SITES", (bad_server.url("missing/"), bad_server.url("good/")))
     assert len(read_uea("Small", tmp_path).labels) == 4
     assert (tmp_path / "uea" / "Small.zip").is_file()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("how", ["page", "short"])
+def test_mirror_is_asked_where_the_first_site_sends_no_archive(
+    tmp_path: Path, bad_server: BadServer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    bad_server.content = archive(tmp_path / "source").read_bytes()
+    monkeypatch.setattr(uea, "_SITES", (bad_server.url(f"{how}/"), bad_server.url("good/")))
+    assert len(read_uea("Small", tmp_path).labels) == 4
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,46 @@ def test_link_or_device_is_refused(tmp_path: Path, member: tarfile.TarInfo) -> N
     assert not (tmp_path / "g").exists()
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_damage_anywhere_is_a_data_error_or_none(tmp_path: Path, method: int) -> None:
+    archive, target = tmp_path / "a.zip", tmp_path / "out"
+    with zipfile.ZipFile(archive, "w", method) as file:
+        file.writestr("a", bytes(range(256)) * 8)
+    content = archive.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        for value in (0, 255):
+            archive.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+            try:
+                unpack(archive, {"a": target})
+            except DataError:
+                refused += 1
+    assert refused > len(content)
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.zip", "out"}
+
+
+def test_encrypted_member(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", "a")
+    content = bytearray(archive.read_bytes())
+    content[6] |= 1  # the local header's flag
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the directory's
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match="encrypted"):
+        unpack(archive, {"a": tmp_path / "out"})
+
+
+def test_unpacked_files_have_the_rights_of_new_ones(tmp_path: Path) -> None:
+    unpack(zipped(tmp_path / "a.zip", "a"), {"a": tmp_path / "out"})
+    (tmp_path / "new").touch()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written"):
+        unpack(zipped(tmp_path / "a.zip", "a"), {"a": tmp_path / "file" / "a"})
+
+
 def test_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "a.zip", "a", stat.S_IFLNK | 0o777)
     with pytest.raises(DataError, match="link or device; refused"):

@@ -79,6 +79,11 @@ def test_walker_files_official_and_packed(tmp_path: Path, monkeypatch) -> None:
     for a, b, c in zip(rollouts, read_walker2d(official), read_walker2d(packed), strict=True):
         assert np.array_equal(a.astype(np.float32), b)
         assert np.array_equal(b, c)
+    for lengths in ([3, 4], [3.0, 5.0, 0.5], 8):
+        other = np.concatenate(rollouts).astype(np.float32)
+        np.savez(file, data=other, lengths=lengths)
+        with pytest.raises(DataError, match=r"add up to|cannot be read|expected 2"):
+            read_walker2d(packed)
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(DataError, match="cannot be read"):
         read_walker2d(packed)
