@@ -176,9 +176,13 @@ def estimate(job: Job, root: Path) -> float:
 
 
 def wall_factor(job: Job, root: Path) -> float:
-    """Wall time over training time of earlier runs of the same task and model; NaN without any."""
+    """Wall time over training time of earlier runs of the same task and model; NaN without any.
+
+    A run of less than an epoch is mostly its first evaluation, and tells nothing.
+    """
     relatives = _relatives(job, root, any_optim=False) or _relatives(job, root, any_optim=True)
-    factors = [r["wall"] / r["seconds"] for r in relatives if r.get("wall")]
+    whole = [r for r in relatives if r.get("wall") and r["steps"] >= r["steps_per_epoch"]]
+    factors = [r["wall"] / r["seconds"] for r in whole]
     return statistics.median(factors) if factors else math.nan
 
 

@@ -23,6 +23,8 @@ from scripts.horizon_study import horizon_markdown
 from scripts.jobs import Job, chosen, estimate, experiments, plan, wall_factor
 from scripts.pool import INTERRUPTED, run_all
 from scripts.published import PUBLISHED
+from scripts.seeds import read_seeds
+from tasks.cli import check_overrides
 from tasks.report import LeftOut, Report, Run, read_run, write_runs
 from tasks.report.console import console, show
 from tasks.report.runs import UnreadableRunError
@@ -46,11 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     root = Path(options.results)
     try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
+        seeds = read_seeds(options.seeds)
         extra = [f"results.root={root}", *options.override]
         if options.jobs < 1:
             raise ConfigError(f"--jobs={options.jobs}: must be at least 1.")
-        jobs = plan(choices, seeds, options.budget, extra)
+        if options.override:
+            check_overrides([f"experiment={choices[0]}", *options.override])
+        with err.status(f"planning {options.experiment}, which takes a second for every few runs"):
+            jobs = plan(choices, seeds, options.budget, extra)
     except (ConfigError, ValueError) as error:
         err.print(str(error))
         return 1
@@ -155,6 +160,12 @@ def _published(row: Row) -> tuple[str, list[str]]:
     found = PUBLISHED.get(row.comparison.task)
     if found is None or found.metric != row.comparison.metric:
         return "", []
+    settings = row.series.runs[0].config["optim"]
+    if (
+        settings.get("rule", "paper") != "paper"
+        or settings.get("basis", "curvature") != "curvature"
+    ):
+        return "", []  # another method under the same name
     value = found.values.get(row.series.optim)
     if value is None:
         return "", []

@@ -215,6 +215,20 @@ def steps_in(configure: Configure, seconds: float, seed: int, shelf: Shelf | Non
     return max(1, round(seconds / max(step, 1e-6)))
 
 
+def check_budget(trials: int, steps: int | None, finalists: int, seeds: Sequence[int]) -> None:
+    """Refuse what no search can be made with.
+
+    Raises:
+        ConfigError: a count below 1, or a seed of ``REPORTED_SEEDS``.
+    """
+    for name, value in (("trials", trials), ("steps", steps), ("finalists", finalists)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}={value}: must be at least 1.")
+    reserved = [seed for seed in seeds if seed in REPORTED_SEEDS]
+    if reserved:
+        raise ConfigError(f"--seeds: {reserved[0]} is for results; tune on others, such as 100.")
+
+
 def search(
     configure: Configure,
     space: Space,
@@ -251,12 +265,7 @@ def search(
     Raises:
         ConfigError: a setting that cannot be.
     """
-    for name, value in (("trials", trials), ("steps", steps), ("finalists", finalists)):
-        if value < 1:
-            raise ConfigError(f"--{name}={value}: must be at least 1.")
-    reserved = [seed for seed in seeds if seed in REPORTED_SEEDS]
-    if reserved:
-        raise ConfigError(f"--seeds: {reserved[0]} is for results; tune on others, such as 100.")
+    check_budget(trials, steps, finalists, seeds)
 
     def losses(changes: Changes, with_seeds: Sequence[int]) -> tuple[float, ...]:
         limited = {**changes, "train.max_steps": steps}

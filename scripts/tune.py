@@ -28,7 +28,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from scripts.pool import INTERRUPTED, run_all
-from scripts.search import RATES, Changes, Space, render, search, steps_in
+from scripts.search import RATES, Changes, Space, check_budget, render, search, steps_in
+from scripts.seeds import read_seeds
 from tasks import cli
 from tasks.data.errors import DataError
 from tasks.files import written_whole
@@ -127,7 +128,10 @@ def _each(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> int:
 def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     """Search for one pair, in this process."""
     out, err = console(), console(stderr=True)
-    seeds = [int(seed) for seed in options.seeds.split(",")]
+    seeds = read_seeds(options.seeds)
+    check_budget(options.trials, options.steps, options.finalists, seeds)
+    if not 0 < options.seconds < math.inf:
+        raise ConfigError(f"--seconds={options.seconds:g}: must be positive.")
     typed = _parsed(options.overrides)
     given = {key: typed[key] for key in typed if key.startswith(("optim.", "schedule."))}
     space = Space(optim, given, options.around)
@@ -177,8 +181,9 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     )
     if options.around is not None:
         command += f" --around {','.join(map(str, options.around))}"
+    measured = "" if options.steps else f" (measured here as {options.seconds:g} s)"
     about = (
-        f"{steps} steps each (measured here as {options.seconds:g} s), seed {seeds[0]}"
+        f"{steps} steps each{measured}, seed {seeds[0]}"
         + (
             f", the best {options.finalists} also {','.join(map(str, seeds[1:]))}"
             if seeds[1:]

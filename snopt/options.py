@@ -43,7 +43,7 @@ def complete(asked: Mapping[str, Any]) -> dict[str, Any]:
         if options[name] is not None:
             whole_number(name, options[name], low)
     normalize: float = asked["normalize"]
-    if not 0.0 <= normalize <= 1.0:
+    if isinstance(normalize, bool) or not 0.0 <= normalize <= 1.0:
         raise ValueError(f"normalize={normalize!r}; expected a number in [0, 1]")
     return options
 

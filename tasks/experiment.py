@@ -218,7 +218,8 @@ def _train(
     finally:
         progress.close()
         writer.finish(summary)
-    test = "".join(f" Test {k} {v:.4g}." for k, v in summary["final"].get("test", {}).items())
+    measured = {} if outcome is Outcome.DIVERGED else summary["final"].get("test", {})
+    test = "".join(f" Test {name} {value:.4g}." for name, value in measured.items())
     logger.info("%s: %s. %s%s", title, outcome, message, test)
     return summary
 

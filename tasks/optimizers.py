@@ -131,11 +131,14 @@ def call(where: str, target: Callable[..., Any], *args: Any, **keywords: Any) ->
     """
     try:
         return target(*args, **hydra.utils.instantiate(keywords, _convert_="all"))
-    except (ValueError, TypeError, InstantiationException) as error:
+    except (ValueError, TypeError, LookupError, InstantiationException) as error:
         if isinstance(error, ConfigError):
             raise
         name = getattr(target, "__name__", target)
-        raise ConfigError(f"{where}: {name} refuses its settings: {error}") from error
+        message = f"{where}: {name} refuses its settings: {error}"
+        if not isinstance(error, ValueError):  # such errors seldom name the setting
+            message += ". Given: " + ", ".join(f"{key}={value}" for key, value in keywords.items())
+        raise ConfigError(message) from error
 
 
 _FIRST = 0.1

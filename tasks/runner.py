@@ -162,7 +162,7 @@ class Runner:
             step = self.state.step + 1
             self.clock.switch("logging")
             self.writer.append([self._row("train", "batch_loss", float("nan"), step=step)])
-            ended = Outcome.DIVERGED, f"Step {step} failed: {error}."
+            ended = Outcome.DIVERGED, f"Step {step} failed: {str(error).rstrip('.')}."
         self.save()
         self.clock.switch("other")
         return ended

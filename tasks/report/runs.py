@@ -160,6 +160,8 @@ def read_run(folder: Path) -> Run:
     curves, remarks = _read_curves(folder / "metrics.jsonl")
     try:
         outcome = str(record.get("outcome") or "unfinished")
+        if outcome in FINISHED:
+            _require_whole(record, curves)
         metric, higher = _headline(record, config, curves)
         return Run(
             path=folder,
@@ -239,6 +241,20 @@ def _read_curves(path: Path) -> tuple[dict[Key, Curve], list[str]]:
         raise UnreadableRunError("metrics.jsonl has no readable row")
     remarks = [f"{damaged} unreadable line(s) in metrics.jsonl ignored"] if damaged else []
     return {key: _curve(rows) for key, rows in table.items()}, remarks
+
+
+def _require_whole(record: Mapping[str, Any], curves: Mapping[Key, Curve]) -> None:
+    """Raise unless the curves end with what the run noted at its end."""
+    for split, values in (record.get("final") or {}).items():
+        for metric, value in values.items():
+            curve = curves.get((split, metric))
+            last = math.nan if curve is None else curve.final
+            noted = _number(value)
+            if not (last == noted or (math.isnan(last) and math.isnan(noted))):
+                raise UnreadableRunError(
+                    f"metrics.jsonl is not whole: its last {split} {metric} is {last:.6g}, "
+                    f"the run ended with {noted:.6g}"
+                )
 
 
 def _curve(rows: Mapping[int, tuple[float, float, float]]) -> Curve:

@@ -81,6 +81,7 @@ def test_group_specifications() -> None:
         ({"plain": "sgd"}, r"plain='sgd'"),
         ({"rule": "adam", "momentum": 0.9}, r"momentum=0\.9.*betas"),
         ({"rule": "adam", "normalize": 1.5}, r"normalize=1\.5.*\[0, 1\]"),
+        ({"rule": "adam", "normalize": True}, r"normalize=True.*\[0, 1\]"),
         ({"rule": "paper", "normalize": 0.5}, r"normalize=0\.5 needs rule='adam'"),
     ],
 )

@@ -65,6 +65,12 @@ def test_nested_targets_are_built() -> None:
         build_optimizer({**SGD, "momentum": nested}, model())
 
 
+def test_settings_that_break_the_optimizer_are_named() -> None:
+    short = {"_target_": "torch.optim.Adam", "lr": 0.1, "betas": [0.9]}
+    with pytest.raises(ConfigError, match=r"Adam refuses its settings: .*Given: .*betas=\[0.9\]"):
+        build_optimizer(short, model())
+
+
 def test_only_lbfgs_needs_a_closure() -> None:
     parameters = [nn.Parameter(torch.zeros(2))]
     assert needs_closure(torch.optim.LBFGS(parameters))

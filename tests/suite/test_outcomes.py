@@ -53,7 +53,17 @@ def test_failed_solve_ends_the_run(tmp_path) -> None:
     summary = fake.train(tmp_path, task={"fail_at": [4]})
     assert summary["outcome"] == "diverged"
     assert "a solve failed: made to fail" in summary["message"]
+    assert not summary["message"].endswith("..")
     assert summary["steps"] == 3
+
+
+def test_a_run_that_diverged_claims_no_test_result(tmp_path, caplog) -> None:
+    with caplog.at_level("INFO", logger="tasks"):
+        fake.train(tmp_path / "a", task={"fail_at": [4]})
+        assert "diverged" in caplog.text
+        assert "Test " not in caplog.text
+        fake.train(tmp_path / "b")
+        assert "Test loss" in caplog.text
 
 
 def test_failed_solve_is_left_out(tmp_path) -> None:

@@ -111,6 +111,14 @@ def damage(folder, what):
     elif what == "buckets of text":
         record = json.loads((folder / "run.json").read_text())
         (folder / "run.json").write_text(json.dumps({**record, "buckets": {"data": "soon"}}))
+    elif what == "half the metrics":
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        last = [json.loads(line) for line in lines if '"test", "metric": "loss"' in line][-1]
+        record = json.loads((folder / "run.json").read_text())
+        record["final"] = {"test": {"loss": last["value"]}}
+        (folder / "run.json").write_text(json.dumps(record))
+        assert read_runs(folder.parent)[1] == []
+        (folder / "metrics.jsonl").write_text("\n".join(lines[: len(lines) // 2]))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +133,7 @@ def damage(folder, what):
         ("binary metrics", "no readable row"),
         ("broken config", "config.yaml cannot be read"),
         ("buckets of text", "something unexpected"),
+        ("half the metrics", "metrics.jsonl is not whole: its last test loss is"),
     ],
 )
 def test_damaged_runs_are_left_out_with_a_reason(tmp_path, what, reason):

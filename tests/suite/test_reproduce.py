@@ -5,6 +5,8 @@ import yaml
 
 from scripts import jobs, reproduce
 from scripts.published import PUBLISHED
+from tasks.report import write_runs
+from tasks.report.runs import read_runs
 from tests.suite.made_up_runs import made_up_run
 
 BASE = {
@@ -175,6 +177,39 @@ def test_unknown_experiments_and_keys_are_explained(conf, tmp_path, capsys):
     assert "paper/flows" in capsys.readouterr().err
     assert command(tmp_path, "train.max_epoch=3", "--dry-run") == 1
     assert "max_epoch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optim.lrr=3"], "optim.lrr: no such key. Did you mean lr"),
+        (["horizon=fedback"], "Did you mean feedback"),
+        (["--seeds", "0,0"], "a seed is given twice"),
+        (["--seeds", "0,x"], "--seeds=0,x: give whole numbers"),
+        (["--seeds", ""], "--seeds=: give whole numbers"),
+    ],
+)
+def test_mistakes_are_explained_as_those_of_run_py(arguments, message, capsys):
+    assert reproduce.main(["paper/flows/circle-adam", "--dry-run", *arguments]) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_papers_number_stands_beside_the_papers_method_only(tmp_path):
+    for rule in ("paper", "adam"):
+        made_up_run(
+            tmp_path,
+            task="circle",
+            optim="snopt",
+            metric="nll",
+            higher_is_better=False,
+            config_hash=rule,
+            optim_settings={"rule": rule},
+        )
+    runs, left_out = read_runs(tmp_path)
+    text = reproduce._markdown(write_runs(runs, left_out, tmp_path, tmp_path / "out"))
+    cells = {line.split(" | ")[2]: line.split(" | ")[-1] for line in text.splitlines()[2:4]}
+    assert cells == {"snopt (rule=paper)": "0.86 |", "snopt (rule=adam)": " |"}
+    assert "ours are a guess" in text
 
 
 def test_published_numbers_name_their_source():

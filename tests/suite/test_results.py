@@ -2,12 +2,14 @@ import errno
 import json
 import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from tasks import checkpoint
+from tasks.files import written_whole
 from tasks.results import ResultsError, Row, RunFolder, finite, write_atomically
 from tasks.settings import config_hash
 from tests.suite import fake
@@ -126,6 +128,20 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path) -> None:
         write_atomically(path, fill)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_file_is_written_whole_with_the_rights_of_a_new_one(tmp_path) -> None:
+    path = tmp_path / "new" / "file"
+    with suppress(KeyboardInterrupt), written_whole(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert os.listdir(path.parent) == []
+    with written_whole(path) as file:
+        file.write(b"whole")
+    (tmp_path / "other").touch()
+    assert path.read_bytes() == b"whole"
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert os.listdir(path.parent) == ["file"]
 
 
 def test_checkpoint_on_a_full_disk(tmp_path) -> None:

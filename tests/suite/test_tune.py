@@ -284,14 +284,17 @@ def _composed(configure) -> list[search.Trial]:
         (["task=digits", "optim=adam,sgd", "--around", "0.1,0.01"], "one task and one optimizer"),
         (["task=digits", "optim=adam", "--around", "0.1,0"], "must be positive and finite"),
         (["task=digits", "optim=adam", "--jobs", "0"], "--jobs=0: must be at least 1"),
-        (["task=digits", "optim=adam", "--steps", "5", "--seeds", "3"], "3 is for results"),
+        (["task=digits", "optim=adam", "--seeds", "3"], "3 is for results"),
+        (["task=digits", "optim=adam", "--seeds", "100,100"], "a seed is given twice"),
+        (["task=digits", "optim=adam", "--seconds=-3"], "--seconds=-3: must be positive"),
         (
-            ["task=digits", "optim=adam", "--steps", "5", "--trials", "0"],
+            ["task=digits", "optim=adam", "--trials", "0"],
             "--trials=0: must be at least 1",
         ),
     ],
 )
-def test_mistakes_are_explained(arguments, message, capsys) -> None:
+def test_mistakes_are_explained(arguments, message, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(tune, "steps_in", lambda *rest: pytest.fail("trained before it said so"))
     assert tune.main(arguments) == 1
     assert message in " ".join(capsys.readouterr().err.split())
 
