@@ -191,6 +191,8 @@ def _print_plan(jobs: Sequence[Job], root: Path, at_once: int, out: Console) -> 
     costs = [f"{known} with about {total:.0f} s of training to do"] if known else []
     if unknown:
         costs.append(f"{unknown} of unknown cost: no earlier run of the task tells, see --budget")
+    if known and not any(root.glob("*/*/*/*/run.json")):
+        costs.append("as measured elsewhere, for the order of magnitude")
     out.print(f"\n{len(jobs)} runs: {', '.join(costs)}")
     if known:
         out.print(

@@ -306,7 +306,7 @@ def render(
         space: what was searched.
         command: what finds the same again.
         about: budget, seeds and criterion, in words.
-        given: settings of optimizer and schedule that were not searched, by dotted key, as typed.
+        given: settings that were not searched, by dotted key, as typed.
     """
     lines = [
         "# @package _global_",

@@ -3,12 +3,12 @@
 Every optimizer gets the same number of trials, training seconds and points. A trial is as many
 steps as the optimizer makes in the seconds given, timed once, so that a busy moment cannot cut it
 short; the points are a scrambled Sobol sequence, scaled to the ranges of ``RATES`` and to the
-choices that are the same for all; a setting that is given, as ``optim.betas=[0.8,0.9]``, is kept
-and not searched. ``--around LR,FIELD_LR`` looks closer, about the rates that an earlier search of
-one pair found. Every point runs with the first of the seeds, the best two (``--finalists``) with
-the others too; the lowest mean loss at the end of training wins, on the evaluated part of the
-training split, or with ``--select valid`` on the validation split; nothing looks at the test
-split, and seeds 0 to 9 are left to what is reported. The winner goes to
+choices that are the same for all; a setting that is given, as ``optim.betas=[0.8,0.9]`` or
+``task.batch_size=512``, is kept and not searched. ``--around LR,FIELD_LR`` looks closer, about the
+rates that an earlier search of one pair found. Every point runs with the first of the seeds, the
+best two (``--finalists``) with the others too; the lowest mean loss at the end of training wins, on
+the evaluated part of the training split, or with ``--select valid`` on the validation split;
+nothing looks at the test split, and seeds 0 to 9 are left to what is reported. The winner goes to
 ``conf/tuned/<task>-<optim>.yaml``, which says how it was found. What is finished is kept under
 ``--results`` and not made again, so the command can be stopped at any time and given again.
 """
@@ -38,6 +38,8 @@ from tasks.results import ResultsError
 from tasks.settings import ConfigError, require_choice
 from tasks.shelf import Shelf
 
+#: What is kept in the tuned file where it is given: settings of how a task is trained.
+KEPT = ("optim.", "schedule.", "task.batch_size")
 #: Times the seconds given after which a trial is ended: settings can make a solve costly.
 CEILING = 3.0
 
@@ -133,7 +135,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     if not 0 < options.seconds < math.inf:
         raise ConfigError(f"--seconds={options.seconds:g}: must be positive.")
     typed = _parsed(options.overrides)
-    given = {key: typed[key] for key in typed if key.startswith(("optim.", "schedule."))}
+    given = {key: typed[key] for key in typed if key.startswith(KEPT)}
     space = Space(optim, given, options.around)
     shelf = Shelf()
     steps = options.steps

@@ -1,5 +1,7 @@
 """Job lists, skipping, resuming, and published numbers beside ours, on a made-up configuration."""
 
+import math
+
 import pytest
 import yaml
 
@@ -142,6 +144,29 @@ def test_dry_run_trains_nothing_and_estimates_from_earlier_runs(conf, trained, t
 def test_budget_bounds_the_estimate(conf, tmp_path):
     (job,) = jobs.plan(["paper/flows/circle-adam"], [0], budget=7.0)
     assert jobs.estimate(job, tmp_path) == 7.0
+
+
+def test_costs_are_known_on_a_fresh_checkout(conf, tmp_path, monkeypatch, capsys):
+    costs = tmp_path / "costs.csv"
+    costs.write_text(
+        "task,optim,step_seconds,batch_size,samples\n"
+        "circle,adam,0.1,128,1280\ncircle,snopt,0.3,128,1280\nother,adam,9,128,1280\n"
+    )
+    monkeypatch.setattr(jobs, "COSTS", costs)
+    for name, expected in (("adam", 10.0), ("snopt", 30.0)):
+        (job,) = jobs.plan([f"paper/flows/circle-{name}"], [0], None, ["+task.batch_size=128"])
+        assert jobs.estimate(job, tmp_path) == pytest.approx(expected)  # ten epochs of ten steps
+        (job,) = jobs.plan([f"paper/flows/circle-{name}"], [0], None, ["+task.batch_size=64"])
+        assert jobs.estimate(job, tmp_path) == pytest.approx(expected)
+    assert command(tmp_path, "--dry-run", "--seeds", "0", "+task.batch_size=128") == 0
+    assert "order of magnitude" in " ".join(capsys.readouterr().out.split())
+
+
+def test_costs_name_tasks_that_there_are():
+    planned = jobs.plan(jobs.experiments()["paper"], [0], None)
+    for job in planned:
+        gas = job.config["task"]["name"] == "gas"
+        assert math.isnan(jobs.estimate(job, jobs.Path("nowhere"))) == gas
 
 
 def test_interruption_ends_the_command_and_draws_nothing(conf, tmp_path, monkeypatch):

@@ -264,6 +264,8 @@ def test_command_writes_a_file_that_composes(tmp_path, monkeypatch, capsys) -> N
     space = written[path].partition("# Space: ")[2].partition("\n")[0]
     assert space.startswith("lr 0.00667..0.06 and field_lr / lr 0.0167..0.15, log-uniform;")
     assert "constant" not in space
+    assert tune.main([*arguments, "task.batch_size=64", "train.log_every_steps=5"]) == 0
+    assert yaml.safe_load(written[path]) == {"optim": {"lr": 0.5}, "task": {"batch_size": 64}}
 
 
 def _composed(configure) -> list[search.Trial]:
