@@ -16,7 +16,7 @@ BASE = {
     "seed": 0,
     "device": "cpu",
     "dtype": "float32",
-    "task": {"name": "circle", "_target_": "made.Up"},
+    "task": {"name": "circle", "_target_": "made.Up", "batch_size": 128},
     "model": {"name": "node"},
     "optim": {"name": "adam", "_target_": "torch.optim.Adam"},
     "solver": {},
@@ -154,11 +154,11 @@ def test_costs_are_known_on_a_fresh_checkout(conf, tmp_path, monkeypatch, capsys
     )
     monkeypatch.setattr(jobs, "COSTS", costs)
     for name, expected in (("adam", 10.0), ("snopt", 30.0)):
-        (job,) = jobs.plan([f"paper/flows/circle-{name}"], [0], None, ["+task.batch_size=128"])
+        (job,) = jobs.plan([f"paper/flows/circle-{name}"], [0], None, ["task.batch_size=128"])
         assert jobs.estimate(job, tmp_path) == pytest.approx(expected)  # ten epochs of ten steps
-        (job,) = jobs.plan([f"paper/flows/circle-{name}"], [0], None, ["+task.batch_size=64"])
+        (job,) = jobs.plan([f"paper/flows/circle-{name}"], [0], None, ["task.batch_size=64"])
         assert jobs.estimate(job, tmp_path) == pytest.approx(expected)
-    assert command(tmp_path, "--dry-run", "--seeds", "0", "+task.batch_size=128") == 0
+    assert command(tmp_path, "--dry-run", "--seeds", "0", "task.batch_size=128") == 0
     assert "order of magnitude" in " ".join(capsys.readouterr().out.split())
 
 
