@@ -35,6 +35,7 @@ def prepared(beside: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
     except Exception as error:  # of a damaged file, almost anything
         logger.warning("%s cannot be read and is made again: %s", path, error)
     arrays = build()
+    path = _folder(beside) / path.name  # the folder of the data may have been made by the build
     try:
         _write(path, arrays)
     except OSError as error:

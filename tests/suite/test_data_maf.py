@@ -100,6 +100,18 @@ def test_miniboone_out_of_the_archive(
     np.testing.assert_array_equal(read_miniboone(tmp_path, 0).train, first.train)
 
 
+def test_what_was_downloaded_to_a_new_folder_is_kept_there(
+    tmp_path: Path, monkeypatch: Patch, bad_server: BadServer
+) -> None:
+    packed = archive(
+        tmp_path / "source", monkeypatch, **{"miniboone/data.npy": npy(miniboone_rows())}
+    )
+    bad_server.content = packed.read_bytes()
+    monkeypatch.setattr(maf, "URLS", (bad_server.url("good"),))
+    read_miniboone(tmp_path / "root", 0)
+    assert len(list((tmp_path / "root" / "maf" / ".prepared").glob("miniboone-*.npz"))) == 1
+
+
 def test_miniboone_out_of_a_folder_that_is_read_only(tmp_path: Path, monkeypatch: Patch) -> None:
     packed = archive(tmp_path, monkeypatch, **{"miniboone/data.npy": npy(miniboone_rows())})
     packed.parent.chmod(0o555)
