@@ -23,7 +23,7 @@ from tasks.results import FINISHED, run_folder
 from tasks.settings import ConfigError, Settings
 
 #: Seconds of a step of the paper's experiments, and samples of an epoch, measured once: for the
-#: order of magnitude, where no earlier run tells. Made with scripts.reproduce on one thread of a
+#: order of magnitude, where no earlier run tells. Four seconds of each on one thread of a
 #: 2-core virtual machine; svhn is taken to cost what cifar10 does, which has as large images.
 COSTS = Path(__file__).with_name("costs.csv")
 

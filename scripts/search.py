@@ -6,8 +6,8 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ class Space:
 
     Args:
         optim: a key of ``RATES``.
-        given: dotted keys that are not searched.
+        given: settings that are not searched, by dotted key, as typed.
         around: ``lr`` and ``field_lr`` found before, within ``CLOSER`` times of which (``field_lr``
             over ``lr``, for the field) the search stays; None searches the whole range.
 
@@ -111,7 +111,7 @@ class Space:
     """
 
     optim: str
-    given: Collection[str] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
     around: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -297,7 +297,6 @@ def render(
     space: Space,
     command: str,
     about: str,
-    given: Mapping[str, str] | None = None,
 ) -> str:
     """The text of a tuned file.
 
@@ -306,7 +305,6 @@ def render(
         space: what was searched.
         command: what finds the same again.
         about: budget, seeds and criterion, in words.
-        given: settings that were not searched, by dotted key, as typed.
     """
     lines = [
         "# @package _global_",
@@ -317,7 +315,7 @@ def render(
         "# Best and second: " + ", ".join(f"{trial.score:.4g}" for trial in tried[:2]),
     ]
     section = ""
-    settings = {**(given or {}), **tried[0].changes}
+    settings = {**space.given, **tried[0].changes}
     for key, value in sorted(settings.items(), key=lambda item: item[0].partition(".")[0]):
         group, _, name = key.partition(".")
         lines += [f"{group}:"] if group != section else []

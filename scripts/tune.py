@@ -194,7 +194,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         + f", by the loss at the end on the {options.select} split"
     )
     path = (options.out or cli.CONF / "tuned") / f"{task}-{optim}.yaml"
-    write(path, render(tried, space, command, about, given))
+    write(path, render(tried, space, command, about))
     out.print(f"wrote {path}")
     return 0
 
