@@ -24,6 +24,7 @@ from snopt.kronecker import (
     combined_factors,
     condition_number,
     eigenbasis,
+    followed,
     gradient_factors,
     gradient_moments,
 )
@@ -196,11 +197,13 @@ class Preconditioner(Core):
             if factors is None:
                 continue
             try:
-                new = eigenbasis(factors)
+                old = self.bases.get(name)
+                follows = self.basis in self.rule.follows
+                new = followed(factors, old) if follows else eigenbasis(factors)
             except FactorizationError as error:
                 self._discard(name, str(error))
                 continue
-            self.rule.refresh(self.states[name], self.bases.get(name), new, self.carry_over)
+            self.rule.refresh(self.states[name], old, new, self.carry_over)
             self.factors[name], self.bases[name] = factors, new
             self.refreshes += 1
 

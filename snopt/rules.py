@@ -27,9 +27,12 @@ class Rule(ABC):
 
     Attributes:
         defaults: settings that differ between rules; an argument of the optimizer overrides them.
+        follows: bases whose refresh begins from the last one (:func:`snopt.kronecker.followed`).
+            Needed where a direction depends on which vectors span a space of equal eigenvalues.
     """
 
     defaults: ClassVar[dict[str, Any]]
+    follows: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def refresh(self, state: State, old: Basis | None, new: Basis, carry_over: bool) -> None:
@@ -68,6 +71,7 @@ class Rule(ABC):
 class Paper(Rule):
     """Ghat / (M + damping), M a running average of N Ghat^2 (Liu et al. 2021)."""
 
+    follows: ClassVar[tuple[str, ...]] = ("gradient",)
     defaults: ClassVar[dict[str, Any]] = {
         "damping": 0.05,
         "momentum": 0.0,
@@ -104,6 +108,7 @@ class Paper(Rule):
 class Adam(Rule):
     """Adam's two moments kept in the eigenbasis, as SOAP does with gradient statistics."""
 
+    follows: ClassVar[tuple[str, ...]] = ("curvature", "gradient", "both")
     defaults: ClassVar[dict[str, Any]] = {
         "damping": 0.0,
         "momentum": 0.0,

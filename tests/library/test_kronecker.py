@@ -21,6 +21,7 @@ from snopt.kronecker import (
     damped_inverse,
     dense,
     eigenbasis,
+    followed,
     gradient_factors,
     gradient_moments,
     rotate_mean,
@@ -140,6 +141,36 @@ def test_float64_is_tried_after_float32(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.linalg, "eigh", never)
     with pytest.raises(FactorizationError, match="no eigendecomposition"):
         symmetric_eigen(torch.eye(3).unsqueeze(0))
+
+
+def test_a_basis_that_follows_arrives_at_the_eigenbasis() -> None:
+    pair, basis = divided(), None
+    for _ in range(4000):
+        basis = followed(pair, basis)
+    exact = eigenbasis(pair)
+    for got, want in ((basis.values_a, exact.values_a), (basis.values_b, exact.values_b)):
+        torch.testing.assert_close(got.sort(dim=1).values, want.sort(dim=1).values)
+    inside = basis.u_b.mT @ pair.b @ basis.u_b
+    torch.testing.assert_close(inside, torch.diag_embed(basis.values_b))
+
+
+def test_a_basis_that_follows_stays_where_eigenvalues_are_equal() -> None:
+    """A change of a billionth moves it as little, where eigenvectors turn freely."""
+    flat = torch.diag(torch.tensor([3.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.float64)).unsqueeze(0)
+    noise = 1e-9 * positive(1, 5, 3)
+    ends = [followed(Factors(((m,),), m), None) for m in (flat, flat + noise)]
+    assert float((ends[0].u_b - ends[1].u_b).norm()) < 1e-6
+    turned = eigenbasis(Factors(((flat,),), flat + noise)).u_b.abs()
+    assert float((turned - eigenbasis(Factors(((flat,),), flat)).u_b.abs()).norm()) > 0.1
+    still = Factors(((torch.zeros_like(flat),),), torch.zeros_like(flat))
+    torch.testing.assert_close(followed(still, ends[0]).u_b, ends[0].u_b)
+
+
+def test_a_basis_cannot_follow_what_is_not_finite() -> None:
+    pair = factors()
+    pair.b[0, 0, 0] = math.inf
+    with pytest.raises(FactorizationError, match="not finite"):
+        followed(pair, None)
 
 
 @pytest.mark.parametrize("modes", [((7,),), ((2, 3), (1,)), ((7, 1),)], ids=str)
