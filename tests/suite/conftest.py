@@ -24,7 +24,7 @@ def real_data() -> Path:
     root = os.environ.get("SNOPT_DATA")
     if not root or not Path(root).is_dir():
         pytest.skip(
-            "needs official data files: set SNOPT_DATA to a folder laid out as the README says"
+            "needs official data files: set SNOPT_DATA to a folder laid out as docs/suite.md says"
         )
     return Path(root)
 

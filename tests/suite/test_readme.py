@@ -24,9 +24,18 @@ def test_quick_start_is_two_targets_of_the_makefile(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)]+)\)", README))
-def test_links_lead_somewhere(path):
-    assert (ROOT / path).exists()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_readme_is_short():
+    assert len(README.split()) <= 900
+    assert len(README.splitlines()) <= 130
 
 
 def test_citation_is_readable():
