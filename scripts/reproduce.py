@@ -22,7 +22,7 @@ from scripts.family_study import write_study
 from scripts.horizon_study import horizon_markdown
 from scripts.jobs import Job, chosen, estimate, experiments, plan, wall_factor
 from scripts.pool import INTERRUPTED, run_all
-from scripts.published import PUBLISHED
+from scripts.published import PUBLISHED, SOURCE
 from scripts.seeds import read_seeds
 from tasks.cli import check_overrides
 from tasks.report import LeftOut, Report, Run, read_run, write_runs
@@ -166,10 +166,8 @@ def _published(row: Row) -> tuple[str, list[str]]:
         or settings.get("basis", "curvature") != "curvature"
     ):
         return "", []  # another method under the same name
-    value = found.values.get(row.series.optim)
-    if value is None:
-        return "", []
-    return metric_style(found.metric)(value), [found.source]
+    shown = found.shown(row.series.optim)
+    return shown, [SOURCE, *found.notes] if shown else []
 
 
 def _print_plan(jobs: Sequence[Job], root: Path, at_once: int, out: Console) -> None:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from scripts import jobs, reproduce
-from scripts.published import PUBLISHED
+from scripts.published import PUBLISHED, SOURCE
 from tasks.report import write_runs
 from tasks.report.runs import read_runs
 from tests.suite.made_up_runs import made_up_run
@@ -116,7 +116,7 @@ def test_runs_what_is_missing_skips_what_is_finished_and_draws(conf, trained, tm
     (row,) = [line for line in text.splitlines() if "| snopt |" in line]
     assert row.endswith("| 0.86 |")
     assert "synthetic, made up by a test" in row
-    assert "unchecked" in text
+    assert "Liu et al. 2021, Table 2" in text
     capsys.readouterr()
     assert command(tmp_path, "--seeds", "0,1,2") == 0
     assert len(trained) == 6
@@ -238,9 +238,13 @@ def test_papers_number_stands_beside_the_papers_method_only(tmp_path):
 
 
 def test_published_numbers_name_their_source():
+    assert "Table 2" in SOURCE
     for published in PUBLISHED.values():
-        assert set(published.values) == {"adam", "sgd", "snopt"}
-        assert published.source
+        assert set(published.test) == {"adam", "sgd", "snopt"}
+        assert published.seconds > 0
+    assert PUBLISHED["mnist"].shown("snopt") == "98.99%"
+    assert PUBLISHED["miniboone"].shown("snopt") == "12.50"
+    assert PUBLISHED["miniboone"].shown("adamw") == ""
 
 
 def test_several_at_once_draw_no_bars(conf, trained, tmp_path):
