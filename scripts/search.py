@@ -292,27 +292,20 @@ def search(
     return sorted(final, key=score) + tried
 
 
-def render(
-    tried: Sequence[Trial],
-    space: Space,
-    command: str,
-    about: str,
-) -> str:
-    """The text of a tuned file.
+def render(tried: Sequence[Trial], space: Space, command: str, length: str, history: str) -> str:
+    """The text of a tuned file: two lines of comment, then the settings of the best trial.
 
     Args:
         tried: trials, best first.
         space: what was searched.
         command: what finds the same again.
-        about: budget, seeds and criterion, in words.
+        length: of each trial and what it was chosen by, in words.
+        history: the file that holds the rest.
     """
     lines = [
         "# @package _global_",
         f"# Found by: {command}",
-        f"# {len(tried)} trials, {about}.",
-        f"# Space: {space}.",
-        "# Points, trials and seconds are the same for all optimizers of one command.",
-        "# Best and second: " + ", ".join(f"{trial.score:.4g}" for trial in tried[:2]),
+        f"# {len(tried)} trials of {length}; all of the search: {history}",
     ]
     section = ""
     settings = {**space.given, **tried[0].changes}
@@ -322,3 +315,26 @@ def render(
         lines.append(f"  {name}: {value}")
         section = group
     return "\n".join(lines) + "\n"
+
+
+def record(tried: Sequence[Trial], space: Space, optim: str, command: str, about: str) -> str:
+    """A section of a task's history of searches, as Markdown.
+
+    Args:
+        tried: trials, best first.
+        space: what was searched.
+        optim: the optimizer's name.
+        command: what finds the same again.
+        about: budget, seeds and criterion, in words.
+    """
+    return f"""
+## {optim}
+
+```
+Found by: {command}
+{len(tried)} trials, {about}.
+Space: {space}.
+Points, trials and seconds are the same for all optimizers of one command.
+Best and second: {", ".join(f"{trial.score:.4g}" for trial in tried[:2])}
+```
+"""

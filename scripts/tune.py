@@ -9,7 +9,8 @@ rates that an earlier search of one pair found. Every point runs with the first 
 best two (``--finalists``) with the others too; the lowest mean loss at the end of training wins, on
 the evaluated part of the training split, or with ``--select valid`` on the validation split;
 nothing looks at the test split, and seeds 0 to 9 are left to what is reported. The winner goes to
-``conf/tuned/<task>-<optim>.yaml``, which says how it was found. What is finished is kept under
+``conf/tuned/<task>/<optim>.yaml``, and how it was found in
+``results/reference/tuning/<task>.md``. What is finished is kept under
 ``--results`` and not made again, so the command can be stopped at any time and given again.
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from scripts.pool import INTERRUPTED, run_all
-from scripts.search import RATES, Changes, Space, check_budget, render, search, steps_in
+from scripts.search import RATES, Changes, Space, check_budget, record, render, search, steps_in
 from scripts.seeds import read_seeds
 from tasks import cli
 from tasks.data.errors import DataError
@@ -193,10 +194,21 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         )
         + f", by the loss at the end on the {options.select} split"
     )
-    path = (options.out or cli.CONF / "tuned") / f"{task}-{optim}.yaml"
-    write(path, render(tried, space, command, about))
-    out.print(f"wrote {path}")
+    length = f"{steps} steps, chosen by the loss on the {options.select} split"
+    history = _histories(options) / f"{task}.md"
+    root = cli.CONF.parent
+    shown = history.relative_to(root) if history.is_relative_to(root) else history
+    path = (options.out or cli.CONF / "tuned") / task / f"{optim}.yaml"
+    write(path, render(tried, space, command, length, str(shown)))
+    earlier = history.read_text() if history.exists() else f"# How settings for {task} were found\n"
+    write(history, earlier + record(tried, space, optim, command, about))
+    out.print(f"wrote {path}, and how it was found to {history}")
     return 0
+
+
+def _histories(options: argparse.Namespace) -> Path:
+    out: Path | None = options.out
+    return cli.CONF.parent / "results/reference/tuning" if out is None else out / "history"
 
 
 def _parser() -> argparse.ArgumentParser:

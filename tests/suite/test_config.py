@@ -115,13 +115,14 @@ def test_field_has_a_learning_rate_of_its_own(optim, tmp_path) -> None:
 
 
 def test_tuned_settings_apply_unless_told_otherwise(tmp_path, monkeypatch) -> None:
-    tuned = sorted(p.stem for p in (cli.CONF / "tuned").glob("*-*.yaml"))
-    known = {f"{task}-{optim}" for task in CHOICES["task"] for optim in CHOICES["optim"]}
-    assert set(tuned) <= known
-    for name in tuned:
-        task, optim = name.split("-")
+    folder = cli.CONF / "tuned"
+    tuned = {f"{p.parent.name}/{p.stem}" for p in folder.glob("*/*.yaml")}
+    known = {f"{task}/{optim}" for task in CHOICES["task"] for optim in CHOICES["optim"]}
+    assert tuned <= known
+    for name in sorted(tuned):
+        task, optim = name.split("/")
         config = read(f"task={task}", f"optim={optim}").config
-        found = OmegaConf.to_container(OmegaConf.load(cli.CONF / "tuned" / f"{name}.yaml"))
+        found = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
         assert found == {part: {key: config[part][key] for key in found[part]} for part in found}
     assert read(f"task={task}", f"optim={optim}", "tuned=none").config != config
 

@@ -222,12 +222,16 @@ def test_optimizer_without_a_range() -> None:
 def test_file_says_how_it_was_found() -> None:
     first, other = search.Space("sgd").draw(2, seed=0)
     best, second = search.Trial(first, (0.25,)), search.Trial(other, (0.5,))
-    text = search.render(
-        [best, second], search.Space("sgd"), "python -m scripts.tune ...", "8 s each"
-    )
-    assert text.startswith("# @package _global_\n# Found by: python -m scripts.tune ...\n")
-    assert "# Best and second: 0.25, 0.5\n" in text
-    assert "lr 0.01..1 " in text
+    space, command = search.Space("sgd"), "python -m scripts.tune ..."
+    text = search.render([best, second], space, command, "8 steps", "history.md")
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert comments[1:] == [
+        "# Found by: python -m scripts.tune ...",
+        "# 2 trials of 8 steps; all of the search: history.md",
+    ]
+    history = search.record([best, second], space, "sgd", command, "8 steps each")
+    assert "Best and second: 0.25, 0.5\n" in history
+    assert "lr 0.01..1 " in history
     parts = yaml.safe_load(text)
     flat = {f"{group}.{key}": value for group, keys in parts.items() for key, value in keys.items()}
     assert flat == best.changes
@@ -237,12 +241,12 @@ def test_file_keeps_what_was_given() -> None:
     given = {"optim.betas": "[0.8,0.9]", "schedule.warmup": "0.05"}
     space = search.Space("adamw", given)
     trial = search.Trial(space.draw(1, seed=0)[0], (0.25,))
-    text = search.render([trial], space, "python -m scripts.tune ...", "8 s each")
+    text = search.render([trial], space, "python -m scripts.tune ...", "8 steps", "history.md")
     parts = yaml.safe_load(text)
     assert parts["optim"]["betas"] == [0.8, 0.9]
     assert parts["optim"]["lr"] == trial.changes["optim.lr"]
     assert parts["schedule"]["warmup"] == 0.05
-    assert "betas [0.8" not in text.partition("optim:")[0]
+    assert "betas [0.8" not in str(space)
 
 
 def test_command_writes_a_file_that_composes(tmp_path, monkeypatch, capsys) -> None:
@@ -251,9 +255,10 @@ def test_command_writes_a_file_that_composes(tmp_path, monkeypatch, capsys) -> N
     monkeypatch.setattr(tune, "search", lambda configure, space, **rest: _composed(configure))
     arguments = ["task=digits", "optim=adam", "--steps", "7", "--results", str(tmp_path)]
     assert tune.main(arguments) == 0
-    ((path, text),) = written.items()
-    assert path.name == "digits-adam.yaml"
-    assert path.parent == tune.cli.CONF / "tuned"
+    (path, text), (history, _) = written.items()
+    root = tune.cli.CONF.parent
+    assert path == root / "conf/tuned/digits/adam.yaml"
+    assert history == root / "results/reference/tuning/digits.md"
     assert (
         "task=digits optim=adam --trials 8 --seconds 10 --steps 7 --seeds 100,101 "
         "--finalists 2 --select train" in text
@@ -261,7 +266,7 @@ def test_command_writes_a_file_that_composes(tmp_path, monkeypatch, capsys) -> N
     assert str(tmp_path) not in text
     assert tune.main([*arguments, "schedule.name=cosine", "--around", "0.02,0.001"]) == 0
     assert "--draw-seed 0 --around 0.02,0.001\n" in written[path]
-    space = written[path].partition("# Space: ")[2].partition("\n")[0]
+    space = written[history].rpartition("Space: ")[2].partition("\n")[0]
     assert space.startswith("lr 0.00667..0.06 and field_lr / lr 0.0167..0.15, log-uniform;")
     assert "constant" not in space
     assert tune.main([*arguments, "task.batch_size=64", "train.log_every_steps=5"]) == 0
