@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.cli import CONF, plain
+from tasks.record import parse_record
 from tasks.results import FINISHED, run_folder
 from tasks.settings import ConfigError, Settings
 
@@ -232,7 +232,6 @@ def _relatives(job: Job, root: Path, *, any_optim: bool) -> list[dict[str, Any]]
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return parse_record(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}

@@ -70,7 +70,16 @@ class Order:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was taken."""
+        """Continue where ``state`` was taken.
+
+        Raises:
+            ValueError: that is past the end of an epoch of this data and batch size.
+        """
+        if not 0 <= state["position"] < self.steps_per_epoch:
+            raise ValueError(
+                f"it stands at step {state['position']} of an epoch, which has "
+                f"{self.steps_per_epoch} here"
+            )
         self._generator.set_state(state["generator"])
         self._begin_epoch()
         self.epoch = state["epoch"]

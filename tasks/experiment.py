@@ -22,7 +22,8 @@ from tasks.optimizers import build_optimizer, call, check_keywords, check_optimi
 from tasks.parallel import World
 from tasks.progress import STYLES, Progress
 from tasks.results import FINISHED, Outcome, ResultsError, RunFolder, run_folder
-from tasks.runner import Runner
+from tasks.resuming import require_fit
+from tasks.runner import Runner, State
 from tasks.seeding import stream_seed
 from tasks.settings import ConfigError, Settings, config_hash, require_choice
 from tasks.shelf import Loaded, Shelf
@@ -142,7 +143,7 @@ def train(settings: Settings, shelf: Shelf | None = None) -> Mapping[str, Any]:
         task = build_task(settings)
         folder = RunFolder(run_folder(settings)) if world.rank == 0 else None
         try:
-            done = world.gather(_finished(folder))[0]
+            done = world.gather(_finished(folder, settings))[0]
             if done is not None:
                 logger.info("already finished: %s", done["message"])
                 return cast(Mapping[str, Any], done)
@@ -154,9 +155,23 @@ def train(settings: Settings, shelf: Shelf | None = None) -> Mapping[str, Any]:
         world.leave()
 
 
-def _finished(folder: RunFolder | None) -> dict[str, Any] | None:
+def _finished(folder: RunFolder | None, settings: Settings) -> dict[str, Any] | None:
     summary = folder.summary() if folder is not None else None
-    return summary if summary is not None and summary.get("outcome") in FINISHED else None
+    if folder is None or summary is None:
+        return None
+    for key, wanted in _names(settings).items():
+        if summary[key] != wanted:
+            raise ResultsError(
+                f"{folder.path}: run.json is of another run ({key} is {summary[key]!r} there, and "
+                f"{wanted!r} here). Remove the folder to begin the run anew."
+            )
+    return summary if summary.get("outcome") in FINISHED else None
+
+
+def _names(settings: Settings) -> dict[str, Any]:
+    """What tells a run from all others."""
+    names = dict(zip(("task", "model", "optim"), settings.names, strict=True))
+    return {**names, "seed": settings.seed, "config_hash": config_hash(settings.config)}
 
 
 def _train(
@@ -178,9 +193,26 @@ def _train(
     horizon = build_horizon(settings.horizon, model, optimizer)
     state = checkpoint.load(path / "checkpoint.pt")
     about = _identity(settings, task, splits, model, world)
+    identity = {
+        **_names(settings),
+        "batch_size": task.batch_size,
+        "samples": about["samples"],
+        "processes": world.size,
+    }
+    if state is not None:
+        require_fit(
+            state,
+            path=path / "checkpoint.pt",
+            identity=identity,
+            model=model,
+            optimizer=optimizer,
+            horizon=horizon,
+            counters=State(),
+        )
     if folder is not None:
+        seen = (0,) if state is None else (state["metrics_bytes"], state.get("metrics_sha256"))
+        folder.open_metrics(*seen)
         folder.write_config(settings.config)
-        folder.open_metrics(0 if state is None else state["metrics_bytes"])
         running = "Running, or killed; the same command resumes it."
         folder.write_summary({**about, "outcome": Outcome.INTERRUPTED.value, "message": running})
     title = f"{'/'.join(settings.names)} seed {settings.seed}"
@@ -201,6 +233,7 @@ def _train(
             writer=writer,
             progress=progress,
             horizon=horizon,
+            identity=identity,
         )
         if state is not None:
             runner.resume(state)
@@ -228,11 +261,8 @@ def _identity(
     settings: Settings, task: Task, splits: Splits, model: nn.Module, world: World
 ) -> dict[str, Any]:
     """What ``run.json`` says of a run before it has begun."""
-    names = dict(zip(("task", "model", "optim"), settings.names, strict=True))
     return {
-        **names,
-        "seed": settings.seed,
-        "config_hash": config_hash(settings.config),
+        **_names(settings),
         "metric": task.metric,
         "higher_is_better": task.higher_is_better,
         "provenance": task.provenance,

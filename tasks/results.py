@@ -7,7 +7,7 @@ replaced whole; only the metrics grow, and a resumed run cuts them back to its c
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import math
 import os
@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
 import yaml
+from filelock import FileLock, Timeout
 
 from tasks.files import written_whole
+from tasks.record import FILES, RecordError, read_record, sealed, sha256
 from tasks.settings import Settings, config_hash
 
 
@@ -102,20 +104,21 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = FileLock(path / ".lock", timeout=0)
         with explained("create", path):
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise ResultsError(
-                f"another process is training this run: {path} is locked. Wait for it, or choose "
-                "another seed or results.root."
-            ) from None
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise ResultsError(
+                    f"another process is training this run: {path} is locked. Wait for it, or "
+                    "choose another seed or results.root."
+                ) from None
         for leftover in path.glob(".*.tmp"):  # of a process that was killed while writing
             leftover.unlink(missing_ok=True)
         self._metrics: BinaryIO | None = None
+        self._seen = hashlib.sha256()  # of all that the metrics hold
+        self._config = ""
 
     @property
     def checkpoint(self) -> Path:
@@ -123,43 +126,64 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
     def summary(self) -> dict[str, Any] | None:
-        """What ``run.json`` holds, or ``None`` where there is none that can be read."""
+        """What ``run.json`` holds, or ``None`` where there is none.
+
+        Raises:
+            ResultsError: it is damaged.
+        """
         try:
-            content = json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError):
+            return read_record(self.path / "run.json", list(Outcome))
+        except FileNotFoundError:
             return None
-        return content if isinstance(content, dict) else None
+        except RecordError as error:
+            raise ResultsError(
+                f"{self.path}: {error}. Restore it from a copy, remove run.json to go on from the "
+                "checkpoint, or remove the folder to begin the run anew."
+            ) from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replace ``run.json``."""
-        text = json.dumps(finite(summary), indent=2) + "\n"
+        """Replace ``run.json``; that of a finished run has the digests of the files beside it."""
+        files = {"config.yaml": self._config}
+        if summary.get("outcome") in FINISHED:
+            files["metrics.jsonl"] = self._seen.hexdigest()
+        record = json.loads(json.dumps(finite({**summary, FILES: files})))
+        text = json.dumps(sealed(record), indent=2) + "\n"
         write_atomically(self.path / "run.json", lambda file: _write(file, text))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace ``config.yaml``."""
         text = yaml.safe_dump(dict(config), sort_keys=False)
+        self._config = sha256(text.encode())
         write_atomically(self.path / "config.yaml", lambda file: _write(file, text))
 
-    def open_metrics(self, length: int) -> None:
+    def open_metrics(self, length: int, digest: str | None = None) -> None:
         """Open ``metrics.jsonl`` for appending, cut back to what a checkpoint has seen.
 
         Args:
             length: bytes to keep; 0 for a run that begins.
+            digest: of these bytes; ``None`` where the checkpoint was made before it had one: then
+                each line must be a row, no two alike.
 
         Raises:
-            ResultsError: the file is shorter than that, or cannot be opened.
+            ResultsError: the file is not as the checkpoint has seen it, or cannot be opened.
         """
         path = self.path / "metrics.jsonl"
         with explained("open", path):
             file = path.open("ab")
-        if file.tell() < length:
+        try:
+            with explained("read", path):
+                kept = path.read_bytes()[:length]
+            problem = _damage(kept, length, digest)
+            if problem is not None:
+                raise ResultsError(
+                    f"{path} {problem}: it was edited or damaged. Restore it from a copy, or "
+                    f"remove the folder {self.path} to begin the run anew."
+                )
+            file.truncate(length)
+        except BaseException:
             file.close()
-            raise ResultsError(
-                f"{path} is shorter than its checkpoint says: it was edited or lost. Remove the "
-                f"folder {self.path} to begin the run anew."
-            )
-        file.truncate(length)
-        self._metrics = file
+            raise
+        self._metrics, self._seen = file, hashlib.sha256(kept)
 
     def append(self, rows: Iterable[Row]) -> None:
         """Append measurements; they outlive the process at once, not the machine."""
@@ -169,20 +193,21 @@ class RunFolder:
         with explained("append to", self.path / "metrics.jsonl"):
             _write(self._metrics, text)
             self._metrics.flush()
+        self._seen.update(text.encode())
 
-    def metrics_length(self) -> int:
-        """Bytes of ``metrics.jsonl``, safely on the disk, for a checkpoint to remember."""
+    def metrics_mark(self) -> tuple[int, str]:
+        """Bytes of ``metrics.jsonl``, safely on the disk, and their digest, for a checkpoint."""
         if self._metrics is None:
-            raise RuntimeError("open_metrics comes before metrics_length")
+            raise RuntimeError("open_metrics comes before metrics_mark")
         with explained("write", self.path / "metrics.jsonl"):
             os.fsync(self._metrics.fileno())
-        return os.fstat(self._metrics.fileno()).st_size
+        return os.fstat(self._metrics.fileno()).st_size, self._seen.hexdigest()
 
     def close(self) -> None:
         """Close the files and let go of the folder."""
         if self._metrics is not None:
             self._metrics.close()
-        self._lock.close()
+        self._lock.release()
 
 
 def finite(value: Any) -> Any:
@@ -198,3 +223,23 @@ def finite(value: Any) -> Any:
 
 def _write(file: BinaryIO, text: str) -> None:
     file.write(text.encode())
+
+
+def _damage(kept: bytes, length: int, digest: str | None) -> str | None:
+    """What is wrong with the metrics that a checkpoint has seen, or ``None``."""
+    if len(kept) < length:
+        return "is shorter than its checkpoint says"
+    if digest is not None:
+        return None if sha256(kept) == digest else "is not what its checkpoint has seen"
+    seen = set()
+    for line in kept.split(b"\n")[:-1]:
+        try:
+            row = json.loads(line)
+            key = (row["step"], row["split"], row["metric"])
+            whole = row.keys() == Row.__annotations__.keys() and key not in seen
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            return f"has a line that is no row, or one twice ({line[:60]!r})"
+        seen.add(key)
+    return None if kept[-1:] in (b"", b"\n") else "ends in the middle of a row"

@@ -26,7 +26,7 @@ from tasks.optimizers import Schedule
 from tasks.parallel import World
 from tasks.probe import GradientProbe
 from tasks.progress import Progress
-from tasks.results import Outcome, Row
+from tasks.results import Outcome, ResultsError, Row
 from tasks.seeding import stream, stream_seed
 from tasks.settings import Settings
 from tasks.signals import StopSignals
@@ -72,6 +72,7 @@ class Runner:
         writer: takes rows, checkpoints and the summary.
         progress: the console.
         horizon: what moves the integration time along with the optimizer, if anything does.
+        identity: what tells this run from others, for its checkpoints.
     """
 
     def __init__(
@@ -87,7 +88,9 @@ class Runner:
         writer: Writer,
         progress: Progress,
         horizon: snopt.Horizon | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
+        self.identity = identity or {}
         self.settings, self.task, self.model, self.optimizer = settings, task, model, optimizer
         self.world, self.clock, self.writer, self.progress = world, clock, writer, progress
         self.horizon = horizon
@@ -136,9 +139,27 @@ class Runner:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint's content."""
+        """Continue from a checkpoint's content.
+
+        Raises:
+            ResultsError: it does not fit the run in a way that only loading it shows.
+        """
+        try:
+            self._load(state)
+        except Exception as error:  # whatever an optimizer makes of a state that is not its own
+            name = type(error).__name__
+            raise ResultsError(
+                f"the checkpoint cannot be taken up ({name}: {error}). Restore it from a copy, or "
+                "remove the run's folder to begin the run anew."
+            ) from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        own = [group.keys() for group in self.optimizer.param_groups]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for keys, group in zip(own, self.optimizer.param_groups, strict=True):
+            if missing := [key for key in keys if key not in group]:
+                raise ValueError(f"the optimizer's groups lack {', '.join(missing)}")
         if self.horizon is not None:
             self.horizon.load_state_dict(state["horizon"])
         snopt.load_solver_state(self.model, state["solver"])  # has t_span to the last bit
@@ -326,6 +347,7 @@ class Runner:
                     "solver": snopt.solver_state(self.model),
                     "horizon": None if self.horizon is None else self.horizon.state_dict(),
                     "order": self.order.state_dict(),
+                    "identity": dict(self.identity),
                     "random": randoms,
                     "state": asdict(self.state),
                     "clock": self.clock.buckets(),

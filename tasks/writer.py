@@ -41,10 +41,11 @@ class Writer:
             log.append(rows)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint; it remembers how long the metrics were."""
+        """Replace the checkpoint; it remembers what the metrics were."""
         if self._folder is not None:
-            length = self._folder.metrics_length()
-            checkpoint.save(self._folder.checkpoint, {**state, "metrics_bytes": length})
+            length, digest = self._folder.metrics_mark()
+            seen = {"metrics_bytes": length, "metrics_sha256": digest}
+            checkpoint.save(self._folder.checkpoint, {**state, **seen})
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Replace ``run.json``."""

@@ -27,7 +27,7 @@ class Evaluations:
 def per_step(run: Run) -> Evaluations:
     """Read a run's counters from the rows it logged; empty where there are fewer than two."""
     counts: dict[int, tuple[int, int]] = {0: (0, 0)}
-    for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (run.path / "metrics.jsonl").read_bytes().splitlines():
         try:
             row = json.loads(line)
             counts[int(row["step"])] = (int(row["nfe_forward"]), int(row["nfe_backward"]))

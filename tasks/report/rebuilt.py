@@ -11,6 +11,7 @@ from torch import nn
 
 import snopt
 from snopt.block import blocks
+from tasks import checkpoint
 from tasks.experiment import build_model, build_task, load_splits
 from tasks.parallel import World
 from tasks.report.runs import Run
@@ -52,6 +53,7 @@ def rebuild(
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
+        ResultsError: the checkpoint is damaged.
     """
     config = {**run.config, "device": "cpu", "horizon": {}}
     config["solver"] = {**run.config["solver"], **(solver or {})}
@@ -63,7 +65,9 @@ def rebuild(
     splits = load_splits(settings, task, world)
     model = build_model(settings, task, world)
     if trained:
-        state = torch.load(run.path / "checkpoint.pt", map_location="cpu", weights_only=True)
+        state = checkpoint.load(run.path / "checkpoint.pt")
+        if state is None:
+            raise FileNotFoundError(f"{run.path} has no checkpoint.pt")
         model.load_state_dict(state["model"])
     return Rebuilt(task, splits, model, run.seed)
 

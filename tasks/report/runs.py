@@ -14,7 +14,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from tasks.results import FINISHED
+from tasks.record import FILES, RecordError, sha256
+from tasks.record import read_record as read_sealed
+from tasks.results import FINISHED, Outcome
 
 Axis = Literal["seconds", "steps", "nfe"]
 """What a curve is drawn against: training clock, optimizer steps, or evaluations of the field."""
@@ -161,6 +163,7 @@ def read_run(folder: Path) -> Run:
     try:
         outcome = str(record.get("outcome") or "unfinished")
         if outcome in FINISHED:
+            _require_unchanged(folder, record)
             _require_whole(record, curves)
         metric, higher = _headline(record, config, curves)
         return Run(
@@ -183,6 +186,8 @@ def read_run(folder: Path) -> Run:
             curves=curves,
             remarks=tuple(remarks),
         )
+    except UnreadableRunError:
+        raise
     except KeyError as error:
         raise UnreadableRunError(f"run.json has no {error.args[0]!r}") from error
     except (TypeError, ValueError, AttributeError) as error:
@@ -196,14 +201,11 @@ def _unfinished(run: Run) -> str:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return read_sealed(path, list(Outcome))
     except FileNotFoundError:
         raise UnreadableRunError("no run.json: the run has not ended, or was killed") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UnreadableRunError(f"run.json cannot be read: {error}") from error
-    if not isinstance(record, dict):
-        raise UnreadableRunError("run.json is not an object")
-    return record
+    except RecordError as error:
+        raise UnreadableRunError(str(error)) from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -211,11 +213,16 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UnreadableRunError("no config.yaml") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnreadableRunError(f"config.yaml cannot be read: {reason}") from error
     if not isinstance(config, dict):
         raise UnreadableRunError("config.yaml is empty or not a mapping")
+    for part in ("task", "model", "optim", "solver", "train"):
+        if not isinstance(config.get(part, {}), dict):
+            raise UnreadableRunError(
+                f"config.yaml holds something unexpected: {part} is no mapping"
+            )
     return config
 
 
@@ -234,13 +241,20 @@ def _read_curves(path: Path) -> tuple[dict[Key, Curve], list[str]]:
             row = json.loads(line)
             nfe = _number(row.get("nfe_forward"), 0.0) + _number(row.get("nfe_backward"), 0.0)
             key = (str(row["split"]), str(row["metric"]))
-            table[key][int(row["step"])] = (_number(row["seconds"]), nfe, _number(row["value"]))
+            table[key][_step(row["step"])] = (_number(row["seconds"]), nfe, _number(row["value"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             damaged += 1
     if not table:
         raise UnreadableRunError("metrics.jsonl has no readable row")
     remarks = [f"{damaged} unreadable line(s) in metrics.jsonl ignored"] if damaged else []
     return {key: _curve(rows) for key, rows in table.items()}, remarks
+
+
+def _require_unchanged(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raise unless the files beside ``run.json`` have the digests that it notes."""
+    for name, noted in (record.get(FILES) or {}).items():
+        if sha256((folder / name).read_bytes()) != noted:
+            raise UnreadableRunError(f"{name} was changed or damaged after the run wrote it")
 
 
 def _require_whole(record: Mapping[str, Any], curves: Mapping[Key, Curve]) -> None:
@@ -283,6 +297,12 @@ def _headline(
 def _number(value: object, default: float = math.nan) -> float:
     if value is None:
         return default
-    if isinstance(value, (int, float, str)):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     raise ValueError(f"expected a number, found {value!r}")
+
+
+def _step(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError(f"expected a number of steps, found {value!r}")

@@ -85,11 +85,11 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path) -> None:
     folder = RunFolder(tmp_path)
     folder.open_metrics(0)
     folder.append([row(1)])
-    length = folder.metrics_length()
+    mark = folder.metrics_mark()
     folder.append([row(2)])
     folder.close()
     folder = RunFolder(tmp_path)
-    folder.open_metrics(length)
+    folder.open_metrics(*mark)
     folder.append([row(3)])
     folder.close()
     steps = [r["step"] for r in fake.rows(tmp_path)]
