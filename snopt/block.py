@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +12,12 @@ from torch import Tensor, nn
 
 from snopt.compiled import compiled_step
 from snopt.errors import SolverError
+from snopt.field import FlatField, check_signature
 from snopt.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end
-from snopt.runge_kutta import TABLEAUS, Field, clock, step
+from snopt.runge_kutta import TABLEAUS, clock, step
 from snopt.solve import REPLAYABLE, Solver, Statistics, options_of, step_grid
-from snopt.state import Layout, State, all_finite, batch_size
+from snopt.state import Layout, State, all_finite, batch_size, checked
+from snopt.times import span_of, times_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ class ODEBlock(nn.Module):
 
     Args:
         field: a module called as ``field(t, x)``, t a scalar tensor of the state's dtype, x
-            a tensor or a tuple of tensors whose first dimension is the sample. It must treat
-            samples alike and return x's shape(s).
+            a tensor or a tuple of tensors whose first dimension is the sample, (N,) for one number
+            per sample. It must treat samples alike and return x's shape(s) in x's dtype.
         t_span: start and end time; the end may lie before the start.
         method: a method of torchdiffeq, ``"dopri5"`` by default.
         rtol: relative tolerance, of the state's unit per unit.
@@ -76,10 +77,7 @@ class ODEBlock(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(field, nn.Module):
-            raise TypeError(
-                f"field must be a torch.nn.Module called as field(t, x), got {type(field).__name__}"
-            )
+        check_signature(field)
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient={gradient!r}; choose one of {', '.join(GRADIENTS)}")
         own = {key: value for key, value in (options or {}).items() if key in _OWN_OPTIONS}
@@ -122,10 +120,7 @@ class ODEBlock(nn.Module):
 
     @t_span.setter
     def t_span(self, span: Sequence[float]) -> None:
-        start, end = (float(t) for t in span)
-        if not (math.isfinite(start) and math.isfinite(end)) or start == end:
-            raise ValueError(f"t_span={tuple(span)}; expected two different finite times")
-        self._t_span = (start, end)
+        self._t_span = span_of(span)
 
     def forward(self, x: State, t: Tensor | Sequence[float] | None = None) -> State:
         """Solve from ``x``.
@@ -140,23 +135,39 @@ class ODEBlock(nn.Module):
 
         Raises:
             SolverError: the solve failed.
+            TypeError: the state or a slope is of a type or dtype that cannot be solved.
+            ValueError: shapes or devices of the state's parts, a slope or ``t`` are wrong.
         """
-        layout = Layout.of(x)
+        x = checked(x)
+        layout, times = Layout.of(x), self._times(t)
         flat = layout.pack(x)
-        if not flat.is_floating_point():
-            raise TypeError(f"the state must be floating point, got {flat.dtype}")
-        times = self._times(t)
-        problem = self._problem(layout, flat)
+        seen, flat = flat.dtype, self._carried(flat, times)
+        problem = self._problem(layout, flat, seen)
         if torch.is_grad_enabled() and self.training:
             self.samples = batch_size(x)
-        if t is not None:
-            return layout.unpack(solve(problem, flat, times))
         try:
-            return layout.unpack(solve_to_end(problem, flat, times))
-        except SolverError as error:
-            if self.on_failure != "partial":
-                raise
-            return layout.unpack(self._partial(problem, flat, times, error))
+            out = (solve_to_end if t is None else solve)(problem, flat, times)
+        except SolverError as failure:
+            error = failure.blaming(flat)
+            if self.on_failure != "partial" or t is not None:
+                raise error from None
+            out = self._partial(problem, flat, times, error)
+        return layout.unpack(out.to(seen))
+
+    def _carried(self, flat: Tensor, times: Tensor) -> Tensor:
+        """The state in the dtype that the solver adds steps in."""
+        if flat.element_size() >= 4:
+            return flat
+        # Steps are added in float32. The parameters' gradients are sums in their own precision.
+        limit = int(0.25 / torch.finfo(flat.dtype).eps)
+        if self.solver.steps is None or self.solver.steps * (len(times) - 1) > limit:
+            raise TypeError(
+                f"a state of {flat.dtype} is too coarse for error control and for more than "
+                f"{limit} steps: solve in float32, block(x.float()) with field.float(), inside "
+                "torch.autocast if its layers shall run in half precision; or choose "
+                f"options={{'steps': ...}} up to {limit}"
+            )
+        return flat.float()
 
     @property
     def unrolls(self) -> bool:
@@ -187,8 +198,9 @@ class ODEBlock(nn.Module):
             grid: what :meth:`grid` returned.
         """
         tableau = TABLEAUS[self.solver.method]
+        function = FlatField(self.field, Layout(None), x)
         for row in grid.unbind():
-            x = step(self.field, row, x, tableau)
+            x = step(function, row, x, tableau)
         return x
 
     def account(self, x: Tensor, solves: int) -> None:
@@ -210,20 +222,10 @@ class ODEBlock(nn.Module):
             raise SolverError("non-finite state", self._t_span[1] - dt, dt, solves * nfe)
 
     def _times(self, t: Tensor | Sequence[float] | None) -> Tensor:
-        if t is None:
-            return torch.tensor(self._t_span, dtype=torch.float64)
-        if isinstance(t, Tensor) and t.requires_grad:
-            raise ValueError("gradients with respect to times are not computed; detach t")
-        times = torch.as_tensor(t, dtype=torch.float64).detach().cpu()
-        if times.ndim != 1 or len(times) < 2:
-            raise ValueError(f"t must have shape (T,) with T >= 2, got {tuple(times.shape)}")
-        gaps = times.diff()
-        if not (bool((gaps > 0).all()) or bool((gaps < 0).all())):
-            raise ValueError("t must be strictly increasing or strictly decreasing")
-        return times
+        return torch.tensor(self._t_span, dtype=torch.float64) if t is None else times_of(t)
 
-    def _problem(self, layout: Layout, flat: Tensor) -> Solve:
-        function = _over_one_tensor(self.field, layout, flat)
+    def _problem(self, layout: Layout, flat: Tensor, seen: torch.dtype) -> Solve:
+        function = FlatField(self.field, layout, flat, seen)
         watched = self.training and torch.is_grad_enabled()
         observer = self.observer if watched else None
         return Solve(
@@ -234,16 +236,14 @@ class ODEBlock(nn.Module):
             gradient=self.gradient,
             count=self._count,
             first_step=self._first_step,
-            stepper=self._compiled(function, layout, flat) if self.compile_step else None,
+            stepper=self._compiled(function) if self.compile_step else None,
             observer=observer,
             pass_number=0 if observer is None else observer.begin(),
         )
 
-    def _compiled(
-        self, function: Field, layout: Layout, flat: Tensor
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    def _compiled(self, function: FlatField) -> Callable[[Tensor, Tensor], Tensor]:
         """A compiled step; one for all states of one tensor, one for each set of parts' shapes."""
-        key = (*(layout.shapes or ()), torch.is_autocast_enabled(flat.device.type))
+        key = function.key
         if key not in self._steppers:
             self._steppers[key] = compiled_step(function, self.solver.method)
         return self._steppers[key]
@@ -324,29 +324,6 @@ class ODEBlock(nn.Module):
         s = self.solver
         how = f"steps={s.steps}" if s.steps is not None else f"rtol={s.rtol:g}, atol={s.atol:g}"
         return f"t_span={self._t_span}, method={s.method!r}, {how}, gradient={self.gradient!r}"
-
-
-def _over_one_tensor(module: nn.Module, layout: Layout, like: Tensor) -> Field:
-    if not layout.shapes and not torch.is_autocast_enabled(like.device.type):
-        return module
-    return _FlatField(module, layout, like)
-
-
-class _FlatField:
-    """A module's field over one tensor, under the autocast that held when the block was called."""
-
-    def __init__(self, module: nn.Module, layout: Layout, like: Tensor) -> None:
-        self.module, self.layout, self.dtype = module, layout, like.dtype
-        self.device_type = like.device.type
-        self.autocast = torch.is_autocast_enabled(self.device_type)
-        self.autocast_dtype = torch.get_autocast_dtype(self.device_type) if self.autocast else None
-
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        if not self.autocast:
-            return self.layout.pack(self.module(t, self.layout.unpack(y)))
-        with torch.autocast(self.device_type, dtype=self.autocast_dtype):
-            slope = self.layout.pack(self.module(t, self.layout.unpack(y)))
-        return slope.to(self.dtype)
 
 
 def blocks(model: nn.Module) -> dict[str, ODEBlock]:

@@ -22,6 +22,7 @@ from torchdiffeq._impl.odeint import SOLVERS
 from snopt.errors import SolverError
 from snopt.runge_kutta import TABLEAUS, Field, clock, step
 from snopt.state import all_finite
+from snopt.times import time_dtype
 
 OnStep = Callable[[float, Tensor, float], None]
 """Called once a step has been taken and kept, with (start time, start state, signed length)."""
@@ -57,9 +58,8 @@ class Solver:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}={value!r}; expected a finite number >= 0")
-        for name, count in (("steps", self.steps), ("max_steps", self.max_steps)):
-            if count is not None and (isinstance(count, bool) or count != int(count) or count < 1):
-                raise ValueError(f"{name}={count!r}; expected a whole number >= 1, or None")
+        for name in ("steps", "max_steps"):
+            object.__setattr__(self, name, _count(name, getattr(self, name)))
         if self.steps is not None and self.method not in REPLAYABLE:
             raise ValueError(
                 f"steps={self.steps} needs an explicit Runge-Kutta method, not {self.method!r}; "
@@ -74,6 +74,15 @@ class Solver:
     def adaptive(self) -> bool:
         """Whether the method chooses its own steps."""
         return self.steps is None and self.method in ADAPTIVE
+
+
+def _count(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    number = value if isinstance(value, float) else getattr(value, "__index__", lambda: math.nan)()
+    if isinstance(value, bool) or not math.isfinite(number) or number != int(number) or number < 1:
+        raise ValueError(f"{name}={value!r}; expected a whole number >= 1, or None")
+    return int(number)
 
 
 @dataclass
@@ -108,7 +117,11 @@ class _RightHandSide:
         solver: Solver,
         on_try: Callable[[], None] | None,
         on_step: OnStep | None,
+        end: float,
+        land: bool,
     ) -> None:
+        self.end, self.land = end, land
+        self.last: Tensor | None = None
         self.function, self.sign, self.solver = function, sign, solver
         self.on_try, self.on_step = on_try, on_step
         self.pending: tuple[Tensor | float, Tensor, Tensor | float] | None = None
@@ -118,6 +131,10 @@ class _RightHandSide:
         self.dt: float | None = None
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
+        if self.land and self.statistics.nfe == 1:
+            # The search for the first step looks ahead, maybe past the end.
+            s = s.clamp(max=self.end)
+        self.last = s
         if self.sign > 0:
             return self.forwards(s, y)
         return -self.forwards(-s, y)
@@ -126,6 +143,15 @@ class _RightHandSide:
         """The function itself, at its own time."""
         self.statistics.nfe += 1
         return self.function(t, y)
+
+    def passed_the_end(self) -> bool:
+        """Whether the last evaluation was at a time after the last one asked for."""
+        return self.last is not None and float(self.last) > self.end + 1e-6 * abs(self.end)
+
+    def explain(self, error: Exception) -> None:
+        """Add to an error of the field's own what its author may not expect."""
+        if self.passed_the_end():
+            error.add_note(f"The field was called past the end of the solve: {_PAST_THE_END}.")
 
     def _try_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
         self.time, self.dt = _number(s) * self.sign, _number(ds) * self.sign
@@ -220,7 +246,10 @@ def integrate(
         SolverError: the step underflowed, too many steps were taken, or the state is not finite.
     """
     sign = 1.0 if t[-1] > t[0] else -1.0
-    rhs = _right_hand_side(solver)(function, sign, solver, on_try, on_step)
+    rhs = _right_hand_side(solver)(
+        function, sign, solver, on_try, on_step, float(t[-1]) * sign, land
+    )  # fmt: skip
+    times = (t * sign).to(time_dtype(y0.device)).to(y0.device)
     options = dict(solver.options)
     if solver.adaptive:
         if norm is not None:
@@ -228,22 +257,28 @@ def integrate(
         if first_step is not None:
             options["first_step"] = first_step
         if land:
-            options["step_t"] = t[-1:] * sign
+            options["step_t"] = times[-1:]
+        if times.dtype != torch.float64:
+            options.setdefault("dtype", times.dtype)
     try:
         if solver.steps is not None:
             states = _fixed_steps(rhs, y0, t, solver)
         else:
             states = torchdiffeq.odeint(
-                rhs, y0, (t * sign).to(y0.device), rtol=solver.rtol, atol=solver.atol,
+                rhs, y0, times, rtol=solver.rtol, atol=solver.atol,
                 method=solver.method, options=options,
             )  # fmt: skip
     except _TooManySteps:
         raise _failure("too many steps", rhs, t, f"limit {solver.max_steps}") from None
     except AssertionError as error:
         if not _raised_by_torchdiffeq(error):
+            rhs.explain(error)
             raise
         message = re.split(r"[:{]", str(error), maxsplit=1)[0].strip()
         raise _failure(_reason(message), rhs, t, message) from None
+    except Exception as error:
+        rhs.explain(error)
+        raise
     rhs.end_fixed_step()
     if not all_finite(states[-1]):
         raise _failure("non-finite state", rhs, t, "")
@@ -287,6 +322,14 @@ def _raised_by_torchdiffeq(error: AssertionError) -> bool:
     return frame is not None and str(frame.tb_frame.f_globals["__name__"]).startswith("torchdiffeq")
 
 
+_PAST_THE_END = (
+    "an adaptive solve steps past it and interpolates, unless gradient='direct' or 'checkpoint', "
+    "which land on it"
+)
+
+
 def _failure(reason: str, rhs: _RightHandSide, t: Tensor, detail: str) -> SolverError:
     time = float(t[0]) if rhs.time is None else rhs.time
+    if rhs.passed_the_end():
+        detail = "; ".join(filter(None, (detail, f"past the end of the solve: {_PAST_THE_END}")))
     return SolverError(reason, time, rhs.dt, rhs.statistics.nfe, detail)

@@ -47,12 +47,25 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
         SolverError: the solve failed, forwards or (from ``backward()``) backwards.
     """
     if not torch.is_grad_enabled():
-        return problem.integrate("forward", problem.field, y0, t, norm=problem.layout.norm)
+        return evaluated(problem, y0, t)
     if problem.gradient == "direct":
         return direct(problem, y0, t)
     function = Checkpointed if problem.gradient == "checkpoint" else Adjoint
     states: Tensor = function.apply(problem, t, y0, *problem.parameters)  # type: ignore[no-untyped-call]
     return states
+
+
+def evaluated(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+    """:func:`solve` without a graph, by the very steps that the gradient would be taken through."""
+    field, norm = problem.field, problem.layout.norm
+    if problem.gradient != "checkpoint":
+        land = problem.gradient == "direct"
+        return problem.integrate("forward", field, y0, t, norm=norm, land=land)
+    states = [y0]
+    for times in t.unfold(0, 2, 1):
+        found = problem.integrate("forward", field, states[-1], times, norm=norm, land=True)
+        states.append(found[-1])
+    return torch.stack(states)
 
 
 def solve_to_end(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:

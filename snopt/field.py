@@ -1,0 +1,135 @@
+"""The contract with a field: how it is called, and what it must return.
+
+A solver adds slopes to states. A slope of another shape would be broadcast and mix samples, one of
+another dtype would change the state's; so every evaluation compares them, which reads nothing from
+the device.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from snopt.state import Layout
+
+
+def check_signature(field: object) -> None:
+    """Refuse what cannot be called as ``field(t, x)``.
+
+    Raises:
+        TypeError: ``field`` is no module, or its ``forward`` takes other arguments.
+    """
+    if not isinstance(field, nn.Module):
+        raise TypeError(
+            f"field must be a torch.nn.Module called as field(t, x), got {type(field).__name__}"
+        )
+    try:
+        signature = inspect.signature(field.forward)
+    except (TypeError, ValueError):
+        return  # compiled code may hide its arguments
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        name = type(field).__name__
+        raise TypeError(
+            f"field {name} has forward{signature}, but a field is called as field(t, x): wrap it "
+            f"in a module with `def forward(self, t, x): return self.net(x)`, self.net the {name}"
+        ) from None
+
+
+class FlatField:
+    """A module's field over one tensor, under the autocast that held when it was made.
+
+    Args:
+        module: called as ``module(t, x)``.
+        layout: the shapes behind the tensor.
+        like: a tensor of the dtype and device that states are carried in.
+        seen: the dtype in which the module sees time and state; that of ``like`` by default.
+
+    Raises:
+        TypeError: from a call, the module returned something else than slopes of ``seen``.
+        ValueError: from a call, a slope has another shape or device than its part of the state.
+    """
+
+    def __init__(
+        self, module: nn.Module, layout: Layout, like: Tensor, seen: torch.dtype | None = None
+    ) -> None:
+        self.module, self.layout, self.dtype = module, layout, like.dtype
+        self.seen = seen or like.dtype
+        self.device_type = like.device.type
+        self.autocast = torch.is_autocast_enabled(self.device_type)
+        self.autocast_dtype = torch.get_autocast_dtype(self.device_type) if self.autocast else None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What a compiled step over this field is made for."""
+        shapes = self.layout.shapes or ()
+        return (*shapes, self.dtype, self.seen, self.device_type, self.autocast_dtype)
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """The slope at (t, y), of y's shape and dtype."""
+        if self.autocast:
+            with torch.autocast(self.device_type, dtype=self.autocast_dtype):
+                return self._slope(t, y).to(self.dtype)
+        if self.seen is not self.dtype:
+            return self._slope(t.to(self.seen), y.to(self.seen)).to(self.dtype)
+        return self._slope(t, y)
+
+    def _slope(self, t: Tensor, y: Tensor) -> Tensor:
+        shapes = self.layout.shapes
+        if shapes is None:
+            slope = self.module(t, y)
+            self._check(slope, y.shape, y, "")
+            return slope  # type: ignore[no-any-return]
+        parts = self.module(t, self.layout.unpack(y))
+        if not isinstance(parts, tuple | list):
+            self._refuse_type(parts, f"a tuple of {len(shapes)} tensors, as the state is")
+        if len(parts) != len(shapes):
+            raise ValueError(
+                f"field {self._name} returned {len(parts)} parts for a state of {len(shapes)}: it "
+                "must return one slope for each part, zeros (torch.zeros_like) for what stays"
+            )
+        for i, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
+            self._check(part, shape, y, f" for part {i}")
+        return self.layout.pack(tuple(parts))
+
+    @property
+    def _name(self) -> str:
+        return type(self.module).__name__
+
+    def _check(self, slope: Any, shape: torch.Size, y: Tensor, which: str) -> None:
+        if not isinstance(slope, Tensor):
+            self._refuse_type(slope, f"a tensor of shape {tuple(shape)}{which}")
+        if slope.shape != shape:
+            raise ValueError(
+                f"field {self._name} returned a slope of shape {tuple(slope.shape)}{which}, "
+                f"expected {tuple(shape)}, the state's: broadcasting would mix samples; reshape "
+                "it, or slope.expand_as(x) if all samples share it"
+            )
+        if slope.dtype is not y.dtype and not (self.autocast and slope.is_floating_point()):
+            raise TypeError(
+                f"field {self._name} returned a slope of {slope.dtype}{which}, expected {y.dtype}, "
+                "the state's: convert the field (field.to(x.dtype)), or return slope.to(x.dtype)"
+            )
+        if slope.device != y.device:
+            raise ValueError(
+                f"field {self._name} returned a slope on {slope.device}{which}, expected "
+                f"{y.device}, where the state is: move the field there, field.to(x.device)"
+            )
+
+    def _refuse_type(self, got: object, expected: str) -> NoReturn:
+        missing = " (does its forward end with a return?)" if got is None else ""
+        raise TypeError(
+            f"field {self._name} returned {_described(got)}{missing}, expected {expected}"
+        )
+
+
+def _described(got: object) -> str:
+    if isinstance(got, Tensor):
+        return f"one tensor of shape {tuple(got.shape)}"
+    if isinstance(got, tuple | list):
+        return f"a {type(got).__name__} of {len(got)}"
+    return "None" if got is None else f"a {type(got).__name__}"
