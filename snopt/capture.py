@@ -26,7 +26,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
@@ -36,6 +35,7 @@ from snopt.gradients import Solve, vector_jacobian
 from snopt.kronecker import Factors
 from snopt.layers import Layer
 from snopt.nodes import GridNodes, Nodes, StepNodes
+from snopt.processes import Processes
 from snopt.state import batch_size
 
 
@@ -59,13 +59,11 @@ class Sums:
             torch.zeros(groups, out, out, dtype=dtype, device=like.device),
         )
 
-    def reduce(self) -> None:
-        """Add up over processes, each of whose losses is a mean of its own."""
-        counts = torch.tensor([self.samples, self.rows], dtype=torch.float64, device=self.a.device)
-        self.b /= dist.get_world_size() ** 2
-        for tensor in (self.a, self.b, counts):
-            dist.all_reduce(tensor)
-        self.samples, self.rows = counts.tolist()
+    def reduce(self, processes: Processes) -> None:
+        """Add up over processes, whose losses' mean is what they train on."""
+        self.b /= processes.size**2
+        processes.add_up(self.a, self.b)
+        self.samples, self.rows = processes.total([self.samples, self.rows], self.a.device)
 
     def factors(self) -> Factors | None:
         """A and B, or ``None`` if nothing was seen."""
@@ -233,12 +231,12 @@ class Capture:
         self.sums = {}
         self.starts = []
 
-    def collect(self, distributed: bool) -> dict[str, Factors | None]:
-        """The factors of every armed layer, summed over processes if asked; then disarm."""
+    def collect(self, processes: Processes | None = None) -> dict[str, Factors | None]:
+        """The factors of every armed layer, summed over processes if given; then disarm."""
         found: dict[str, Factors | None] = {}
         for name, sums in self.sums.items():
-            if distributed:
-                sums.reduce()
+            if processes is not None:
+                sums.reduce(processes)
             found[name] = sums.factors()
         self.disarm()
         return found

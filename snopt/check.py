@@ -79,7 +79,7 @@ def check(
     columns = _roots(outputs.detach(), lambda z: loss(z, targets))
     parameters = [p for p in twin.parameters() if p.requires_grad]
     gather(core.capture, core.blocks, parameters, outputs, columns.unbind())
-    captured = core.capture.collect(False)
+    captured = core.capture.collect()
     vectors: dict[str, list[Tensor]] = {name: [] for name in captured}
     for column in _one_sample_each(columns):
         grads = torch.autograd.grad(

@@ -14,6 +14,7 @@ from snopt.block import ODEBlock
 from snopt.capture import Stopwatch
 from snopt.kronecker import Factors
 from snopt.layers import Layer
+from snopt.processes import Processes
 from snopt.rules import Rule
 
 
@@ -26,12 +27,14 @@ class Parts:
         blocks: the ODE blocks by name.
         parameters: the parameters by name.
         settings: returns a layer's parameter group.
+        processes: those that train the model together.
     """
 
     layers: Mapping[str, Layer]
     blocks: Mapping[str, ODEBlock]
     parameters: Mapping[str, nn.Parameter]
     settings: Callable[[Layer], Mapping[str, Any]]
+    processes: Processes
 
 
 class Core(ABC):
@@ -40,6 +43,7 @@ class Core(ABC):
     Attributes:
         layers: the layers by name.
         blocks: the model's ODE blocks by name.
+        processes: those that train the model together.
         steps: steps made so far.
         refresh_every: steps between two looks at a layer's curvature.
         stopwatch: time spent on curvature so far.
@@ -51,6 +55,7 @@ class Core(ABC):
 
     layers: dict[str, Layer]
     blocks: Mapping[str, ODEBlock]
+    processes: Processes
     steps: int
     refresh_every: int
     stopwatch: Stopwatch

@@ -87,6 +87,7 @@ class GaussNewton(Core):
                     f"{', '.join(GRADIENTS)}"
                 )
         self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
+        self.processes = parts.processes
         self.momentum, self.backtracking, self.loss_scale = momentum, backtracking, loss_scale
         self.capture = Rows(self.layers)
         self.stopwatch = self.capture.stopwatch
@@ -100,14 +101,17 @@ class GaussNewton(Core):
     @classmethod
     @override
     def build(cls, parts: Parts, rule: Rule, options: Mapping[str, Any]) -> GaussNewton:
-        if options["distributed"]:
-            raise ValueError("rule='gauss_newton' runs in one process only")
         search = Backtracking(parts.parameters, options["backtrack"])
         return cls(parts, options["momentum"], search, options["loss_scale"])
 
     @override
     def look(self, outputs: Tensor, likelihood: str, parameters: Sequence[Tensor]) -> None:
         """Learn the samples' losses from the cotangent that the backward pass brings to outputs."""
+        if self.processes.size > 1:
+            raise RuntimeError(
+                f"rule='gauss_newton' runs in one process, and {self.processes.size} average the "
+                "gradients of this model; use rule='adam', or train in one process"
+            )
         if self._roots is not None:
             raise RuntimeError(
                 "rule='gauss_newton' takes one backward pass a step; call optimizer.step() or "

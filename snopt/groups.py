@@ -75,16 +75,6 @@ def named_groups(
     return groups, named
 
 
-def data_parallel(model: nn.Module | Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the model, or a module of a group, is wrapped for data-parallel training."""
-    groups = [{"params": model}] if isinstance(model, nn.Module) else model
-    return any(
-        isinstance(root, nn.parallel.DistributedDataParallel)
-        for group in groups
-        for _, root in _roots(group)
-    )
-
-
 def _roots(group: Mapping[str, Any]) -> list[tuple[str, nn.Module]]:
     if not isinstance(group, Mapping) or "params" not in group:
         raise TypeError("a parameter group is a mapping with modules under 'params'")

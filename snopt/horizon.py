@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from snopt.block import ODEBlock
+from snopt.processes import Processes
 
 RULES = ("feedback", "first_order", "fixed")
 
@@ -62,6 +62,7 @@ class Horizon:
         floor: T never falls below it.
         max_change: largest |δT| of one update; None for no limit, as in the paper.
         grad_scale: what the loss was multiplied by; ``scaler.get_scale`` with a ``GradScaler``.
+        process_group: the processes that average their gradients, as for :class:`~snopt.SNOpt`.
 
     Attributes:
         trace: every update so far.
@@ -80,6 +81,7 @@ class Horizon:
         floor: float = 0.01,
         max_change: float | None = None,
         grad_scale: Callable[[], float] | None = None,
+        process_group: Any = None,
     ) -> None:
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}; choose one of {', '.join(RULES)}")
@@ -96,6 +98,7 @@ class Horizon:
         self.block, self.rule, self.lr, self.penalty = block, rule, lr, penalty
         self.every, self.average, self.floor, self.max_change = every, average, floor, max_change
         self.grad_scale = grad_scale
+        self._processes = Processes(block.field.parameters(), process_group)
         if floor > self.T:
             raise ValueError(f"floor={floor} is above the block's horizon T={self.T}")
         self.steps = self.observed = 0
@@ -224,9 +227,10 @@ class Horizon:
         """Φ_xᵀ F, unscaled and averaged over ranks, joins the moving averages."""
         if self.grad_scale is not None:
             slope = slope / self.grad_scale()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(slope)
-            slope = slope / dist.get_world_size()
+        self._processes.warn_if_unsure()
+        if self._processes.size > 1:
+            self._processes.add_up(slope)
+            slope = slope / self._processes.size
         finite = torch.isfinite(slope)  # not where a scaled loss overflows; no wait for the device
         slope = torch.where(finite, slope, 0.0)
         new = torch.stack(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,11 +16,12 @@ from snopt.coverage import Coverage
 from snopt.curvature import LIKELIHOODS
 from snopt.damping import Damping, LevenbergMarquardt, damping_at
 from snopt.gauss_newton import GaussNewton
-from snopt.groups import GROUP_SETTINGS, choose, data_parallel, named_groups, validate
+from snopt.groups import GROUP_SETTINGS, choose, named_groups, validate
 from snopt.kronecker import dense
 from snopt.layers import Layer, layer_of
 from snopt.options import GAUSS_NEWTON, complete
 from snopt.preconditioner import Preconditioner, select_layers
+from snopt.processes import Processes
 from snopt.rules import RULES, Adam, Rule
 from snopt.saving import copied
 from snopt.update import apply_directions, norm, norm_ratio, predicted_change
@@ -88,6 +88,9 @@ class SNOpt(Optimizer):
             else 0.
         grad_scaler: the loop's ``GradScaler``, so that captured cotangents can be unscaled.
         seed: of the draws for ``curvature="fisher"``.
+        process_group: the processes that average their gradients. Default: those of the
+            ``DistributedDataParallel`` that holds the model, whenever it was wrapped. A group where
+            the loop averages them itself; ``False`` where every process trains its own model.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -126,6 +129,7 @@ class SNOpt(Optimizer):
         warmup_steps: int | None = None,
         grad_scaler: Any = None,
         seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         model = model if isinstance(model, nn.Module) else list(model)
         options = complete(
@@ -156,7 +160,6 @@ class SNOpt(Optimizer):
                 "warmup_steps": warmup_steps,
                 "loss_scale": None if grad_scaler is None else grad_scaler.get_scale,
                 "seed": seed,
-                "distributed": _distributed(model),
             }
         )
         defaults = {name: options[name] for name in GROUP_SETTINGS}
@@ -187,7 +190,8 @@ class SNOpt(Optimizer):
         layers, self._reasons = select_layers(modules, self.names, left_out, layer_of)
         core = GaussNewton if rule == GAUSS_NEWTON else Preconditioner
         by_name = {self.names[i]: p for i, p in self._by_id().items()}
-        parts = Parts(layers, own_blocks, by_name, self._settings)
+        processes = Processes(by_name.values(), process_group)
+        parts = Parts(layers, own_blocks, by_name, self._settings, processes)
         self.preconditioner: Core = core.build(parts, self.rule, options)
         if core.whole:
             for group in self.param_groups:
@@ -239,7 +243,8 @@ class SNOpt(Optimizer):
             with torch.enable_grad():
                 again = closure()
             core.capture.active = active
-            controller.observe(float(again) - float(loss), predicted)
+            change = core.processes.mean(float(again) - float(loss), again.device)
+            controller.observe(change, predicted)
         core.arm()
         return loss
 
@@ -401,7 +406,3 @@ class SNOpt(Optimizer):
                     )
                 return damping if count % damping.every == 0 else None
         return None
-
-
-def _distributed(model: Model) -> bool:
-    return data_parallel(model) and dist.is_initialized() and dist.get_world_size() > 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from snopt.kronecker import (
     gradient_moments,
 )
 from snopt.layers import KINDS, Layer
+from snopt.processes import shared_basis
 from snopt.rules import Rule, State
 from snopt.saving import copied
 
@@ -38,6 +40,9 @@ BASES = ("curvature", "gradient", "both")
 
 _GRADIENT_AVERAGE = 0.95
 """Decay of the running averages of G G^T and G^T G, SOAP's default."""
+
+_SEEDS_APART = 1_000_003
+"""Between the seeds of two processes."""
 
 
 class Preconditioner(Core):
@@ -53,7 +58,6 @@ class Preconditioner(Core):
         capture: gathers curvature.
         curvature: what is gathered, one of :data:`snopt.curvature.CURVATURES`.
         seed: of the draws for ``curvature="fisher"``.
-        distributed: add curvature up over the processes of ``torch.distributed``.
     """
 
     def __init__(
@@ -68,17 +72,18 @@ class Preconditioner(Core):
         capture: Capture,
         curvature: str,
         seed: int,
-        distributed: bool,
     ) -> None:
         self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
+        self.processes = parts.processes
         self.rule = rule
         self.basis, self.refresh_every, self.stagger = basis, refresh_every, stagger
-        self.carry_over, self.capture, self.distributed = carry_over, capture, distributed
+        self.carry_over, self.capture = carry_over, capture
         self.curvature, self.seed, self.draws = curvature, seed, 0
         self.capture.active = curvature == "empirical"
         self.stopwatch = capture.stopwatch
         self.steps = 0
         self.samples = 1.0
+        self._own = 0.0  # this process's part of them; 0 before the first step
         self.micro_batches = 1.0
         self.refreshes = 0
         self.failures = 0
@@ -102,7 +107,7 @@ class Preconditioner(Core):
             loss_scale=options["loss_scale"],
         )
         names = ("basis", "refresh_every", "stagger", "carry_over", "curvature", "seed")
-        own = {name: options[name] for name in (*names, "distributed")}
+        own = {name: options[name] for name in names}
         return cls(parts, rule, capture=capture, **own)
 
     @override
@@ -131,7 +136,9 @@ class Preconditioner(Core):
         """Gather curvature from the model's predictive distribution, if a refresh asks for it."""
         if self.curvature == "empirical" or not self.capture.armed:
             return
-        columns = loss_columns(outputs.detach(), likelihood, self.curvature, self.seed + self.draws)
+        # Processes have samples of their own, and draw for themselves.
+        seed = self.seed + self.draws + _SEEDS_APART * self.processes.rank
+        columns = loss_columns(outputs.detach(), likelihood, self.curvature, seed)
         self.draws += 1
         gather(self.capture, self.blocks, parameters, outputs, columns)
 
@@ -160,13 +167,15 @@ class Preconditioner(Core):
             if grad is not None:
                 dtype = torch.promote_types(grad.dtype, torch.float32)
                 grads[name] = self.scaled(grad.to(dtype))
-        due = set(self.due())
+        due = self.due()
+        if due or not self.steps:
+            self.processes.warn_if_unsure()
         if due and device is not None:
             with self.stopwatch.running(device):
-                self._refresh(due, grads)
+                self._refresh(due, grads, device)
         elif self.basis != "curvature":
             self._average(grads)
-        self._count_samples()
+        self._count_samples(device)
         self.steps += 1
         found = {}
         for name, grad in grads.items():
@@ -179,27 +188,32 @@ class Preconditioner(Core):
                 found[name] = basis.back(direction)
         return found
 
-    def _refresh(self, due: set[str], grads: Mapping[str, Tensor]) -> None:
+    def _refresh(
+        self, due: Sequence[str], grads: Mapping[str, Tensor], device: torch.device
+    ) -> None:
         captured: dict[str, Factors | None] = {}
         if self.basis != "gradient":
-            batch = self.capture.batch
-            captured = self.capture.collect(self.distributed)
-            if batch:
-                last = self._last_batch()
-                self.micro_batches = batch / last if last else 1.0
-                self.samples = float(batch * self._processes())
+            batch, last = self.capture.batch, self._last_batch()
+            captured = self.capture.collect(self.processes)
+            (total,) = self.processes.total([batch], device)
+            if total:
+                self.micro_batches = batch / last if batch and last else 1.0
+                self._own, self.samples = float(batch), float(total)
                 self.absent -= captured.keys()
                 self.absent |= {name for name, factors in captured.items() if factors is None}
+        elif self.processes.size > 1:
+            self._share_samples(device)
         if self.basis != "curvature":
             self._average(grads)
-        for name in due:
+        for i, name in enumerate(due):
             factors = self._factors(name, captured.get(name))
             if factors is None:
                 continue
             try:
                 old = self.bases.get(name)
                 follows = self.basis in self.rule.follows
-                new = followed(factors, old) if follows else eigenbasis(factors)
+                find = partial(followed, old=old) if follows else eigenbasis
+                new = shared_basis(self.processes, i % self.processes.size, find, factors)
             except FactorizationError as error:
                 self._discard(name, str(error))
                 continue
@@ -243,14 +257,17 @@ class Preconditioner(Core):
     def _last_batch(self) -> int:
         return max((block.samples for block in self.blocks.values()), default=0)
 
-    def _count_samples(self) -> None:
+    def _count_samples(self, device: torch.device | None) -> None:
         """N of this step: what the blocks saw, times the micro-batches counted at a refresh."""
         last = self._last_batch()
         if last:
-            self.samples = last * self.micro_batches * self._processes()
+            self._own = last * self.micro_batches
+        if device is not None and (self.rule.counts or self.processes.size == 1):
+            self._share_samples(device)
 
-    def _processes(self) -> int:
-        return torch.distributed.get_world_size() if self.distributed else 1
+    def _share_samples(self, device: torch.device) -> None:
+        (total,) = self.processes.total([self._own], device)
+        self.samples = total or self.samples
 
     @override
     def diagnostics(self) -> dict[str, float]:
@@ -300,6 +317,7 @@ class Preconditioner(Core):
                 f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"
             )
         self.steps, self.samples = int(state["steps"]), float(state["samples"])
+        self._own = 0.0
         self.micro_batches = float(state["micro_batches"])
         self.refreshes, self.failures = int(state["refreshes"]), int(state["failures"])
         self.draws, self.absent = int(state["draws"]), set(state["absent"])

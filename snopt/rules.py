@@ -29,10 +29,12 @@ class Rule(ABC):
         defaults: settings that differ between rules; an argument of the optimizer overrides them.
         follows: bases whose refresh begins from the last one (:func:`snopt.kronecker.followed`).
             Needed where a direction depends on which vectors span a space of equal eigenvalues.
+        counts: whether directions depend on N in every step, not only through the factors.
     """
 
     defaults: ClassVar[dict[str, Any]]
     follows: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[bool] = False
 
     @abstractmethod
     def refresh(self, state: State, old: Basis | None, new: Basis, carry_over: bool) -> None:
@@ -72,6 +74,7 @@ class Paper(Rule):
     """Ghat / (M + damping), M a running average of N Ghat^2 (Liu et al. 2021)."""
 
     follows: ClassVar[tuple[str, ...]] = ("gradient",)
+    counts: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {
         "damping": 0.05,
         "momentum": 0.0,

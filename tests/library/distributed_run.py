@@ -1,49 +1,227 @@
-"""Started by torchrun from a test: trains data-parallel and writes what came of it (rank 0)."""
+"""Started by torchrun from a test: trains data-parallel in many ways, and writes what came of it.
+
+Every way is trained by both processes; both processes' weights are written.
+"""
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from snopt import SNOpt
-from tests.library.problems import squares
-from tests.library.test_distributed import batch, build
+from snopt import Horizon, LevenbergMarquardt, ODEBlock, SNOpt
+from tests.library import problems
+
+STEPS = 6
+EQUAL = ((5, 5),) * STEPS
+RESTS = ((5, 5), (2, 2), (4, 4), (5, 5), (4, 4), (2, 2))
+UNEVEN = ((4, 3), (4, 4), (3, 5), (4, 4), (2, 5), (1, 4))
+
+RULES: dict[str, dict[str, Any]] = {
+    f"{rule}-{basis}": {"rule": rule, "basis": basis, "refresh_every": 2}
+    for rule in ("paper", "adam", "kfac")
+    for basis in ("curvature", "gradient", "both")
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    **RULES,
+    "ggn": {"rule": "kfac", "curvature": "ggn", "refresh_every": 2},
+    "fisher": {"curvature": "fisher", "refresh_every": 2},
+    "staggered": {"rule": "adam", "stagger": True, "refresh_every": 3},
+    "levenberg": {"damping": 0.1},
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    **{f"{name}-rests": {"settings": name, "sizes": RESTS} for name in SETTINGS},
+    **{f"{name}-uneven": {"settings": name, "sizes": UNEVEN} for name in (*RULES, "levenberg")},
+    **{
+        f"wrapped-{order}": {"settings": "paper-curvature", "order": order}
+        for order in ("first", "later", "inside", "whole", "by hand", "group later")
+    },
+    **{f"no_sync-{n}": {"settings": n, "micro": 2} for n in ("paper-curvature", "adam-both")},
+    "horizon": {"settings": "paper-curvature", "horizon": True},
+    "alone": {"settings": "paper-curvature", "order": "alone"},
+    "alone, said": {"settings": "paper-curvature", "order": "alone, said"},
+}
 
 
-def train(settings: str) -> dict[str, Any]:
-    """Five steps on this process's share of each batch: the parameters, factors and state after."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    options = json.loads(settings)
-    kind, grouped = options.pop("kind"), options.pop("grouped", False)
-    network = nn.parallel.DistributedDataParallel(build(kind))
-    groups = [{"params": network.module[1].field, "lr": 0.01}, {"params": network}]
-    optimizer = SNOpt(groups if grouped else network, lr=0.02, **options)
-    for step in range(5):
-        x, y = (part.chunk(world)[rank] for part in batch(step))
-        optimizer.zero_grad()
-        outputs = network(x)
-        optimizer.curvature_pass(outputs, "gaussian")
-        squares(y)(outputs).backward()
-        optimizer.step()
+def build() -> nn.Sequential:
+    block = ODEBlock(problems.field(), method="rk4", gradient="direct", options={"steps": 4})
+    return problems.model(block)
+
+
+def batches(case: dict[str, Any]) -> list[list[tuple[Tensor, Tensor]]]:
+    """By step and process."""
+    found = []
+    for step, sizes in enumerate(case.get("sizes", EQUAL)):
+        x, y = problems.batch(sum(sizes), seed=step)
+        found.append(list(zip(x.split(sizes), y.split(sizes), strict=True)))
+    return found
+
+
+def optimizer_of(case: dict[str, Any], model: nn.Module, **more: Any) -> SNOpt:
+    settings = dict(SETTINGS[case["settings"]])
+    if "damping" in settings:
+        settings["damping"] = LevenbergMarquardt(settings["damping"], every=2)
+    return SNOpt(model, lr=0.02, **settings, **more)
+
+
+def train(
+    case: dict[str, Any],
+    optimizer: SNOpt,
+    parts: Callable[[int], list[tuple[Tensor, Tensor]]],
+    forward: Callable[[Tensor], Tensor],
+    *,
+    averaged: Callable[[], None] = lambda: None,
+    unsynced: Callable[[], Any] = nullcontext,
+) -> None:
+    """Each step's loss is the mean over its parts of their means, or of the whole where joined."""
+    for step in range(STEPS):
+        mine = parts(step)
+
+        def closure(mine: list[tuple[Tensor, Tensor]] = mine) -> Tensor:
+            optimizer.zero_grad()
+            total = torch.zeros((), dtype=torch.float64)
+            for i, (x, y) in enumerate(mine):
+                with unsynced() if i + 1 < len(mine) else nullcontext():
+                    outputs = forward(x)
+                    optimizer.curvature_pass(outputs, "gaussian")
+                    loss = problems.squares(y)(outputs) / len(mine)
+                    with torch.enable_grad():
+                        loss.backward()
+                    total += loss.detach()
+            averaged()
+            return total
+
+        if case["settings"] == "levenberg":
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+
+
+def alone(case: dict[str, Any], rank: int | None = None) -> tuple[nn.Module, SNOpt, Any]:
+    """One process with the joined batch, or with that of one of the two."""
+    model = build()
+    optimizer = optimizer_of(case, model)
+    horizon = Horizon(model[1], optimizer, every=2) if case.get("horizon") else None
+    data = batches(case)
+
+    def forward(x: Tensor) -> Tensor:
+        return model(x)
+
+    if rank is not None:
+        train(case, optimizer, lambda step: [data[step][rank]], forward)
+    elif case.get("micro"):
+        train(case, optimizer, lambda step: _thirds(data, step), forward)
+    else:
+        # One pass over both parts, whose means are averaged.
+        for step in range(STEPS):
+            x, y = (torch.cat(tensors) for tensors in zip(*data[step], strict=True))
+            weight = torch.cat([torch.full((len(p[0]),), 0.5 / len(p[0])) for p in data[step]])
+
+            def closure(x: Tensor = x, y: Tensor = y, weight: Tensor = weight) -> Tensor:
+                optimizer.zero_grad()
+                with torch.enable_grad():
+                    outputs = model(x)
+                    optimizer.curvature_pass(outputs, "gaussian")
+                    loss = (weight.double() * (outputs - y).square().sum(1)).sum()
+                    loss.backward()
+                return loss.detach()
+
+            if case["settings"] == "levenberg":
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+    return model, optimizer, horizon
+
+
+def _thirds(data: list[list[tuple[Tensor, Tensor]]], step: int) -> list[tuple[Tensor, Tensor]]:
+    return [(x[i::2], y[i::2]) for x, y in data[step] for i in range(2)]
+
+
+class Larger(nn.Module):
+    """A module that holds the model, as trainers' modules do."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def run(case: dict[str, Any]) -> dict[str, Any]:
+    """What one process ends with."""
+    rank = dist.get_rank() if dist.is_initialized() else int(os.environ["RANK"])
+    ddp = nn.parallel.DistributedDataParallel
+    order = case.get("order", "later")
+    model = build()
+    more: dict[str, Any] = {}
+    forward: nn.Module = model
+    if order in ("first", "inside"):
+        forward = ddp(model)
+    if order == "by hand":
+        more["process_group"] = dist.group.WORLD
+    if order == "alone, said":
+        more["process_group"] = False
+    optimizer = optimizer_of(case, forward if order == "first" else model, **more)
+    if order == "group later":
+        dist.destroy_process_group()
+        dist.init_process_group("gloo")
+    horizon = Horizon(model[1], optimizer, every=2) if case.get("horizon") else None
+    if order in ("later", "group later"):
+        forward = ddp(model)
+    if order == "whole":
+        forward = ddp(Larger(model))
+    data = batches(case)
+
+    def averaged() -> None:
+        if order == "by hand":
+            for p in model.parameters():
+                dist.all_reduce(p.grad)
+                p.grad /= 2
+
+    def parts(step: int) -> list[tuple[Tensor, Tensor]]:
+        x, y = data[step][rank]
+        count = case.get("micro", 1)
+        return [(x[i::count], y[i::count]) for i in range(count)]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        unsynced = forward.no_sync if case.get("micro") else nullcontext
+        train(case, optimizer, parts, forward, averaged=averaged, unsynced=unsynced)
+    said = [str(w.message) for w in caught if "processes is up" in str(w.message)]
     return {
-        "parameters": [p.detach() for p in network.module.parameters()],
+        "weights": [p.detach().clone() for p in model.parameters()],
         "factors": optimizer.factors(),
         "state": optimizer.state_dict(),
+        "samples": getattr(optimizer.preconditioner, "samples", None),
+        "said": said,
+        "T": None if horizon is None else horizon.T,
     }
 
 
-def main(target: str, settings: str) -> None:
+def main(target: str) -> None:
     dist.init_process_group("gloo")
-    result = train(settings)
+    torch.manual_seed(dist.get_rank())
+    results = {}
+    for name, case in CASES.items():
+        mine = run(case)
+        both: list[Any] = [None, None]
+        dist.all_gather_object(both, mine)
+        results[name] = both
+        gc.collect()
     if dist.get_rank() == 0:
-        torch.save(result, target)
+        torch.save(results, target)
     # The wrapped network goes before the group it talks through; both processes leave together.
     gc.collect()
     dist.barrier()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,62 +10,78 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from snopt import ODEBlock, SNOpt
-from tests.library import problems
+from tests.library import distributed_run
+from tests.library.distributed_run import CASES
 
 ROOT = Path(__file__).parents[2]
 
-
-def build(kind: str) -> nn.Module:
-    block = ODEBlock(problems.field(), method="rk4", gradient=kind, options={"steps": 4})
-    return problems.model(block)
+Results = dict[str, list[dict[str, Any]]]
 
 
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    x = torch.randn(8, 5, generator=generator, dtype=torch.float64)
-    return x, torch.randn(8, 2, generator=generator, dtype=torch.float64)
-
-
-CASES: list[dict[str, Any]] = [
-    {"kind": "adjoint", "rule": "paper", "refresh_every": 2, "momentum": 0.9},
-    {"kind": "direct", "rule": "adam", "refresh_every": 2, "basis": "both", "grouped": True},
-    {"kind": "adjoint-seminorm", "rule": "kfac", "refresh_every": 2, "curvature": "ggn"},
-]
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["rule"])
-def test_two_processes_are_one(case: dict[str, Any], tmp_path: Path) -> None:
-    target = tmp_path / "result.pt"
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What both processes ended with, by case; they are started once."""
+    target = tmp_path_factory.mktemp("two") / "results.pt"
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
-        "-m", "tests.library.distributed_run", str(target), json.dumps(case),
+        "-m", "tests.library.distributed_run", str(target),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    joined = torch.load(target, weights_only=True)
+    return torch.load(target, weights_only=True)
 
-    settings = {k: v for k, v in case.items() if k not in ("kind", "grouped")}
-    model = build(case["kind"])
-    groups: Any = [{"params": model[1].field, "lr": 0.01}, {"params": model}]
-    optimizer = SNOpt(groups if case.get("grouped") else model, lr=0.02, **settings)
-    for step in range(5):
-        x, y = batch(step)
-        optimizer.zero_grad()
-        outputs = model(x)
-        optimizer.curvature_pass(outputs, "gaussian")
-        problems.squares(y)(outputs).backward()
-        optimizer.step()
-    for name, pair in optimizer.factors().items():
-        for got, want in zip(joined["factors"][name], pair, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
-    for got, want in zip(joined["parameters"], model.parameters(), strict=True):
-        torch.testing.assert_close(got, want.detach(), rtol=1e-6, atol=1e-8)
+
+SHARED = [name for name, case in CASES.items() if not case.get("order", "").startswith("alone")]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_replicas_are_equal_to_the_last_bit(name: str, results: Results) -> None:
+    one, other = results[name]
+    for left, right in zip(one["weights"], other["weights"], strict=True):
+        assert torch.equal(left, right)
+    assert one["samples"] == other["samples"]
+    assert one["T"] == other["T"]
+    assert not one["said"] + other["said"]
+
+
+@pytest.mark.parametrize("name", [name for name in SHARED if not name.startswith("fisher")])
+def test_two_processes_are_one(name: str, results: Results) -> None:
+    """Equal batches or not: the loss is the mean of both processes' means."""
+    joined = results[name][0]
+    model, optimizer, horizon = distributed_run.alone(CASES[name])
+    for key, pair in optimizer.factors().items():
+        for got, want in zip(joined["factors"][key], pair, strict=True):
+            assert (got - want).norm() < 1e-6 * want.norm()
+    for got, want in zip(joined["weights"], model.parameters(), strict=True):
+        assert (got - want).norm() < 1e-6 * want.norm()
+    if horizon is not None:
+        assert joined["T"] == pytest.approx(horizon.T, rel=1e-9)
     # Its state goes on in one process: names are those of the model without its wrapper.
     optimizer.load_state_dict(joined["state"])
-    assert optimizer.preconditioner.samples == 8
+
+
+@pytest.mark.parametrize("name", ["alone", "alone, said"])
+def test_processes_that_train_models_of_their_own(name: str, results: Results) -> None:
+    """A group that is up is not asked for anything; that it is not is said, once."""
+    for rank, own in enumerate(results[name]):
+        model, _, _ = distributed_run.alone(CASES[name], rank)
+        for got, want in zip(own["weights"], model.parameters(), strict=True):
+            torch.testing.assert_close(got, want.detach(), rtol=1e-12, atol=0)
+        assert len(own["said"]) == (1 if name == "alone" else 0)
+        assert all("process_group=" in words for words in own["said"])
+
+
+def test_draws_differ_between_processes() -> None:
+    """Curvature that is drawn from the model's distribution: one draw for each sample."""
+    from snopt.curvature import loss_columns
+    from snopt.preconditioner import _SEEDS_APART
+
+    outputs = torch.zeros(4, 2, dtype=torch.float64)
+    one, other = (
+        next(loss_columns(outputs, "gaussian", "fisher", seed)) for seed in (0, _SEEDS_APART)
+    )
+    assert not torch.equal(one, other)
