@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snopt.saving import copied
+from snopt.saving import copied, reading
 
 _GROWTH = 1.5
 """How much longer the next step may be than the one before, once a step has been taken back."""
@@ -68,8 +68,8 @@ class Backtracking:
             past, error = self._expected
             # A mean that is not a number compares false and goes back too.
             if not mean - past <= self.errors * math.sqrt(spread + error):
-                for name, p in self.parameters.items():
-                    p.lerp_(self._before[name], 0.5)
+                for name, old in self._before.items():
+                    self.parameters[name].lerp_(old, 0.5)
                 self._taken /= 2
                 self._radius = self._taken
                 self._in_a_row += 1
@@ -83,12 +83,17 @@ class Backtracking:
     @contextmanager
     def update(self) -> Iterator[None]:
         """Around a step: remember the parameters, and shorten their move to the radius."""
-        self._before = {name: p.detach().clone() for name, p in self.parameters.items()}
+        movable = {
+            name: p
+            for name, p in self.parameters.items()
+            if p.requires_grad or p.grad is not None  # frozen ones stay where they are
+        }
+        self._before = {name: p.detach().clone() for name, p in movable.items()}
         yield
-        moves = [p.detach() - self._before[name] for name, p in self.parameters.items()]
+        moves = [p.detach() - self._before[name] for name, p in movable.items()]
         self._taken = float(torch.stack(torch._foreach_norm(moves)).norm())
         if self._taken > self._radius:
-            for name, p in self.parameters.items():
+            for name, p in movable.items():
                 p.lerp_(self._before[name], 1 - self._radius / self._taken)
             self._taken = self._radius
         self._radius *= _GROWTH
@@ -106,10 +111,14 @@ class Backtracking:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.halvings, self._in_a_row = int(state["halvings"]), int(state["in_a_row"])
-        self._before = {
-            name: copied(old, self.parameters[name].device) for name, old in state["before"].items()
-        }
-        expected = state["expected"]
-        self._expected = None if expected is None else (float(expected[0]), float(expected[1]))
-        self._taken, self._radius = float(state["taken"]), float(state["radius"])
+        with reading():
+            before = {n: copied(x, self.parameters[n].device) for n, x in state["before"].items()}
+            halvings, in_a_row = int(state["halvings"]), int(state["in_a_row"])
+            expected = state["expected"]
+            expected = None if expected is None else (float(expected[0]), float(expected[1]))
+            taken, radius = float(state["taken"]), float(state["radius"])
+        for name, old in before.items():
+            if old.shape != self.parameters[name].shape:
+                raise ValueError(f"the state was saved for another model: see parameter {name!r}")
+        self.halvings, self._in_a_row, self._before = halvings, in_a_row, before
+        self._expected, self._taken, self._radius = expected, taken, radius

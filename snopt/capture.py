@@ -59,6 +59,11 @@ class Sums:
             torch.zeros(groups, out, out, dtype=dtype, device=like.device),
         )
 
+    def outdated(self, a: Tensor | None, b: Tensor) -> bool:
+        """Whether the layer has changed: a bias frozen or thawed, moved, or cast."""
+        width = self.a.shape if a is None else a.shape
+        return (width, b.dtype, b.device) != (self.a.shape, self.b.dtype, self.b.device)
+
     def reduce(self, processes: Processes) -> None:
         """Add up over processes, whose losses' mean is what they train on."""
         self.b /= processes.size**2
@@ -175,10 +180,8 @@ class Capture:
         grid: int | None = None,
         loss_scale: Callable[[], float] | None = None,
     ) -> None:
-        self.layers, self.blocks = dict(layers), dict(blocks)
         self.samples, self.grid, self.loss_scale = samples, grid, loss_scale
-        inside = {id(m) for block in self.blocks.values() for m in block.field.modules()}
-        self.outside = [n for n, layer in self.layers.items() if id(layer.module) not in inside]
+        self.watch(layers, blocks)
         self.active = True
         self.with_inputs = True
         self.starts: list[Tensor] = []
@@ -196,6 +199,12 @@ class Capture:
     def batch(self) -> int:
         """Samples seen since the capture was armed."""
         return max((p.samples for p in self._passes.values()), default=0)
+
+    def watch(self, layers: Mapping[str, Layer], blocks: Mapping[str, ODEBlock]) -> None:
+        """Take these for the model's layers and blocks; nothing may be armed."""
+        self.layers, self.blocks = dict(layers), dict(blocks)
+        inside = {id(m) for block in self.blocks.values() for m in block.field.modules()}
+        self.outside = [n for n, layer in self.layers.items() if id(layer.module) not in inside]
 
     def arm(self, names: Iterable[str]) -> None:
         """Watch these layers from the next forward pass on, starting from nothing."""
@@ -259,7 +268,11 @@ class Capture:
         keep = None
         if self.samples is not None and entries > 1:
             keep = math.ceil(self.samples * entries / batch)
+        if entries == 0:
+            return
         a, b, rows, used = layer.moments(z, g, keep, self.with_inputs)
+        if sums.outdated(a, b):
+            sums = self.sums[layer.name] = Sums.zeros(layer)
         scale = weight * entries / used
         loss_scale = 1.0 if self.loss_scale is None else self.loss_scale()
         sums.b.add_(b, alpha=scale / loss_scale**2)

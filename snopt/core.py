@@ -109,6 +109,14 @@ class Core(ABC):
     def directions(self) -> dict[str, Tensor]:
         """Directions by layer name, shaped like :meth:`snopt.layers.Layer.gradient`."""
 
+    def extend(self, parts: Parts) -> None:
+        """Take in the layers of a new parameter group.
+
+        Args:
+            parts: the new layers, all blocks, all parameters.
+        """
+        raise NotImplementedError
+
     def scaled(self, grad: Tensor) -> Tensor:
         """A gradient times :attr:`gradient_scale`."""
         return grad if self.gradient_scale == 1.0 else grad * self.gradient_scale
@@ -131,7 +139,7 @@ class Core(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
+        """Restore what :meth:`state_dict` returned, or raise an error and change nothing.
 
         Raises:
             ValueError: it belongs to a model with other layers.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 class LevenbergMarquardt:
@@ -54,13 +55,32 @@ class LevenbergMarquardt:
             self.value /= self.decay**self.every
         self.value = min(max(self.value, self.floor), self.ceiling)
 
+    def __call__(self, step: int) -> float:
+        """The damping now, whatever the step."""
+        return self.value
+
 
 Damping = float | Callable[[int], float] | LevenbergMarquardt
-"""A number, a function of the step, or a controller."""
+"""A number, a function of the step, or a controller, which is one too."""
 
 
 def damping_at(damping: Damping, step: int) -> float:
     """The damping of one step."""
-    if isinstance(damping, LevenbergMarquardt):
-        return damping.value
-    return float(damping(step)) if callable(damping) else float(damping)
+    return damping(step) if callable(damping) else damping
+
+
+def controller_at(
+    groups: Iterable[Mapping[str, Any]], step: int, closure: object
+) -> LevenbergMarquardt | None:
+    """The groups' controller, if it wants to compare losses in this step.
+
+    Raises:
+        ValueError: there is one, and no closure to compute losses with.
+    """
+    for group in groups:
+        damping = group["damping"]
+        if isinstance(damping, LevenbergMarquardt):
+            if closure is None:
+                raise ValueError("Levenberg-Marquardt damping compares losses: call step(closure)")
+            return damping if step % damping.every == 0 else None
+    return None

@@ -39,7 +39,7 @@ from snopt.backtracking import Backtracking
 from snopt.core import Core, Parts
 from snopt.rows import Rows
 from snopt.rules import Rule
-from snopt.saving import copied
+from snopt.saving import copied, reading
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class GaussNewton(Core):
     """Rows of a batch, and the step they give.
 
     Args:
-        parts: of the model; lr, damping and weight_decay are read of its groups.
-        momentum: how much of the last step is kept, in [0, 1).
+        parts: of the model; lr, momentum (how much of the last step is kept), damping and
+            weight_decay are read of its groups.
         backtracking: judges steps by the losses after them.
         loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
 
@@ -70,7 +70,6 @@ class GaussNewton(Core):
     def __init__(
         self,
         parts: Parts,
-        momentum: float,
         backtracking: Backtracking,
         loss_scale: Callable[[], float] | None = None,
     ) -> None:
@@ -88,7 +87,7 @@ class GaussNewton(Core):
                 )
         self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
         self.processes = parts.processes
-        self.momentum, self.backtracking, self.loss_scale = momentum, backtracking, loss_scale
+        self.backtracking, self.loss_scale = backtracking, loss_scale
         self.capture = Rows(self.layers)
         self.stopwatch = self.capture.stopwatch
         self.steps = self.failures = 0
@@ -102,7 +101,7 @@ class GaussNewton(Core):
     @override
     def build(cls, parts: Parts, rule: Rule, options: Mapping[str, Any]) -> GaussNewton:
         search = Backtracking(parts.parameters, options["backtrack"])
-        return cls(parts, options["momentum"], search, options["loss_scale"])
+        return cls(parts, search, options["loss_scale"])
 
     @override
     def look(self, outputs: Tensor, likelihood: str, parameters: Sequence[Tensor]) -> None:
@@ -222,7 +221,9 @@ class GaussNewton(Core):
         decay = strength * float(self.settings(layer)["weight_decay"])
         prior = decay * layer.value()
         if name in self.last:
-            prior = prior + self.momentum * self.last[name]
+            last = self.last[name]
+            if last.shape == prior.shape:  # else the bias was frozen or thawed in between
+                prior = prior + float(self.settings(layer)["momentum"]) * last.to(prior)
         return prior
 
     def _solved(self, gram: Tensor, target: Tensor, damping: float) -> Tensor | None:
@@ -284,13 +285,22 @@ class GaussNewton(Core):
         Raises:
             ValueError: it belongs to a model with other layers.
         """
-        saved: Mapping[str, Tensor] = state["last"]
+        with reading():
+            saved: Mapping[str, Tensor] = state["last"]
+            steps, failures = int(state["steps"]), int(state["failures"])
         if not saved.keys() <= self.layers.keys():
             raise ValueError(
                 f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"
             )
+        for name, last in saved.items():
+            shape = self.layers[name].shape
+            if last.shape[:2] != shape[:2] or abs(last.shape[2] - shape[2]) > 1:
+                raise ValueError(
+                    f"the state was saved for another model: layer {name!r} has shape {shape} "
+                    f"here, and had {tuple(last.shape)}"
+                )
         self.backtracking.load_state_dict(state["backtracking"])
-        self.steps, self.failures = int(state["steps"]), int(state["failures"])
+        self.steps, self.failures = steps, failures
         self.last = {n: copied(d, self.layers[n].weight.device) for n, d in saved.items()}
         self.arm()
 

@@ -47,8 +47,17 @@ class Layer(ABC):
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
         self.weight: nn.Parameter = module.weight  # type: ignore[assignment]
-        bias = getattr(module, "bias", None)
-        self.bias: nn.Parameter | None = bias if bias is not None and bias.requires_grad else None
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias, where there is one and it is trained now."""
+        bias = self.module._parameters.get("bias")
+        return bias if bias is not None and bias.requires_grad else None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the weight is trained now; a frozen layer's curvature is not looked at."""
+        return self.weight.requires_grad
 
     @property
     def groups(self) -> int:
@@ -328,11 +337,11 @@ KINDS: dict[type[nn.Module], type[Layer]] = {
 
 
 def layer_of(name: str, module: nn.Module) -> Layer | None:
-    """The layer behind a module, or ``None`` if no kind handles it or its weight is frozen."""
+    """The layer behind a module, or ``None`` if no kind handles it; it may be frozen."""
     for base, kind in KINDS.items():
         if isinstance(module, base):
             weight = module._parameters.get("weight")
-            if weight is None or not weight.requires_grad:
+            if weight is None or weight.is_complex():
                 return None
             return kind(name, module)
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,21 +9,33 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snopt.block import ODEBlock
-from snopt.core import Core, Parts
+from snopt.core import Core
 from snopt.coverage import Coverage
 from snopt.curvature import LIKELIHOODS
-from snopt.damping import Damping, LevenbergMarquardt, damping_at
+from snopt.damping import Damping, LevenbergMarquardt, controller_at, damping_at
 from snopt.gauss_newton import GaussNewton
-from snopt.groups import GROUP_SETTINGS, choose, named_groups, validate
+from snopt.groups import (
+    GROUP_SETTINGS,
+    choose,
+    listed,
+    named_groups,
+    validate,
+)
 from snopt.kronecker import dense
-from snopt.layers import Layer, layer_of
-from snopt.options import GAUSS_NEWTON, complete
-from snopt.preconditioner import Preconditioner, select_layers
-from snopt.processes import Processes
+from snopt.members import Members
+from snopt.options import GAUSS_NEWTON, complete, refuse_in_group
+from snopt.preconditioner import Preconditioner
 from snopt.rules import RULES, Adam, Rule
-from snopt.saving import copied
-from snopt.update import apply_directions, norm, norm_ratio, predicted_change
+from snopt.saving import check_kind, read_groups, read_parameter, reading, saved_groups
+from snopt.update import (
+    apply_directions,
+    complex_as,
+    follow,
+    gradient_scale,
+    judge,
+    norm_ratio,
+    plain_gradient,
+)
 
 Model = nn.Module | Iterable[Mapping[str, Any]]
 
@@ -131,73 +142,74 @@ class SNOpt(Optimizer):
         seed: int = 0,
         process_group: Any = None,
     ) -> None:
-        model = model if isinstance(model, nn.Module) else list(model)
-        options = complete(
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "damping": damping,
-                "refresh_every": refresh_every,
-                "alpha": alpha,
-                "betas": tuple(betas),
-                "eps": eps,
-                "nesterov": nesterov,
-                "normalize": normalize,
-                "rule": rule,
-                "basis": basis,
-                "precondition": precondition,
-                "plain": plain,
-                "curvature": curvature,
-                "curvature_samples": curvature_samples,
-                "sampling": sampling,
-                "grid_points": grid_points,
-                "carry_over": carry_over,
-                "stagger": stagger,
-                "kl_clip": kl_clip,
-                "trust": trust,
-                "backtrack": backtrack,
-                "warmup_steps": warmup_steps,
-                "loss_scale": None if grad_scaler is None else grad_scaler.get_scale,
-                "seed": seed,
-            }
-        )
-        defaults = {name: options[name] for name in GROUP_SETTINGS}
-        groups, modules = named_groups(model)
-        for group in groups:
-            validate({**defaults, **{k: v for k, v in group.items() if k != "params"}})
-        super().__init__(groups, defaults)
-        self.names = {
-            id(p): name
-            for group in self.param_groups
-            for name, p in zip(group["param_names"], group["params"], strict=True)
+        groups = listed(model)
+        asked = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "damping": damping,
+            "refresh_every": refresh_every,
+            "alpha": alpha,
+            "betas": betas,
+            "eps": eps,
+            "nesterov": nesterov,
+            "normalize": normalize,
+            "rule": rule,
+            "basis": basis,
+            "precondition": precondition,
+            "plain": plain,
+            "curvature": curvature,
+            "curvature_samples": curvature_samples,
+            "sampling": sampling,
+            "grid_points": grid_points,
+            "carry_over": carry_over,
+            "stagger": stagger,
+            "kl_clip": kl_clip,
+            "trust": trust,
+            "backtrack": backtrack,
+            "warmup_steps": warmup_steps,
+            "loss_scale": None if grad_scaler is None else grad_scaler.get_scale,
+            "seed": seed,
         }
-        self._group_of = {id(p): group for group in self.param_groups for p in group["params"]}
+        options = complete(asked)
         self.rule: Rule = RULES[rule]()
+        self._rule_name = rule
+        self._defaults = {name: options[name] for name in GROUP_SETTINGS}
+        named, modules = named_groups(groups)
+        # Schedulers that cycle momentum take the betas where there are any by default.
+        unseen = () if rule == "adam" else ("betas",)
+        shown = {name: x for name, x in self._defaults.items() if name not in unseen}
+        super().__init__([self._completed(group) for group in named], shown)
         self.normalize = float(options["normalize"])
         self.warmup_steps = options["warmup_steps"]
         self._adam: Rule = self.rule if isinstance(self.rule, Adam) else Adam()
-        self._dampings: list[Damping] = [group["damping"] for group in self.param_groups]
-        own_blocks = {n: m for n, m in modules if isinstance(m, ODEBlock)}
-        in_field = {id(m) for block in own_blocks.values() for m in block.field.modules()}
-
-        def left_out(name: str, module: nn.Module) -> str | None:
-            group = self._group_of.get(id(module.weight), defaults)
-            if group["precondition"] == "ode" and id(module) not in in_field:
-                return "it lies outside the ODE blocks (precondition='ode')"
-            return None
-
-        layers, self._reasons = select_layers(modules, self.names, left_out, layer_of)
-        core = GaussNewton if rule == GAUSS_NEWTON else Preconditioner
-        by_name = {self.names[i]: p for i, p in self._by_id().items()}
-        processes = Processes(by_name.values(), process_group)
-        parts = Parts(layers, own_blocks, by_name, self._settings, processes)
-        self.preconditioner: Core = core.build(parts, self.rule, options)
-        if core.whole:
-            for group in self.param_groups:
-                group["momentum"] = 0.0
-        self.set_damping()
         self._measured: dict[str, float] = {}
+        self.members = Members(self.param_groups, modules, process_group, basis != "gradient")
+        core = GaussNewton if rule == GAUSS_NEWTON else Preconditioner
+        parts = self.members.parts(modules)
+        self.preconditioner: Core = core.build(parts, self.rule, options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take in more modules.
+
+        Args:
+            param_group: ``{"params": modules, "lr": ...}``, as in a list of groups.
+
+        Raises:
+            TypeError: it is not made of modules.
+            ValueError: a setting is wrong, nothing of it is new, or the rule takes no more groups.
+        """
+        if "preconditioner" not in self.__dict__:  # while the optimizer is made
+            super().add_param_group(param_group)
+            return
+        if self.preconditioner.whole:
+            raise ValueError(
+                f"rule={self._rule_name!r} takes no more groups: make it anew with all"
+            )
+        names = self.members.names
+        named, modules = named_groups([param_group], names, set(names.values()))
+        super().add_param_group(self._completed(named[0]))
+        self.preconditioner.extend(self.members.extend(modules))
 
     # -- the training loop ------------------------------------------------------------------------
 
@@ -216,35 +228,27 @@ class SNOpt(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         core = self.preconditioner
+        if all(p.grad is None for p in self.members.by_id.values()):
+            return loss
         if core.step_halved():
             core.arm()
             return loss
-        count = core.steps
+        controller = controller_at(self.param_groups, core.steps, closure)
+        warmup = min(1.0, (core.steps + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         refreshing = bool(core.due())
         directions = self._directions(self.preconditioned())
         if refreshing:
             self._measured = norm_ratio(directions)
-        warmup = min(1.0, (count + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        controller = self._controller(count, closure)
+        groups = self.members.in_force
+        self._measured["damping"] = groups[0]["damping"]
         if controller is None or closure is None:
             with core.update():
-                apply_directions(
-                    self.param_groups, self.state, directions, warmup, decays=not core.whole
-                )
+                apply_directions(groups, self.state, directions, warmup, whole=core.whole)
         else:
-            before = [p.clone() for p in self._by_id().values()]
-            apply_directions(self.param_groups, self.state, directions, warmup)
-            moves: dict[Tensor, Tensor] = {
-                p: p - old for p, old in zip(self._by_id().values(), before, strict=True)
-            }
-            assert isinstance(core, Preconditioner)  # its own damping has no controller
-            predicted = predicted_change(core, moves, controller.value)
-            active, core.capture.active = core.capture.active, False
-            with torch.enable_grad():
-                again = closure()
-            core.capture.active = active
-            change = core.processes.mean(float(again) - float(loss), again.device)
-            controller.observe(change, predicted)
+            before = {p: p.clone() for p in directions}
+            apply_directions(groups, self.state, directions, warmup)
+            moves = {p: p - old for p, old in before.items()}
+            judge(controller, core, moves, float(loss), closure)
         core.arm()
         return loss
 
@@ -254,20 +258,15 @@ class SNOpt(Optimizer):
         Raises:
             RuntimeError: :meth:`curvature_pass` was not called and is needed.
         """
-        self.set_damping()
         core = self.preconditioner
-        core.gradient_scale = self._gradient_scale()
+        self.members.resolve(core.steps)
+        core.gradient_scale = gradient_scale(self.members.by_id.values(), self.normalize)
         if core.asks and core.forgotten:
             raise RuntimeError(
                 f"{core.asks} needs optimizer.curvature_pass(outputs) between the forward pass "
                 "and backward(), and after zero_grad()"
             )
         return core.directions()
-
-    def set_damping(self) -> None:
-        """Resolve scheduled damping for the coming step."""
-        for group, damping in zip(self.param_groups, self._dampings, strict=True):
-            group["damping"] = damping_at(damping, self.preconditioner.steps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and with them the curvature gathered beside them."""
@@ -287,7 +286,7 @@ class SNOpt(Optimizer):
             likelihood: ``"categorical"`` or ``"gaussian"``.
         """
         choose("likelihood", likelihood, LIKELIHOODS)
-        self.preconditioner.look(outputs, likelihood, list(self._by_id().values()))
+        self.preconditioner.look(outputs, likelihood, list(self.members.by_id.values()))
 
     # -- what it knows ----------------------------------------------------------------------------
 
@@ -306,15 +305,11 @@ class SNOpt(Optimizer):
 
     def coverage(self) -> Coverage:
         """Which parameters are preconditioned, and why the others are not."""
-        layers = self.preconditioner.layers.values()
-        covered = {self.names[id(p)]: x.name for x in layers for p in x.parameters}
-        sizes = {self.names[i]: p.numel() for i, p in self._by_id().items()}
-        reasons = {n: self._reasons.get(n, "its module was not found") for n in sizes}
-        return Coverage(covered, {n: r for n, r in reasons.items() if n not in covered}, sizes)
+        return self.members.coverage(self.preconditioner.layers.values())
 
     def diagnostics(self) -> dict[str, float]:
         """Damping, condition number, counts, and norms as of the last refresh, for logs."""
-        damping = float(self.param_groups[0]["damping"])
+        damping = float(damping_at(self.param_groups[0]["damping"], self.preconditioner.steps))
         return {**self.preconditioner.diagnostics(), "damping": damping, **self._measured}
 
     @property
@@ -326,41 +321,45 @@ class SNOpt(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on, keyed by parameter and layer names."""
-        groups = []
-        for group in self.param_groups:
-            kept = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-            groups.append({**kept, "params": list(group["param_names"])})
+        names = self.members.names
         return {
-            "state": {self.names[id(p)]: dict(state) for p, state in self.state.items()},
-            "param_groups": groups,
+            "state": {names[id(p)]: dict(state) for p, state in self.state.items()},
+            "param_groups": saved_groups(self.param_groups, self.preconditioner.steps),
             "preconditioner": self.preconditioner.state_dict(),
             "measured": dict(self._measured),
+            "rule": self._rule_name,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, on this or a freshly built model.
 
+        What was saved as a number takes the place of the groups' settings, but for a damping that
+        is a function here. Tensors go to the parameters' device.
+
         Raises:
-            ValueError: it belongs to a model with other parameters or groups.
+            ValueError: it belongs to a model with other parameters or groups, to another rule, or
+                is damaged; nothing has been changed then.
         """
-        saved = state_dict["param_groups"]
-        names = [list(group["param_names"]) for group in self.param_groups]
-        if [list(group["params"]) for group in saved] != names:
-            raise ValueError("the state was saved for other parameters or other groups of them")
-        for group, entry in zip(self.param_groups, saved, strict=True):
-            for key, value in entry.items():
-                if key != "params":
-                    group[key] = tuple(value) if key == "betas" else value
-        for damping, group in zip(self._dampings, self.param_groups, strict=True):
-            if isinstance(damping, LevenbergMarquardt):
-                damping.value = float(group["damping"])
-        self.state.clear()
-        by_name = {self.names[i]: p for i, p in self._by_id().items()}
-        for name, entry in state_dict["state"].items():
-            p = by_name[name]
-            self.state[p] = copied(entry, p.device)
-        self._measured = dict(state_dict["measured"])
+        check_kind(state_dict, self._rule_name)
+        with reading():
+            # Earlier versions noted a momentum of zero where directions hold the momentum.
+            unsaid = {"momentum"} if self.preconditioner.whole and "rule" not in state_dict else ()
+            groups = read_groups(self.param_groups, state_dict["param_groups"], unsaid)
+            by_name = self.members.by_name
+            state: dict[Tensor, Any] = {
+                by_name[name]: read_parameter(name, entry, by_name[name])
+                for name, entry in state_dict["state"].items()
+            }
+            measured = dict(state_dict["measured"])
         self.preconditioner.load_state_dict(state_dict["preconditioner"])
+        for group, settings in zip(self.param_groups, groups, strict=True):
+            if isinstance(group["damping"], LevenbergMarquardt) and settings:
+                group["damping"].value = settings["damping"]
+            kept = {"damping"} if callable(group["damping"]) else set()
+            group.update({name: x for name, x in settings.items() if name not in kept})
+        self.state.clear()
+        self.state.update(state)
+        self._measured = measured
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
@@ -370,39 +369,28 @@ class SNOpt(Optimizer):
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _by_id(self) -> dict[int, nn.Parameter]:
-        return {id(p): p for group in self.param_groups for p in group["params"]}
-
-    def _settings(self, layer: Layer) -> Mapping[str, Any]:
-        return self._group_of[id(layer.weight)]
+    def _completed(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """A group with the defaults of what it leaves open, checked."""
+        found = {**self._defaults, **group}
+        validate(found)
+        refuse_in_group(found, self._rule_name)
+        found["betas"] = tuple(found["betas"])
+        return found
 
     def _directions(self, found: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
         """The direction of every parameter that has a gradient."""
+        core = self.preconditioner
         directions: dict[Tensor, Tensor] = {}
         for name, matrix in found.items():
-            for p, direction in self.preconditioner.layers[name].split(matrix):
-                directions[p] = direction.to(p.dtype)
-        for group in self.param_groups:
+            for p, direction in core.layers[name].split(matrix):
+                if p.grad is not None:
+                    directions[p] = direction.to(p.dtype)
+        for group in self.members.in_force:
             rule = self._adam if group["plain"] == "adam" else self.rule
-            for p in group["params"]:
-                if p.grad is not None and p not in directions:
-                    state = self.state[p].setdefault("plain", {})
-                    directions[p] = rule.plain(state, self.preconditioner.scaled(p.grad), group)
+            rest = [p for p in group["params"] if p.grad is not None and p not in directions]
+            for p in rest:
+                grad = core.scaled(plain_gradient(p, self.members.names[id(p)]))
+                state = self.state[p].setdefault("plain", {})
+                follow(state, grad)
+                directions[p] = complex_as(p, rule.plain(state, grad, group))
         return directions
-
-    def _gradient_scale(self) -> float:
-        """One over the whole gradient's norm to the power :attr:`normalize`."""
-        grads = [p.grad for p in self._by_id().values() if p.grad is not None]
-        length = norm(grads) if self.normalize and grads else 0.0
-        return length**-self.normalize if 0 < length < math.inf else 1.0
-
-    def _controller(self, count: int, closure: object) -> LevenbergMarquardt | None:
-        """The damping's controller, if it wants to compare losses in this step."""
-        for damping in self._dampings:
-            if isinstance(damping, LevenbergMarquardt):
-                if closure is None:
-                    raise ValueError(
-                        "Levenberg-Marquardt damping compares losses: call step(closure)"
-                    )
-                return damping if count % damping.every == 0 else None
-        return None

@@ -57,7 +57,6 @@ def _refuse_unused(asked: Mapping[str, Any]) -> None:
             "curvature_samples": asked["curvature_samples"] is not None,
             "refresh_every": asked["refresh_every"] is not None,
             "stagger": asked["stagger"],
-            "damping": isinstance(asked["damping"], LevenbergMarquardt),
         }
         if any(unused.values()):
             names = ", ".join(name for name, given in unused.items() if given)
@@ -65,10 +64,23 @@ def _refuse_unused(asked: Mapping[str, Any]) -> None:
     elif asked["backtrack"] is not None:
         given = asked["backtrack"]
         raise ValueError(f"backtrack={given!r} needs rule={GAUSS_NEWTON!r}, not {rule!r}")
-    for name in ("normalize", "nesterov"):
-        if asked[name] and rule != "adam":
-            raise ValueError(f"{name}={asked[name]!r} needs rule='adam', not {rule!r}")
-    if asked["momentum"] and rule == "adam":
+    if asked["normalize"] and rule != "adam":
+        raise ValueError(f"normalize={asked['normalize']!r} needs rule='adam', not {rule!r}")
+    refuse_in_group(asked, rule)
+
+
+def refuse_in_group(settings: Mapping[str, Any], rule: str) -> None:
+    """Refuse settings of a group that the rule has no use for.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    if settings["nesterov"] and rule != "adam":
+        raise ValueError(f"nesterov={settings['nesterov']!r} needs rule='adam', not {rule!r}")
+    if settings["momentum"] and rule == "adam":
         raise ValueError(
-            f"momentum={asked['momentum']!r}: rule='adam' has its own, betas={asked['betas']!r}"
+            f"momentum={settings['momentum']!r}: rule='adam' has its own, "
+            f"betas={settings['betas']!r}"
         )
+    if isinstance(settings["damping"], LevenbergMarquardt) and rule == GAUSS_NEWTON:
+        raise ValueError(f"rule={rule!r} has no use for the damping given: leave it out")

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from snopt.capture import Capture
@@ -29,10 +29,9 @@ from snopt.kronecker import (
     gradient_factors,
     gradient_moments,
 )
-from snopt.layers import KINDS, Layer
 from snopt.processes import shared_basis
 from snopt.rules import Rule, State
-from snopt.saving import copied
+from snopt.saving import copied, read_layer, reading
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +92,8 @@ class Preconditioner(Core):
         self.absent: set[str] = set()
         self.states: dict[str, State] = {name: {} for name in self.layers}
         self.averages: dict[str, tuple[Tensor, Sum, int]] = {}
+        # Whether a layer's bias was trained when what is known of the layer was learned.
+        self.biased = {name: layer.bias is not None for name, layer in self.layers.items()}
         self.asks = "" if curvature == "empirical" else f"curvature={curvature!r}"
         self.arm()
 
@@ -113,7 +114,7 @@ class Preconditioner(Core):
     @override
     def due(self) -> list[str]:
         """Layers whose basis is to be refreshed in the coming step."""
-        names = list(self.layers)
+        names = [name for name, layer in self.layers.items() if layer.trains]
         period = self.refresh_every
         offsets = [i * period // len(names) if self.stagger else 0 for i in range(len(names))]
         return [
@@ -151,7 +152,20 @@ class Preconditioner(Core):
     @override
     def clear(self) -> None:
         """Forget the curvature gathered since the last step."""
+        self._follow_biases()
+        if set(self.due()) - self.capture.sums.keys():
+            self.arm()  # a layer was thawed
         self.capture.clear()
+
+    @override
+    def extend(self, parts: Parts) -> None:
+        self.layers.update(parts.layers)
+        self.blocks, self.processes = parts.blocks, parts.processes
+        self.states.update({name: {} for name in parts.layers})
+        self.biased.update({name: layer.bias is not None for name, layer in parts.layers.items()})
+        self.capture.disarm()
+        self.capture.watch(self.layers, self.blocks)
+        self.arm()
 
     @override
     def directions(self) -> dict[str, Tensor]:
@@ -160,6 +174,7 @@ class Preconditioner(Core):
         Returns:
             Directions by layer name, shaped like :meth:`snopt.layers.Layer.gradient`.
         """
+        self._follow_biases()
         device = next(iter(self.layers.values())).weight.device if self.layers else None
         grads: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
@@ -167,6 +182,7 @@ class Preconditioner(Core):
             if grad is not None:
                 dtype = torch.promote_types(grad.dtype, torch.float32)
                 grads[name] = self.scaled(grad.to(dtype))
+                self._follow(name, grads[name])
         due = self.due()
         if due or not self.steps:
             self.processes.warn_if_unsure()
@@ -187,6 +203,28 @@ class Preconditioner(Core):
                 )
                 found[name] = basis.back(direction)
         return found
+
+    def _follow_biases(self) -> None:
+        """Begin anew with layers whose bias has been frozen or thawed: their matrix has changed."""
+        for name, layer in self.layers.items():
+            if self.biased[name] != (layer.bias is not None):
+                self.biased[name] = layer.bias is not None
+                for known in (self.factors, self.bases, self.averages):
+                    known.pop(name, None)
+                self.states[name] = {}
+                self.absent.discard(name)
+
+    def _follow(self, name: str, grad: Tensor) -> None:
+        """Have what is known of a layer follow it to another device or precision."""
+        known = self.averages[name][0] if name in self.averages else None
+        known = self.bases[name].u_b if name in self.bases else known
+        if known is None or (known.dtype == grad.dtype and known.device == grad.device):
+            return
+        self.states[name] = copied(self.states[name], grad.device, grad.dtype)
+        everything: tuple[dict[str, Any], ...] = (self.factors, self.bases, self.averages)
+        for entries in everything:
+            if name in entries:
+                entries[name] = copied(entries[name], grad.device, grad.dtype)
 
     def _refresh(
         self, due: Sequence[str], grads: Mapping[str, Tensor], device: torch.device
@@ -217,6 +255,8 @@ class Preconditioner(Core):
             except FactorizationError as error:
                 self._discard(name, str(error))
                 continue
+            if not all(bool(torch.isfinite(x).all()) for x in _tensors(self.states[name])):
+                old, self.states[name] = None, {}  # or it would be carried over for ever
             self.rule.refresh(self.states[name], old, new, self.carry_over)
             self.factors[name], self.bases[name] = factors, new
             self.refreshes += 1
@@ -236,6 +276,10 @@ class Preconditioner(Core):
 
     def _discard(self, name: str, why: str) -> None:
         self.failures += 1
+        # A running average that is not finite stays so.
+        average = self.averages.get(name)
+        if average is not None and not bool(torch.isfinite(average[0]).all()):
+            del self.averages[name]
         kept = "the old basis stays" if name in self.bases else "the layer takes the plain update"
         logger.warning("curvature of layer %s discarded: %s; %s", name, why, kept)
 
@@ -311,19 +355,31 @@ class Preconditioner(Core):
         Raises:
             ValueError: it belongs to a model with other layers.
         """
-        saved: Mapping[str, Any] = state["layers"]
-        if saved.keys() != self.layers.keys():
-            raise ValueError(
-                f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"
-            )
-        self.steps, self.samples = int(state["steps"]), float(state["samples"])
+        with reading():
+            keeps, modes = self.rule.keeps, self.basis == "gradient"
+            saved = {
+                name: read_layer(name, entry, self.layers.get(name), keeps, modes)
+                for name, entry in state["layers"].items()
+            }
+            missing = {n for n in self.layers.keys() - saved.keys() if self.layers[n].trains}
+            # Of what an earlier version took for a layer without ever hearing it nothing is lost.
+            foreign = {n for n, x in saved.items() if n not in self.layers and x is not None}
+            if missing or foreign:
+                raise ValueError(
+                    f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"
+                )
+            names = ("steps", "refreshes", "failures", "draws")
+            counts = {name: int(state[name]) for name in names}
+            sizes = {name: float(state[name]) for name in ("samples", "micro_batches")}
+            absent = set(state["absent"]) & self.layers.keys()
+        vars(self).update({**counts, **sizes, "absent": absent})
         self._own = 0.0
-        self.micro_batches = float(state["micro_batches"])
-        self.refreshes, self.failures = int(state["refreshes"]), int(state["failures"])
-        self.draws, self.absent = int(state["draws"]), set(state["absent"])
         self.factors, self.bases, self.averages = {}, {}, {}
-        for name, entry in saved.items():
-            own = copied(entry, self.layers[name].weight.device)
+        self.states = {name: {} for name in self.layers}
+        self.biased = {name: layer.bias is not None for name, layer in self.layers.items()}
+        for name, own in saved.items():
+            if own is None:
+                continue
             if own["factors"] is not None:
                 self.factors[name] = Factors(*own["factors"])
                 self.bases[name] = Basis(*own["basis"])
@@ -335,50 +391,9 @@ class Preconditioner(Core):
         self.arm()
 
 
-def select_layers(
-    modules: Iterable[tuple[str, nn.Module]],
-    owned: Mapping[int, str],
-    wanted: Callable[[str, nn.Module], str | None],
-    find: Callable[[str, nn.Module], Layer | None],
-) -> tuple[dict[str, Layer], dict[str, str]]:
-    """Layers to precondition, and the reason for every parameter that is left out.
-
-    Args:
-        modules: modules by name.
-        owned: names of the optimizer's parameters by ``id``.
-        wanted: the reason why a module is left out although it could be handled, or ``None``.
-        find: the layer behind a module.
-    """
-    layers: dict[str, Layer] = {}
-    reasons: dict[str, str] = {}
-    taken: set[int] = set()
-    seen: set[int] = set()
-    for name, module in modules:
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        own = {id(p): p for p in module._parameters.values() if p is not None}
-        mine = [i for i in own if i in owned]
-        if not mine:
-            continue
-        layer = find(name, module)
-        reason = wanted(name, module) if layer is not None else None
-        if layer is None and isinstance(module, tuple(KINDS)) and "weight" in module._parameters:
-            reason = "its layer's weight is frozen"
-        elif layer is None:
-            reason = f"{type(module).__name__} is neither linear nor a convolution"
-        elif reason is None and id(layer.weight) not in owned:
-            reason = "its weight is in no parameter group"
-        elif reason is None and any(id(p) in taken for p in layer.parameters):
-            reason = "the parameter is shared with another module"
-        if layer is None or reason is not None:
-            for i in mine:
-                reasons.setdefault(owned[i], reason or "")
-            continue
-        layers[name] = layer
-        taken.update(id(p) for p in layer.parameters)
-    return layers, reasons
-
-
 def _pack(values: Any) -> list[Any] | None:
     return None if values is None else list(values)
+
+
+def _tensors(state: Mapping[str, Any]) -> list[Tensor]:
+    return [x for x in state.values() if isinstance(x, Tensor)]

@@ -87,15 +87,13 @@ class _Uses:
 
     def __init__(self, layer: Layer, rows: Rows) -> None:
         self.layer, self.rows = layer, rows
-        self._weight = layer.weight
-        self._bias = layer.weight if layer.bias is None else layer.bias
         self._unbatched = layer.unbatched
         _, out, width = layer.shape
         self._numbers = (out + width) / out
         # A subclass may make something else of its weight: its gradient is autograd's.
         base = next(kind for kind in KINDS if isinstance(layer.module, kind))
         self._known = type(layer.module).forward is base.forward
-        self._inside = False
+        self._spared: list[nn.Parameter] = []
         self.clear()
         layer.module.register_forward_pre_hook(Listener(self._enter))
         layer.module.register_forward_hook(Listener(self._leave), always_call=True)
@@ -109,20 +107,20 @@ class _Uses:
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not (self._known and self.rows.sparing and module.training and torch.is_grad_enabled()):
             return
-        weight, bias = self._weight, self._bias
-        if weight.requires_grad and bias.requires_grad and not self._unbatched(args[0]):
-            self._inside = True
-            weight.requires_grad = bias.requires_grad = False
+        if self.layer.trains and not self._unbatched(args[0]):
+            self._spared = self.layer.parameters
+            for p in self._spared:
+                p.requires_grad = False
 
     def _leave(
         self, module: nn.Module, args: tuple[Any, ...], output: Tensor | None
     ) -> Tensor | None:
-        spared = self._inside
-        if spared:
-            self._inside = False
-            self._weight.requires_grad = self._bias.requires_grad = True
-        if output is None or not module.training:  # None: the layer raised an error
-            return None
+        spared = bool(self._spared)
+        for p in self._spared:
+            p.requires_grad = True
+        self._spared = []
+        if output is None or not module.training or not self.layer.trains:
+            return None  # no output: the layer raised an error
         z = args[0].detach()
         if not (spared or output.requires_grad):
             return None

@@ -30,11 +30,13 @@ class Rule(ABC):
         follows: bases whose refresh begins from the last one (:func:`snopt.kronecker.followed`).
             Needed where a direction depends on which vectors span a space of equal eigenvalues.
         counts: whether directions depend on N in every step, not only through the factors.
+        keeps: names of the entries of a layer's state.
     """
 
     defaults: ClassVar[dict[str, Any]]
     follows: ClassVar[tuple[str, ...]] = ()
     counts: ClassVar[bool] = False
+    keeps: ClassVar[frozenset[str]]
 
     @abstractmethod
     def refresh(self, state: State, old: Basis | None, new: Basis, carry_over: bool) -> None:
@@ -75,6 +77,7 @@ class Paper(Rule):
 
     follows: ClassVar[tuple[str, ...]] = ("gradient",)
     counts: ClassVar[bool] = True
+    keeps: ClassVar[frozenset[str]] = frozenset({"second"})
     defaults: ClassVar[dict[str, Any]] = {
         "damping": 0.05,
         "momentum": 0.0,
@@ -112,6 +115,7 @@ class Adam(Rule):
     """Adam's two moments kept in the eigenbasis, as SOAP does with gradient statistics."""
 
     follows: ClassVar[tuple[str, ...]] = ("curvature", "gradient", "both")
+    keeps: ClassVar[frozenset[str]] = frozenset({"mean", "square", "count"})
     defaults: ClassVar[dict[str, Any]] = {
         "damping": 0.0,
         "momentum": 0.0,
@@ -179,6 +183,7 @@ class AdamBeside(Adam):
 class Kfac(Rule):
     """The plain factored inverse with pi-damping (Martens and Grosse 2015)."""
 
+    keeps: ClassVar[frozenset[str]] = frozenset({"inverse", "damping"})
     defaults: ClassVar[dict[str, Any]] = {
         "damping": 1e-3,
         "momentum": 0.9,

@@ -42,9 +42,10 @@ class SNOptPreconditioner:
         foreign = _UPDATE & {*settings}
         if foreign:
             raise TypeError(f"{', '.join(sorted(foreign))}: set it on the optimizer that follows")
-        if isinstance(settings.get("damping"), LevenbergMarquardt):
-            raise TypeError("Levenberg-Marquardt damping needs SNOpt.step(closure)")
         self._optimizer = SNOpt(model, lr=1.0, **settings)
+        dampings = [group["damping"] for group in self._optimizer.param_groups]
+        if any(isinstance(damping, LevenbergMarquardt) for damping in dampings):
+            raise TypeError("Levenberg-Marquardt damping needs SNOpt.step(closure)")
         self.factors = self._optimizer.factors
         self.coverage = self._optimizer.coverage
         self.diagnostics = self._optimizer.diagnostics
@@ -56,7 +57,10 @@ class SNOptPreconditioner:
     def step(self) -> None:
         """Replace the gradients of preconditioned layers by their directions."""
         core = self._optimizer.preconditioner
+        if all(p.grad is None for p in self._optimizer.members.by_id.values()):
+            return
         for name, matrix in self._optimizer.preconditioned().items():
             for p, direction in core.layers[name].split(matrix):
-                p.grad = direction.to(p.dtype).contiguous()
+                if p.grad is not None:
+                    p.grad = direction.to(p.dtype).contiguous()
         core.arm()

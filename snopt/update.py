@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+import math
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from snopt.core import Core
+from snopt.damping import LevenbergMarquardt
 from snopt.preconditioner import Preconditioner
 
 
@@ -16,7 +19,7 @@ def apply_directions(
     state: MutableMapping[Tensor, Any],
     directions: Mapping[Tensor, Tensor],
     warmup: float,
-    decays: bool = True,
+    whole: bool = False,
 ) -> None:
     """Move every parameter that has a direction, in place.
 
@@ -25,7 +28,7 @@ def apply_directions(
         state: the optimizer's state by parameter; holds the momentum buffers.
         directions: directions by parameter.
         warmup: factor on every learning rate.
-        decays: whether weights decay here; if not, directions see to it.
+        whole: whether directions hold the decay of weights and momentum already.
     """
     trust = trust_factor(groups, directions, warmup)
     for group in groups:
@@ -35,10 +38,10 @@ def apply_directions(
         moves = [directions[p] for p in parameters]
         if trust != 1.0:
             moves = list(torch._foreach_mul(moves, trust))
-        if group["momentum"] > 0:
+        if group["momentum"] > 0 and not whole:
             moves = _with_momentum(parameters, moves, state, group["momentum"])
         rate = group["lr"] * warmup
-        if decays and group["weight_decay"] > 0:
+        if group["weight_decay"] > 0 and not whole:
             torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
         torch._foreach_add_(parameters, moves, alpha=-rate)
 
@@ -52,12 +55,53 @@ def _with_momentum(
     buffers = []
     for p, move in zip(parameters, moves, strict=True):
         entry = state[p]
+        follow(entry, move, "momentum")
         if "momentum" in entry:
             entry["momentum"].mul_(momentum).add_(move)
         else:
             entry["momentum"] = move.clone()
         buffers.append(entry["momentum"])
     return buffers
+
+
+def follow(entry: dict[str, Any], like: Tensor, *names: str) -> None:
+    """Have what is kept of a parameter follow it to another device or precision.
+
+    Args:
+        entry: what is kept, changed in place.
+        like: a tensor that has moved already.
+        names: of the tensors in question; all of them by default.
+    """
+    for name in names or tuple(entry):
+        kept = entry.get(name)
+        if isinstance(kept, Tensor) and (kept.device != like.device or kept.dtype != like.dtype):
+            entry[name] = kept.to(like)
+
+
+def as_real(x: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, which is how torch's optimizers take them."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def complex_as(p: Tensor, direction: Tensor) -> Tensor:
+    """The inverse of :func:`as_real`, for a direction of ``p``."""
+    return torch.view_as_complex(direction) if p.is_complex() else direction
+
+
+def plain_gradient(p: Tensor, name: str) -> Tensor:
+    """The gradient of a parameter, as real numbers.
+
+    Raises:
+        RuntimeError: it is sparse; the message says what to write instead.
+    """
+    assert p.grad is not None
+    if p.grad.layout != torch.strided:
+        raise RuntimeError(
+            f"parameter {name!r} has a sparse gradient, which SNOpt does not take: make its "
+            "nn.Embedding with sparse=False, or leave its module out of the groups and train it "
+            "with torch.optim.SparseAdam"
+        )
+    return as_real(p.grad)
 
 
 def trust_factor(
@@ -78,7 +122,11 @@ def trust_factor(
         moved = [p for p in group["params"] if p in directions]
         rate = group["lr"] * warmup
         if group["kl_clip"] is not None:
-            products = [(directions[p] * p.grad).sum() for p in moved if p.grad is not None]
+            products = [
+                (as_real(directions[p]) * as_real(p.grad)).sum()
+                for p in moved
+                if p.grad is not None
+            ]
             total += rate**2 * float(sum(products))
         if group["trust"] is not None and moved:
             update = rate * norm([directions[p] for p in moved])
@@ -90,6 +138,13 @@ def trust_factor(
 def norm(tensors: list[Tensor]) -> float:
     """The Euclidean norm of all numbers together."""
     return float(torch.stack(torch._foreach_norm(tensors)).norm())
+
+
+def gradient_scale(parameters: Iterable[Tensor], power: float) -> float:
+    """One over the whole gradient's norm to a power; 1 where that is no number above zero."""
+    grads = [p.grad for p in parameters if p.grad is not None] if power else []
+    length = norm(grads) if grads else 0.0
+    return length**-power if 0 < length < math.inf else 1.0
 
 
 def norm_ratio(directions: Mapping[Tensor, Tensor]) -> dict[str, float]:
@@ -106,6 +161,32 @@ def norm_ratio(directions: Mapping[Tensor, Tensor]) -> dict[str, float]:
     }
 
 
+def judge(
+    controller: LevenbergMarquardt,
+    core: Core,
+    moves: Mapping[Tensor, Tensor],
+    loss: float,
+    closure: Callable[[], Any],
+) -> None:
+    """Let a controller compare the loss after a step with the one predicted.
+
+    Args:
+        controller: of the damping.
+        core: what gave the directions.
+        moves: what the step added to the parameters.
+        loss: before the step.
+        closure: computes the loss and its gradient, which is not captured.
+    """
+    assert isinstance(core, Preconditioner)  # the damping of other cores has no controller
+    predicted = predicted_change(core, moves, controller.value)
+    active, core.capture.active = core.capture.active, False
+    with torch.enable_grad():
+        again = closure()
+    core.capture.active = active
+    change = core.processes.mean(float(again) - loss, again.device)
+    controller.observe(change, predicted)
+
+
 def predicted_change(core: Preconditioner, moves: Mapping[Tensor, Tensor], damping: float) -> float:
     """The quadratic model's change of the loss: g.d + (1/2) d.(C + damping) d.
 
@@ -114,7 +195,8 @@ def predicted_change(core: Preconditioner, moves: Mapping[Tensor, Tensor], dampi
     total = 0.0
     for p, move in moves.items():
         if p.grad is not None:
-            total += float((p.grad * move).sum() + damping / 2 * move.square().sum())
+            product = (as_real(p.grad) * as_real(move)).sum()
+            total += float(product + damping / 2 * as_real(move).square().sum())
     for name, layer in core.layers.items():
         basis = core.bases.get(name)
         if basis is None or layer.weight not in moves:
@@ -123,7 +205,8 @@ def predicted_change(core: Preconditioner, moves: Mapping[Tensor, Tensor], dampi
         if curvature is not None:
             matrix = layer.matrix(moves[layer.weight])
             if layer.bias is not None:
-                column = moves[layer.bias].reshape(matrix.shape[0], -1, 1)
+                moved = moves.get(layer.bias, torch.zeros_like(layer.bias))
+                column = moved.reshape(matrix.shape[0], -1, 1)
                 matrix = torch.cat([matrix, column], dim=2)
             total += float((curvature * basis.to(matrix.to(curvature.dtype)).square()).sum()) / 2
     return total

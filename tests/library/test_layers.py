@@ -163,7 +163,7 @@ def test_what_no_kind_handles() -> None:
     assert layer_of("m", nn.Bilinear(2, 3, 4)) is None
     assert layer_of("m", nn.LayerNorm(3)) is None
     assert layer_of("m", nn.Embedding(3, 2)) is None
-    assert layer_of("m", nn.Linear(2, 2).requires_grad_(False)) is None
+    assert not layer_of("m", nn.Linear(2, 2).requires_grad_(False)).trains
     assert layer_of("m", nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))) is None
 
 

@@ -126,7 +126,6 @@ def test_learning_rates_and_damping_come_back() -> None:
     controller = LevenbergMarquardt(0.3)
     optimizer = SNOpt(model, 0.02, damping=controller)
     controller.value = 0.7
-    optimizer.set_damping()
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     problems.squares(Y)(model(X)).backward()
     state = optimizer.state_dict()

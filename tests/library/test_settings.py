@@ -52,9 +52,9 @@ def test_group_specifications() -> None:
         train(net(), SNOpt(groups, 0.01), 0)
     with pytest.raises(TypeError, match="needs modules"):
         SNOpt([{"params": list(model.parameters())}])
-    with pytest.raises(TypeError, match="mapping"):
+    with pytest.raises(TypeError, match=r"model\.parameters\(\)"):
         SNOpt(model.parameters())
-    with pytest.raises(ValueError, match="no trainable"):
+    with pytest.raises(ValueError, match="no parameters"):
         SNOpt(nn.ReLU())
 
 
@@ -187,7 +187,7 @@ def test_scheduled_damping() -> None:
     for step in range(4):
         train(model, optimizer, 1)
         assert optimizer.diagnostics()["damping"] == pytest.approx(0.1 / (step + 1))
-        by_hand._dampings[0] = 0.1 / (step + 1)
+        by_hand.param_groups[0]["damping"] = 0.1 / (step + 1)
         train(plain, by_hand, 1)
     assert torch.equal(flat(model), flat(plain))
 
