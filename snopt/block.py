@@ -18,6 +18,7 @@ from snopt.runge_kutta import TABLEAUS, clock, step
 from snopt.solve import REPLAYABLE, Solver, Statistics, options_of, step_grid
 from snopt.state import Layout, State, all_finite, batch_size, checked
 from snopt.times import span_of, times_of
+from snopt.tracing import exporting
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class ODEBlock(nn.Module):
         flat = layout.pack(x)
         seen, flat = flat.dtype, self._carried(flat, times)
         problem = self._problem(layout, flat, seen)
-        if torch.is_grad_enabled() and self.training:
+        if torch.is_grad_enabled() and self.training and not exporting():
             self.samples = batch_size(x)
         try:
             out = (solve_to_end if t is None else solve)(problem, flat, times)

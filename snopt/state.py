@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
+
+from snopt.tracing import numbers_are_hidden
 
 State = Tensor | tuple[Tensor, ...]
 """What a field sees: one tensor, or a tuple of tensors."""
@@ -145,7 +146,7 @@ def all_finite(x: Tensor) -> bool:
     That is while a compiler or :func:`torch.export.export` traces, and under
     :func:`torch.func.vmap`.
     """
-    if torch.compiler.is_compiling() or _functorch.maybe_current_level() is not None:
+    if numbers_are_hidden():
         return True
     x = x.detach()
     # One pass over the elements instead of five; a sum of finite numbers may overflow, though.

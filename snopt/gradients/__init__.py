@@ -26,6 +26,7 @@ from snopt.gradients.adjoint import Adjoint
 from snopt.gradients.checkpointed import Checkpointed
 from snopt.gradients.direct import direct, unrolled
 from snopt.gradients.problem import Observer, Solve, vector_jacobian
+from snopt.tracing import exporting, transformed
 
 __all__ = ["GRADIENTS", "Observer", "Solve", "solve", "solve_to_end", "vector_jacobian"]
 
@@ -45,7 +46,10 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
 
     Raises:
         SolverError: the solve failed, forwards or (from ``backward()``) backwards.
+        ValueError: a function transform or an export meets a solve that it cannot see through.
     """
+    if exporting() or transformed():
+        return _seen_through(problem, y0, t)
     if not torch.is_grad_enabled():
         return evaluated(problem, y0, t)
     if problem.gradient == "direct":
@@ -53,6 +57,18 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
     function = Checkpointed if problem.gradient == "checkpoint" else Adjoint
     states: Tensor = function.apply(problem, t, y0, *problem.parameters)  # type: ignore[no-untyped-call]
     return states
+
+
+def _seen_through(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+    """Plain operations only, and none that looks at a number: for torch.export and torch.func."""
+    if problem.solver.steps is not None:
+        return torch.stack(unrolled(problem, y0, t))
+    if problem.solver.adaptive or problem.gradient != "direct" or exporting():
+        raise ValueError(
+            "torch.func and torch.export see through a solve only if the number of its steps is "
+            "fixed: give options={'steps': ...}"
+        )
+    return (direct if torch.is_grad_enabled() else evaluated)(problem, y0, t)
 
 
 def evaluated(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
