@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snopt.compiled import compiled_step
 from snopt.errors import SolverError
-from snopt.field import FlatField, check_signature
+from snopt.field import FlatField
 from snopt.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end
 from snopt.runge_kutta import TABLEAUS, clock, step
 from snopt.solve import REPLAYABLE, Solver, Statistics, options_of, step_grid
@@ -78,7 +78,10 @@ class ODEBlock(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_signature(field)
+        if not isinstance(field, nn.Module):
+            raise TypeError(
+                f"field must be a torch.nn.Module called as field(t, x), got {type(field).__name__}"
+            )
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient={gradient!r}; choose one of {', '.join(GRADIENTS)}")
         own = {key: value for key, value in (options or {}).items() if key in _OWN_OPTIONS}

@@ -13,31 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from snopt.state import Layout
-
-
-def check_signature(field: object) -> None:
-    """Refuse what cannot be called as ``field(t, x)``.
-
-    Raises:
-        TypeError: ``field`` is no module, or its ``forward`` takes other arguments.
-    """
-    if not isinstance(field, nn.Module):
-        raise TypeError(
-            f"field must be a torch.nn.Module called as field(t, x), got {type(field).__name__}"
-        )
-    try:
-        signature = inspect.signature(field.forward)
-    except (TypeError, ValueError):
-        return  # compiled code may hide its arguments
-    try:
-        signature.bind(None, None)
-    except TypeError:
-        name = type(field).__name__
-        raise TypeError(
-            f"field {name} has forward{signature}, but a field is called as field(t, x): wrap it "
-            f"in a module with `def forward(self, t, x): return self.net(x)`, self.net the {name}"
-        ) from None
+from snopt.state import Layout, State
 
 
 class FlatField:
@@ -81,10 +57,10 @@ class FlatField:
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
         shapes = self.layout.shapes
         if shapes is None:
-            slope = self.module(t, y)
+            slope = self._call(t, y)
             self._check(slope, y.shape, y, "")
             return slope  # type: ignore[no-any-return]
-        parts = self.module(t, self.layout.unpack(y))
+        parts = self._call(t, self.layout.unpack(y))
         if not isinstance(parts, tuple | list):
             self._refuse_type(parts, f"a tuple of {len(shapes)} tensors, as the state is")
         if len(parts) != len(shapes):
@@ -95,6 +71,27 @@ class FlatField:
         for i, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
             self._check(part, shape, y, f" for part {i}")
         return self.layout.pack(tuple(parts))
+
+    def _call(self, t: Tensor, x: State) -> Any:
+        try:
+            return self.module(t, x)
+        except TypeError:
+            self._check_signature()
+            raise
+
+    def _check_signature(self) -> None:
+        try:
+            signature = inspect.signature(self.module.forward)
+        except (TypeError, ValueError):
+            return  # compiled code may hide its arguments
+        try:
+            signature.bind(None, None)
+        except TypeError:
+            raise TypeError(
+                f"field {self._name} has forward{signature}, but a field is called as field(t, x): "
+                "wrap it in a module with `def forward(self, t, x): return self.net(x)`, self.net "
+                f"the {self._name}"
+            ) from None
 
     @property
     def _name(self) -> str:

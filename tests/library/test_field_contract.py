@@ -186,5 +186,14 @@ def test_fields_of_one_argument_are_told_to_be_wrapped() -> None:
             return x
 
     for net in (Net(), nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))):
+        block = ODEBlock(net)
         with pytest.raises(TypeError, match=rf"{type(net).__name__}.*def forward\(self, t, x\)"):
-            ODEBlock(net)
+            block(X)
+
+
+def test_type_errors_of_the_field_itself_pass_through() -> None:
+    def wrong(w: Tensor, x: Tensor) -> Tensor:
+        raise TypeError("the user's own")
+
+    with pytest.raises(TypeError, match="the user's own"):
+        ODEBlock(Ragged(wrong))(X)
