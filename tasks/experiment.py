@@ -67,7 +67,7 @@ def build_task(settings: Settings) -> Task:
             "cannot. Use solver.gradient=direct solver.compile=false."
         )
     check_keywords("solver", snopt.ODEBlock, solver, own=SOLVER_KEYS)
-    call("solver", snopt.ODEBlock, nn.Identity(), (0.0, 1.0), **settings.solver())
+    call("solver", snopt.ODEBlock, nn.Module(), (0.0, 1.0), **settings.solver())
     check_horizon(settings.horizon, task)
     return cast(Task, task)
 
@@ -141,6 +141,11 @@ def train(settings: Settings, shelf: Shelf | None = None) -> Mapping[str, Any]:
     try:
         clock = Clock(world.device)
         task = build_task(settings)
+        if world.size > 1 and settings.config["optim"].get("rule") == "gauss_newton":
+            raise ConfigError(
+                f"optim={settings.names[2]}: optim.rule=gauss_newton runs in one process, not "
+                f"{world.size}. Start it without torchrun, or use optim=snopt."
+            )
         folder = RunFolder(run_folder(settings)) if world.rank == 0 else None
         try:
             done = world.gather(_finished(folder, settings))[0]

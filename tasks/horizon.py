@@ -25,7 +25,7 @@ def check_horizon(settings: HorizonSettings, task: Task) -> None:
             f"horizon.rule={settings.rule}: task {task.name} reads the state at times that come "
             "with its data, so there is no terminal time to choose. Use horizon=fixed."
         )
-    tiny = nn.Sequential(snopt.ODEBlock(nn.Linear(1, 1), (0.0, 1.0)))
+    tiny = nn.Sequential(snopt.ODEBlock(nn.Bilinear(1, 1, 1), (0.0, 1.0)))  # called as f(t, x)
     build_horizon(settings, tiny, torch.optim.SGD(tiny.parameters(), 0.0))
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import snopt
 from tasks import checkpoint
-from tests.suite import fake
+from tests.suite import fake, parallel_rules
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,11 +53,14 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def torchrun(root: Path, processes: int = 2, **changes: Any) -> subprocess.CompletedProcess[str]:
-    arguments = json.dumps({"root": str(root), **changes})
-    flags = ["--standalone", f"--nproc-per-node={processes}", "-m", "tests.suite.fake"]
+def torchrun(root: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
+    return start("tests.suite.fake", json.dumps({"root": str(root), **changes}))
+
+
+def start(module: str, argument: str) -> subprocess.CompletedProcess[str]:
+    flags = ["--standalone", "--nproc-per-node=2", "-m", module]
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *flags, arguments],
+        [sys.executable, "-m", "torch.distributed.run", *flags, argument],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
         capture_output=True,
@@ -105,3 +108,34 @@ def test_batches_that_cannot_be_shared(tmp_path) -> None:
     answer = torchrun(tmp_path, task={**CHANGES["task"], "batch_size": 15})
     assert answer.returncode != 0
     assert "divisible by 2" in answer.stderr
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Runs of two processes with every rule, which end where replicas differ in a bit."""
+    root = tmp_path_factory.mktemp("two")
+    answer = start("tests.suite.parallel_rules", str(root))
+    assert answer.returncode == 0, answer.stderr
+    return root
+
+
+@pytest.mark.parametrize("settings", parallel_rules.RULES, ids=lambda x: "-".join(x.values()))
+def test_every_rule_in_two_processes_is_that_of_one(settings, two, tmp_path) -> None:
+    changes = parallel_rules.changes(settings)
+    fake.train(tmp_path, **changes)
+    left, right = (
+        checkpoint.load(fake.folder(root, **changes) / "checkpoint.pt") for root in (two, tmp_path)
+    )
+    assert left is not None
+    assert right is not None
+    assert left["state"]["step"] == right["state"]["step"] == 20
+    for name, weight in right["model"].items():
+        assert (left["model"][name] - weight).norm() < 1e-6 * weight.norm()
+
+
+def test_gauss_newton_is_refused_in_two_processes(tmp_path) -> None:
+    answer = torchrun(
+        tmp_path, optim={"_target_": "snopt.SNOpt", "name": "snopt", "rule": "gauss_newton"}
+    )
+    assert answer.returncode != 0
+    assert "optim.rule=gauss_newton runs in one process" in answer.stderr
