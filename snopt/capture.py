@@ -33,7 +33,7 @@ from torch.utils.hooks import RemovableHandle
 from snopt.block import ODEBlock
 from snopt.gradients import Solve, vector_jacobian
 from snopt.kronecker import Factors
-from snopt.layers import Layer
+from snopt.layers import Layer, input_of
 from snopt.nodes import GridNodes, Nodes, StepNodes
 from snopt.processes import Processes
 from snopt.state import batch_size
@@ -216,7 +216,7 @@ class Capture:
                 layer = self.layers[name]
                 passes = self._passes.setdefault(name, _Passes())
                 hook = Listener(partial(self._watch_output, layer, passes))
-                self._handles.append(layer.module.register_forward_hook(hook))
+                self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         for name, block in self.blocks.items():
             modules = {id(m) for m in block.field.modules()}
             inner = [self.layers[n] for n in self.sums if id(self.layers[n].module) in modules]
@@ -289,12 +289,13 @@ class Capture:
         passes: _Passes,
         module: nn.Module,
         args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
         output: Tensor,
     ) -> Tensor | None:
         if not module.training or not output.requires_grad:
             return None
         output = audible(output)
-        z: Tensor = args[0].detach()
+        z = input_of(args, kwargs).detach()
         number = passes.forward()
 
         def record(g: Tensor) -> None:
@@ -355,13 +356,23 @@ class FieldObserver:
         self.passes.backward(solve.pass_number, batch)
         uses: list[tuple[Layer, Tensor, GradientEdge]] = []
 
-        def watch(layer: Layer, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        def watch(
+            layer: Layer,
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: Mapping[str, Any],
+            output: Tensor,
+        ) -> Tensor | None:
+            if not output.requires_grad:  # the field may call layers under no_grad
+                return None
             # The place in the graph rather than the tensor: an in-place activation changes that.
             output = audible(output)
-            uses.append((layer, args[0].detach(), get_gradient_edge(output)))
+            uses.append((layer, input_of(args, kwargs).detach(), get_gradient_edge(output)))
             return output
 
-        handles = [x.module.register_forward_hook(partial(watch, x)) for x in self.layers]
+        handles = [
+            x.module.register_forward_hook(partial(watch, x), with_kwargs=True) for x in self.layers
+        ]
         try:
             with torch.enable_grad():
                 y = y.detach().requires_grad_(True)

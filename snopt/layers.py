@@ -13,7 +13,7 @@ Source: Martens and Grosse 2015 (linear), Grosse and Martens 2016 (convolutions 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -345,6 +345,12 @@ def layer_of(name: str, module: nn.Module) -> Layer | None:
                 return None
             return kind(name, module)
     return None
+
+
+def input_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """A layer's input, given by its place or by its name."""
+    given: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return given
 
 
 def _split(matrix: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt.capture import Listener, Stopwatch, audible
-from snopt.layers import KINDS, Layer, Products
+from snopt.layers import KINDS, Layer, Products, input_of
 
 _WAITING = 1 << 20
 """Numbers in the rows of uses that wait for their products; more would not stay in a cache."""
@@ -95,8 +95,10 @@ class _Uses:
         self._known = type(layer.module).forward is base.forward
         self._spared: list[nn.Parameter] = []
         self.clear()
-        layer.module.register_forward_pre_hook(Listener(self._enter))
-        layer.module.register_forward_hook(Listener(self._leave), always_call=True)
+        layer.module.register_forward_pre_hook(Listener(self._enter), with_kwargs=True)
+        layer.module.register_forward_hook(
+            Listener(self._leave), with_kwargs=True, always_call=True
+        )
 
     def clear(self) -> None:
         self.sums: dict[bool, Products] = {}
@@ -104,16 +106,20 @@ class _Uses:
         self._size = 0.0
         self._samples = 0
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not (self._known and self.rows.sparing and module.training and torch.is_grad_enabled()):
             return
-        if self.layer.trains and not self._unbatched(args[0]):
+        if self.layer.trains and not self._unbatched(input_of(args, kwargs)):
             self._spared = self.layer.parameters
             for p in self._spared:
                 p.requires_grad = False
 
     def _leave(
-        self, module: nn.Module, args: tuple[Any, ...], output: Tensor | None
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Tensor | None,
     ) -> Tensor | None:
         spared = bool(self._spared)
         for p in self._spared:
@@ -121,7 +127,7 @@ class _Uses:
         self._spared = []
         if output is None or not module.training or not self.layer.trains:
             return None  # no output: the layer raised an error
-        z = args[0].detach()
+        z = input_of(args, kwargs).detach()
         if not (spared or output.requires_grad):
             return None
         if self._unbatched(z):
