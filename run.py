@@ -2,18 +2,10 @@
 
 import sys
 
-import hydra
-from omegaconf import DictConfig
-
-from tasks import cli
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> None:
-    """Check the composed configuration, build what it names, and train it."""
-    cli.main(config)
-
+from tasks import signals
 
 if __name__ == "__main__":
-    cli.check_arguments(sys.argv[1:])
-    main()
+    signals.end_at_once()  # before the imports that take long
+    from tasks import cli
+
+    cli.run(sys.argv[1:])

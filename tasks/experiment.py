@@ -15,25 +15,25 @@ from torch import nn
 import snopt
 from snopt.gauss_newton import GRADIENTS
 from tasks import checkpoint
+from tasks.checks import ConfigError, require_keys, require_type
 from tasks.clock import Clock
 from tasks.environment import environment
 from tasks.horizon import build_horizon, check_horizon
+from tasks.models.families import FUNCTIONS, OPTIONS, SCALARS, SYSTEMS
 from tasks.optimizers import build_optimizer, call, check_keywords, check_optimizer, resolve
 from tasks.parallel import World
-from tasks.progress import STYLES, Progress
+from tasks.progress import Progress
 from tasks.results import FINISHED, Outcome, ResultsError, RunFolder, run_folder
 from tasks.resuming import require_fit
 from tasks.runner import Runner, State
 from tasks.seeding import stream_seed
-from tasks.settings import ConfigError, Settings, config_hash, require_choice
+from tasks.settings import Settings, config_hash
 from tasks.shelf import Loaded, Shelf
 from tasks.task import Splits, Task
 from tasks.writer import RowLog, Writer
 
 logger = logging.getLogger(__name__)
 
-#: Keys of ``conf/solver`` that are not arguments of :class:`snopt.ODEBlock`.
-SOLVER_KEYS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
 NOT_CONSTRUCTOR = ("_target_", "name")
 
 
@@ -48,7 +48,8 @@ def build_task(settings: Settings) -> Task:
     keywords = {k: v for k, v in config["task"].items() if k not in NOT_CONSTRUCTOR}
     check_keywords("task", target, keywords, own=NOT_CONSTRUCTOR)
     task = call("task", target, **keywords)
-    require_choice("logger.progress", config["logger"].get("progress", "auto"), STYLES)
+    if not isinstance(task, Task):
+        raise ConfigError(f"task._target_={config['task']['_target_']}: not a tasks.task.Task.")
     check_optimizer(config["optim"])
     if config["optim"].get("curvature") in ("fisher", "ggn") and task.likelihood is None:
         raise ConfigError(
@@ -66,10 +67,65 @@ def build_task(settings: Settings) -> Task:
             f"solver.gradient={solver['gradient']}, solver.compile={solver.get('compile', False)} "
             "cannot. Use solver.gradient=direct solver.compile=false."
         )
-    check_keywords("solver", snopt.ODEBlock, solver, own=SOLVER_KEYS)
-    call("solver", snopt.ODEBlock, nn.Module(), (0.0, 1.0), **settings.solver())
+    check_solver(settings)
     check_horizon(settings.horizon, task)
-    return cast(Task, task)
+    check_model(settings, task)
+    return task
+
+
+def check_solver(settings: Settings) -> None:
+    """Try the solver on something tiny: torchdiffeq looks at its options when it solves.
+
+    Raises:
+        ConfigError: it refuses a value.
+    """
+    solver = settings.solver()
+    options = dict(solver["options"] or {})
+    call("solver", snopt.ODEBlock, _Decay(), (0.0, 1.0), **solver)
+    quick = {**solver, "options": {k: v for k, v in options.items() if k != "compile"}}
+    block = snopt.ODEBlock(_Decay(), (0.0, 0.01), **quick)
+    try:
+        block(torch.ones(1, 1)).sum().backward()
+    except snopt.SolverError:  # that one solve fails says nothing of the next
+        pass
+    except Exception as error:  # whatever a method makes of options of another type
+        given = ", ".join(f"{key}={value}" for key, value in settings.config["solver"].items())
+        raise ConfigError(
+            f"solver: a solve with these settings cannot be made: {error}. Given: {given}"
+        ) from error
+
+
+class _Decay(nn.Module):
+    """A field that every solver has an easy time with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return -self.rate * x
+
+
+def check_model(settings: Settings, task: Task) -> None:
+    """Build the model once, before any data are touched.
+
+    Raises:
+        ConfigError: an unknown family, or a setting that it does not take or refuses.
+    """
+    config = settings.config["model"]
+    family = config.get("name")
+    if family in SYSTEMS:
+        options = (*SCALARS.get(family, ()), *OPTIONS.get(family, ()))
+        require_keys("model", config, ("name", *options))
+        numbers = {k: config[k] for k in SCALARS.get(family, ()) if k in config}
+        named = {k: v for k, v in numbers.items() if v is not None and k not in FUNCTIONS}
+        check_keywords("model", SYSTEMS[family], named)
+        for key in OPTIONS.get(family, ()):
+            require_type(f"model.{key}", config.get(key), bool | None)
+        for key in FUNCTIONS:
+            require_type(f"model.{key}", config.get(key), str | None)
+    with suppress(AttributeError):  # a task may know its sizes only once it has loaded its data
+        build_model(settings, task, World(0, 1, torch.device("cpu")))
 
 
 def _check_gauss_newton(settings: Settings, task: Task) -> None:
@@ -91,8 +147,11 @@ def build_model(settings: Settings, task: Task, world: World) -> nn.Module:
     torch.manual_seed(stream_seed(settings.seed, "init"))
     try:
         model = task.build_model(settings.config["model"], settings.solver())
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        model_settings = settings.config["model"].items()
+        given = [f"{k}={v}" for k, v in model_settings if k != "name" and v is not None]
+        also = f" Given: {', '.join(given)}." if given else ""
+        raise ConfigError(f"model: {error}{also}") from error
     return model.to(world.device, getattr(torch, settings.dtype))
 
 
@@ -258,6 +317,12 @@ def _train(
         writer.finish(summary)
     measured = {} if outcome is Outcome.DIVERGED else summary["final"].get("test", {})
     test = "".join(f" Test {name} {value:.4g}." for name, value in measured.items())
+    if failed := summary.get("refresh_failures"):
+        logger.warning(
+            "%s: curvature could not be factorized %d times, and was left out or replaced",
+            title,
+            failed,
+        )
     logger.info("%s: %s. %s%s", title, outcome, message, test)
     return summary
 
@@ -298,6 +363,10 @@ def _totals(runner: Runner | None, clock: Clock) -> dict[str, Any]:
     if runner is None:
         return {**totals, "steps": 0, "final": {}, "best": None}
     nfe = runner.nfe()
+    diagnostics: Mapping[str, float] = getattr(runner.optimizer, "diagnostics", dict)()
+    for key in ("refreshes", "refresh_failures"):
+        if key in diagnostics:
+            totals[key] = int(diagnostics[key])
     if runner.horizon is not None:
         totals["horizon"] = runner.horizon.T
     return {

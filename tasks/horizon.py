@@ -18,15 +18,13 @@ def check_horizon(settings: HorizonSettings, task: Task) -> None:
     Raises:
         ConfigError: the task has no terminal time, or a value is refused.
     """
-    if not settings.asked_for:
-        return
-    if not task.terminal_time:
+    tiny = snopt.ODEBlock(nn.Bilinear(1, 1, 1), (0.0, 1.0))  # called as f(t, x)
+    _watch(settings, tiny, torch.optim.SGD(tiny.parameters(), 0.0))
+    if settings.asked_for and not task.terminal_time:
         raise ConfigError(
             f"horizon.rule={settings.rule}: task {task.name} reads the state at times that come "
             "with its data, so there is no terminal time to choose. Use horizon=fixed."
         )
-    tiny = nn.Sequential(snopt.ODEBlock(nn.Bilinear(1, 1, 1), (0.0, 1.0)))  # called as f(t, x)
-    build_horizon(settings, tiny, torch.optim.SGD(tiny.parameters(), 0.0))
 
 
 def build_horizon(
@@ -55,6 +53,12 @@ def build_horizon(
             f"({', '.join(found)}), and it takes one with a terminal time. Use horizon=fixed."
         )
     (block,) = found.values()
+    return _watch(settings, block, optimizer)
+
+
+def _watch(
+    settings: HorizonSettings, block: snopt.ODEBlock, optimizer: torch.optim.Optimizer
+) -> snopt.Horizon:
     if settings.T0 is not None:
         start, end = block.t_span
         block.t_span = (start, start + settings.T0 if end > start else start - settings.T0)

@@ -5,32 +5,83 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import typing
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import hydra.utils
 import torch
-from hydra.errors import InstantiationException
-from torch import nn
+from torch import Tensor, nn
 
-from tasks.settings import ConfigError, ScheduleSettings, require_keys
+from snopt import ODEBlock
+from tasks.checks import ConfigError, require_keys, require_type
+from tasks.settings import ScheduleSettings
 
 #: Keys of ``conf/optim`` that are ours, not the constructor's.
 OWN_KEYS = ("_target_", "name", "field_lr", "create_graph")
+_HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+#: Settings that infinity switches off.
+UNBOUNDED = ("backtrack",)
+
+
+class _TinyField(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x)
+        return out
 
 
 def check_optimizer(config: Mapping[str, Any]) -> None:
     """Try the optimizer's configuration on a tiny model, before any data are touched.
 
     Raises:
-        ConfigError: an unknown key, or a value that the constructor refuses.
+        ConfigError: an unknown key, or a value that the constructor or a step refuses.
     """
-    build_optimizer({**config, "field_lr": None}, nn.Linear(2, 2, bias=False))
-    field_lr = config.get("field_lr")
-    number = isinstance(field_lr, int | float) and not isinstance(field_lr, bool)
-    if field_lr is not None and not (number and field_lr >= 0):
-        raise ConfigError(f"optim.field_lr={field_lr!r}: must be a number, at least 0, or null.")
+    for key, annotation in (("field_lr", float | None), ("create_graph", bool)):
+        if key in config:
+            require_type(f"optim.{key}", config[key], annotation)
+    if (config.get("field_lr") or 0.0) < 0:
+        raise ConfigError(f"optim.field_lr={config['field_lr']}: must be at least 0, or null.")
+    tiny = nn.Sequential(
+        ODEBlock(_TinyField(), method="euler", gradient="direct", options={"steps": 1}),
+        nn.Linear(2, 2),
+    )
+    optimizer = build_optimizer(config, tiny)
+    if hasattr(optimizer, "curvature_pass"):  # SNOpt checks all of its settings when built
+        return
+    try:
+        _two_steps(optimizer, tiny, bool(config.get("create_graph")))
+    except Exception as error:  # whatever an optimizer raises
+        given = ", ".join(f"{key}={value}" for key, value in config.items() if key not in OWN_KEYS)
+        raise ConfigError(
+            f"optim: {type(optimizer).__name__} cannot make a step with its settings: "
+            f"{str(error).rstrip('.')}. Given: {given}"
+        ) from error
+
+
+def _two_steps(optimizer: torch.optim.Optimizer, model: nn.Module, create_graph: bool) -> None:
+    """What some optimizers look at no sooner than in a step."""
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = model(torch.tensor([[1.0, -1.0]])).square().mean()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of create_graph
+            loss.backward(create_graph=create_graph)
+        return loss
+
+    for _ in range(2):
+        if needs_closure(optimizer):
+            optimizer.step(closure)  # type: ignore[arg-type]  # a tensor, as L-BFGS wants it
+        else:
+            closure()
+            optimizer.step()
+    optimizer.zero_grad()
 
 
 def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
@@ -51,7 +102,7 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.
     target = resolve("optim", config["_target_"])
     keywords = {key: value for key, value in config.items() if key not in OWN_KEYS}
     check_keywords("optim", target, keywords, own=OWN_KEYS)
-    takes_model = next(iter(inspect.signature(target).parameters)).startswith("model")
+    takes_model = next(iter(inspect.signature(target).parameters), "").startswith("model")
     field_lr = config.get("field_lr")
     groups: Any
     if field_lr is None:
@@ -82,8 +133,6 @@ def _groups(model: nn.Module, field_lr: float, takes_model: bool) -> list[dict[s
 
 def ode_fields(model: nn.Module) -> dict[str, nn.Module]:
     """The fields of all ODE blocks of a model, by module name."""
-    from snopt import ODEBlock
-
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
     return {f"{name}.field" if name else "field": block.field for name, block in blocks.items()}
 
@@ -114,13 +163,37 @@ def resolve(where: str, target: str) -> Callable[..., Any]:
 def check_keywords(
     where: str, target: Callable[..., Any], keywords: Mapping[str, Any], own: tuple[str, ...] = ()
 ) -> None:
-    """Raise a :class:`ConfigError` for a keyword that ``target`` does not take."""
-    parameters = inspect.signature(target).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    valid = [*named, *(key for key in own if not key.startswith("_"))]
-    require_keys(where, keywords, valid)
+    """Raise a :class:`ConfigError` for a keyword that ``target`` does not take.
+
+    Values are compared with the annotations, those of nested ``_target_`` values too.
+    """
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}._target_: cannot be called with settings ({error}).") from error
+    kinds = {p.kind for p in parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        takes = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        named = [name for name, p in parameters.items() if p.kind in takes]
+        require_keys(where, keywords, [*named, *(key for key in own if not key.startswith("_"))])
+    hints = _annotations(target)
+    for key, value in keywords.items():
+        name = f"{where}.{key}"
+        if isinstance(value, Mapping) and isinstance(value.get("_target_"), str):
+            rest = {k: v for k, v in value.items() if k not in _HYDRA_KEYS}
+            check_keywords(name, resolve(name, value["_target_"]), rest)
+        elif isinstance(value, float) and not math.isfinite(value) and key not in UNBOUNDED:
+            raise ConfigError(f"{name}={value}: must be finite.")
+        elif key in parameters and value != parameters[key].default and key not in UNBOUNDED:
+            require_type(name, value, hints.get(key, Any))
+
+
+def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations of what ``target`` is called with; none where they cannot be evaluated."""
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # whatever evaluating somebody's annotations raises
+        return {}
 
 
 def call(where: str, target: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
@@ -131,12 +204,12 @@ def call(where: str, target: Callable[..., Any], *args: Any, **keywords: Any) ->
     """
     try:
         return target(*args, **hydra.utils.instantiate(keywords, _convert_="all"))
-    except (ValueError, TypeError, LookupError, InstantiationException) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:  # whatever it raises, it refuses
         name = getattr(target, "__name__", target)
         message = f"{where}: {name} refuses its settings: {error}"
-        if not isinstance(error, ValueError):  # such errors seldom name the setting
+        if not isinstance(error, ValueError) and keywords:  # such errors seldom name the setting
             message += ". Given: " + ", ".join(f"{key}={value}" for key, value in keywords.items())
         raise ConfigError(message) from error
 

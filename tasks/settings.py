@@ -6,15 +6,23 @@ frozen dataclass whose field types are enforced and whose ranges are checked.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import math
-import types
-import typing
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
+
+from tasks.checks import (
+    ConfigError,
+    Section,
+    choices,
+    require_choice,
+    require_keys,
+)
+from tasks.progress import STYLES
+
+__all__ = ["ConfigError", "Settings", "choices", "config_hash", "require_choice", "require_keys"]
 
 #: Parts of the configuration that do not change what is computed, and so not a run's identity.
 NOT_IDENTITY = ("data", "results", "seed", "logger")
@@ -25,16 +33,32 @@ DTYPES = ("float32", "float64")
 ON_FAILURE = ("raise", "partial", "skip_step")
 HORIZONS = ("feedback", "first_order", "fixed")
 SPLITS = ("train", "valid", "test")
+GRADIENTS = ("adjoint", "adjoint-seminorm", "checkpoint", "direct")
+LOGGERS = ("local", "wandb")
+WANDB_MODES = ("online", "offline", "disabled")
+#: More threads than that no machine has, and some cannot start.
+MOST_THREADS = 1024
 
+#: Names of tasks, models and optimizers, which folders are called by.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
-#: Parts that are not chosen from a folder of ``conf``, and a key of each.
+#: Parts of the configuration that are mappings, and a key of each.
 _SECTIONS = {
     "data": "root",
     "results": "root",
     "train": "max_steps",
     "schedule": "name",
+    "task": "batch_size",
+    "model": "name",
+    "optim": "lr",
+    "solver": "method",
+    "logger": "progress",
     "probe": "every",
+    "horizon": "rule",
 }
+#: All parts, and those that every configuration has; the others came later.
+PARTS = ("seed", "device", "dtype", "threads", *_SECTIONS)
+NEEDED = tuple(part for part in PARTS if part not in ("threads", "probe", "horizon"))
 
 #: Values of later keys of ``train`` that leave everything as it was, identities included.
 _ADDED_LATER = (
@@ -44,84 +68,8 @@ _ADDED_LATER = (
 )
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be; the message names it, its value and what may stand there."""
-
-
-def choices(name: str, value: object, valid: Iterable[str]) -> str:
-    """A sentence that lists the valid choices and the one that was probably meant."""
-    options = sorted(valid)
-    close = difflib.get_close_matches(str(value), options, n=1)
-    meant = f" Did you mean {close[0]}?" if close else ""
-    return f"{name}={value}: no such choice.{meant} Choices: {', '.join(options)}."
-
-
-def require_choice(name: str, value: object, valid: Collection[str]) -> None:
-    """Raise a :class:`ConfigError` unless ``value`` is one of ``valid``."""
-    if value not in valid:
-        raise ConfigError(choices(name, value, valid))
-
-
-def require_keys(where: str, given: Iterable[str], valid: Iterable[str]) -> None:
-    """Raise a :class:`ConfigError` for the first key of ``given`` that is not in ``valid``."""
-    options = sorted(valid)
-    for key in given:
-        if key not in options:
-            close = difflib.get_close_matches(key, options, n=1)
-            meant = f" Did you mean {where}.{close[0]}?" if close else ""
-            raise ConfigError(
-                f"{where}.{key}: no such key.{meant} Keys of {where}: {', '.join(options)}."
-            )
-
-
-def _fits(value: object, annotation: Any) -> bool:
-    """Whether a value read from YAML has the annotated type; an int passes for a float."""
-    if isinstance(annotation, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(annotation))
-    if typing.get_origin(annotation) is tuple:
-        part = typing.get_args(annotation)[0]
-        return isinstance(value, list | tuple) and all(_fits(item, part) for item in value)
-    if isinstance(value, bool):
-        return annotation is bool
-    if annotation is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    return isinstance(value, annotation)
-
-
 @dataclass(frozen=True)
-class _Section:
-    """A part of the configuration: known keys, enforced types."""
-
-    @classmethod
-    def read(cls, where: str, values: Mapping[str, Any]) -> Self:
-        """Read the section from its mapping.
-
-        Raises:
-            ConfigError: an unknown key, a value of the wrong type or out of range.
-        """
-        require_keys(where, values, [field.name for field in fields(cls)])
-        hints = typing.get_type_hints(cls)
-        for key, value in values.items():
-            if not _fits(value, hints[key]):
-                expected = str(getattr(hints[key], "__name__", hints[key]))
-                raise ConfigError(
-                    f"{where}.{key}={value!r}: expected {expected.replace('None', 'null')}."
-                )
-        try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        except ValueError as error:
-            raise ConfigError(f"{where}.{error}") from None
-
-    def _at_least(self, low: float, *names: str, strictly: bool = False) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and (value <= low if strictly else value < low):
-                bound = f"greater than {low:g}" if strictly else f"at least {low:g}"
-                raise ValueError(f"{name}={value}: must be {bound}.")
-
-
-@dataclass(frozen=True)
-class TrainSettings(_Section):
+class TrainSettings(Section):
     """When training ends, and when it is measured and saved; ``conf/config.yaml`` explains each."""
 
     max_epochs: int | None = None
@@ -153,6 +101,8 @@ class TrainSettings(_Section):
             )
         for split in self.eval_splits:
             require_choice("eval_splits", split, SPLITS)
+        if not self.eval_splits:
+            raise ValueError(f"eval_splits=[]: name one at least, of {', '.join(SPLITS)}.")
         if self.target is not None and (
             "valid" not in self.eval_splits or self.eval_valid_samples or self.eval_test_samples
         ):
@@ -164,7 +114,7 @@ class TrainSettings(_Section):
 
 
 @dataclass(frozen=True)
-class ScheduleSettings(_Section):
+class ScheduleSettings(Section):
     """How the learning rate moves over a run; ``conf/config.yaml`` explains each key."""
 
     name: str = "constant"
@@ -192,10 +142,12 @@ class ScheduleSettings(_Section):
             )
         self._at_least(1, "total_steps")
         self._at_least(0, "gamma", strictly=True)
+        if any(epoch < 1 for epoch in self.milestones):
+            raise ValueError(f"milestones={list(self.milestones)}: epochs must be at least 1.")
 
 
 @dataclass(frozen=True)
-class ProbeSettings(_Section):
+class ProbeSettings(Section):
     """How often the gradient's quality is measured; ``conf/config.yaml`` explains each key."""
 
     every: int | None = None
@@ -205,7 +157,7 @@ class ProbeSettings(_Section):
 
 
 @dataclass(frozen=True)
-class HorizonSettings(_Section):
+class HorizonSettings(Section):
     """How the integration time moves; ``conf/horizon/feedback.yaml`` explains each key."""
 
     #: Those of :class:`snopt.Horizon`, which checks their ranges.
@@ -229,6 +181,92 @@ class HorizonSettings(_Section):
     def asked_for(self) -> bool:
         """Whether there is anything to do: a rule that moves T, or a T to begin with."""
         return self.rule != "fixed" or self.T0 is not None
+
+
+@dataclass(frozen=True)
+class SolverSettings(Section):
+    """The solver of every ODE block; ``conf/solver/default.yaml`` explains each key."""
+
+    #: Those that are options of :class:`snopt.ODEBlock`.
+    OPTIONS: ClassVar = ("steps", "max_steps", "warm_start", "compile", "on_failure")
+
+    method: str = "dopri5"
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    gradient: str = "adjoint"
+    steps: int | None = None
+    max_steps: int | None = None
+    warm_start: bool = False
+    compile: bool = False
+    options: Mapping[str, Any] | None = None
+    on_failure: str = "raise"
+
+    def __post_init__(self) -> None:
+        self._at_least(0, "rtol", "atol")
+        self._at_least(1, "steps", "max_steps")
+        for name, valid in (("gradient", GRADIENTS), ("on_failure", ON_FAILURE)):
+            require_choice(name, getattr(self, name), valid)
+        for key in self.options or {}:
+            if key in self.OPTIONS:
+                raise ValueError(f"options.{key}: is a key of the solver; write solver.{key}=...")
+
+
+@dataclass(frozen=True)
+class LoggerSettings(Section):
+    """Where measurements go beside the run's folder; ``conf/logger`` explains each key."""
+
+    name: str
+    progress: str = "auto"
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: str | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("name", self.name, LOGGERS)
+        require_choice("progress", self.progress, STYLES)
+        if self.mode is not None:
+            require_choice("mode", self.mode, WANDB_MODES)
+        for name in ("project", "entity", "group"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name}='': is empty; null leaves it to wandb.")
+
+    @classmethod
+    def read(cls, where: str, values: Mapping[str, Any]) -> Self:
+        """Read the section; what belongs to wandb is refused where nothing is sent there."""
+        settings = super().read(where, values)
+        idle = sorted(values.keys() - {"name", "progress"})
+        if settings.name == "local" and idle:
+            raise ConfigError(f"{where}.{idle[0]}: is for wandb. Choose logger=wandb, or drop it.")
+        return settings
+
+
+@dataclass(frozen=True)
+class DataSettings(Section):
+    """Where data sets lie; null: a cache folder of the user."""
+
+    root: str | None = None
+
+
+@dataclass(frozen=True)
+class ResultsSettings(Section):
+    """Where runs are kept."""
+
+    root: str
+
+    @classmethod
+    def read(cls, where: str, values: Mapping[str, Any]) -> Self:
+        """Read the section; numbers and the like are no folder, unless written as one."""
+        root = values.get("root")
+        if not isinstance(root, str):
+            raise ConfigError(
+                f"{where}.root={'null' if root is None else root}: must name a folder; one that "
+                f"is called so is written {where}.root=./{root}."
+            )
+        if not root.strip() or "\0" in root:
+            raise ConfigError(f"{where}.root={root!r}: must name a folder, such as results or '.'.")
+        return super().read(where, values)
 
 
 @dataclass(frozen=True)
@@ -264,24 +302,23 @@ class Settings:
         Raises:
             ConfigError: the first thing found that cannot be.
         """
-        for part, key in _SECTIONS.items():
-            given = config.get(part, {})
-            if not isinstance(given, Mapping):
-                raise ConfigError(
-                    f"{part}={given}: {part} is a section; set one of its keys, {part}.{key}=..."
-                )
+        _check_parts(config)
         seed = config["seed"]
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ConfigError(f"seed={seed!r}: must be an integer, at least 0.")
         threads = config.get("threads")
-        if threads is not None and not (_fits(threads, int) and threads >= 1):
-            raise ConfigError(f"threads={threads!r}: must be an integer, at least 1, or null.")
+        whole = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
+            raise ConfigError(
+                f"threads={threads!r}: must be an integer, at least 1, or null; at most "
+                f"{MOST_THREADS}."
+            )
         require_choice("device", config["device"], DEVICES)
         require_choice("dtype", config["dtype"], DTYPES)
-        require_choice("solver.on_failure", config["solver"].get("on_failure", "raise"), ON_FAILURE)
-        for part in ("task", "optim"):
-            if not isinstance(config[part].get("_target_"), str):
-                raise ConfigError(f"{part}._target_ is missing: conf/{part}/*.yaml must name it.")
+        DataSettings.read("data", config["data"])
+        ResultsSettings.read("results", config["results"])
+        SolverSettings.read("solver", config["solver"])
+        LoggerSettings.read("logger", config["logger"])
         return cls(
             config=config,
             train=TrainSettings.read("train", config["train"]),
@@ -299,7 +336,8 @@ class Settings:
         """Names of task, model and optimizer, as the results folder has them."""
         parts = (self.config[part] for part in ("task", "model", "optim"))
         task, model, optim = (
-            part.get("name") or _short(part.get("_target_", "")) for part in parts
+            _short(part.get("_target_", "")) if part.get("name") is None else part["name"]
+            for part in parts
         )
         return task, model, optim
 
@@ -317,9 +355,33 @@ class Settings:
             options["on_failure"] = "partial"
         for key in ("steps", "max_steps", "warm_start", "compile"):
             value = solver.pop(key, None)
-            if value not in (None, False):
+            if value is not None and value is not False:
                 options[key] = value
         return {**solver, "options": options or None}
+
+
+def _check_parts(config: Mapping[str, Any]) -> None:
+    """Raise a :class:`ConfigError` for a part that is missing, unknown or of no good name."""
+    require_keys("", config, PARTS)
+    for part in NEEDED:
+        if part not in config:
+            raise ConfigError(f"{part}: is missing, and no run can do without.")
+    for part, key in _SECTIONS.items():
+        given = config.get(part, {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"{part}={given}: {part} is a section; set one of its keys, {part}.{key}=..."
+            )
+    for part in ("task", "optim"):
+        if not isinstance(config[part].get("_target_"), str):
+            raise ConfigError(f"{part}._target_ is missing: conf/{part}/*.yaml must name it.")
+    for part in ("task", "model", "optim"):
+        name = config[part].get("name")
+        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+            raise ConfigError(
+                f"{part}.name={name!r}: names the folder of the run, and is made of letters, "
+                "digits, '_', '-' and '.', the first no '-' or '.', 100 at most."
+            )
 
 
 def _short(target: str) -> str:

@@ -1,14 +1,38 @@
-"""Ctrl-C and SIGTERM as a wish to stop, which the training loop reads between two steps."""
+"""Ctrl-C and SIGTERM: a wish to stop between two steps of training, an end at once before it."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 logger = logging.getLogger(__name__)
+
+
+#: Exit code of a command that was interrupted.
+INTERRUPTED = 130
+
+
+def end_at_once() -> None:
+    """From here on Ctrl-C ends the process with a sentence, for the time of imports and checks.
+
+    Modules that are half imported turn an exception into errors of their own.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"stopped before training began.\n")
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
+
+
+def end_by_exception() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt again, so that files are closed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class StopSignals:

@@ -56,6 +56,11 @@ SCALARS = {
 }
 """Settings of ``conf/model`` that each family takes; null leaves the task's published value."""
 
+OPTIONS = {"adamnode": ("aligned",)}
+"""Those that are true or false and shape the network, by family."""
+FUNCTIONS = ("activation", "phi")
+"""Settings among the scalars that name a function."""
+
 EXTRA = 5
 """Channels that ANODE appends where nothing is published, as many as on MNIST."""
 

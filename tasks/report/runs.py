@@ -161,6 +161,10 @@ def read_run(folder: Path) -> Run:
     config = _read_config(folder / "config.yaml")
     curves, remarks = _read_curves(folder / "metrics.jsonl")
     try:
+        if failed := int(record.get("refresh_failures") or 0):
+            remarks.append(
+                f"curvature could not be factorized {failed} times, and was left out or replaced"
+            )
         outcome = str(record.get("outcome") or "unfinished")
         if outcome in FINISHED:
             _require_unchanged(folder, record)

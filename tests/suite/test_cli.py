@@ -40,7 +40,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["threads=0"], r"threads=0: must be an integer, at least 1, or null"),
         (["device=gpu"], r"device=gpu: no such choice\. .*Choices: auto, cpu, cuda"),
         (["train.max_steps=("], r"train\.max_steps=\(: not an override\. Write key=value"),
-        (["seed=1,2"], r"Ambiguous value for argument 'seed=1,2'"),
+        (["seed=1,2"], r"seed=1,2: several values\. Add -m"),
     ],
 )
 def test_mistakes_are_explained(overrides, message) -> None:
@@ -84,7 +84,7 @@ def test_check_does_not_import_torch() -> None:
 )
 def test_mistake_at_the_console(tmp_path, arguments) -> None:
     answer = run(*arguments, f"results.root={tmp_path}")
-    assert answer.returncode == 1
+    assert answer.returncode == 2
     assert "Traceback" not in answer.stderr
     assert "optim=nothing: no such choice" in answer.stderr
     assert list(tmp_path.iterdir()) == []
@@ -94,7 +94,7 @@ def test_mistake_at_the_console(tmp_path, arguments) -> None:
 def test_refused_value_at_the_console(tmp_path, sweep) -> None:
     arguments = ["task=digits", "optim=sgd", "optim.lr=-1", f"results.root={tmp_path}"]
     answer = run(*(["-m"] if sweep else []), *arguments)
-    assert answer.returncode == 1
+    assert answer.returncode == 2
     assert "Traceback" not in answer.stderr
     assert "SGD refuses its settings: Invalid learning rate: -1" in answer.stderr
 

@@ -357,6 +357,6 @@ def test_bad_file_at_the_console(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, *places], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert str(path) in done.stderr
     assert "Traceback" not in done.stderr

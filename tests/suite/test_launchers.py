@@ -53,7 +53,7 @@ def test_failed_job_does_not_stop_the_others(tmp_path) -> None:
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where a folder should be")
     answer = sweep(tmp_path)
-    assert answer.returncode == 1
+    assert answer.returncode == 2
     assert "could not create" in answer.stderr
     assert "Traceback" not in answer.stderr
     assert outcomes(tmp_path) == {("sgd", 0): "completed", ("sgd", 1): "completed"}
