@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.data.integrity import fingerprint
 from tasks.files import may_write, written_whole
+from tasks.record import sha256
+
+_DIGEST = "digest"
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +33,27 @@ def prepared(beside: Path, key: str, build: Callable[[], Arrays]) -> Arrays:
     path = _folder(beside) / f"{key}.npz"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+            arrays = {name: stored[name] for name in stored.files if name != _DIGEST}
+            if _DIGEST in stored.files and str(stored[_DIGEST]) == _digest(key, arrays):
+                return arrays
+            logger.warning("%s has no digest that fits, and is made again", path)
     except FileNotFoundError:
         pass
     except Exception as error:  # of a damaged file, almost anything
         logger.warning("%s cannot be read and is made again: %s", path, error)
-    arrays = build()
+    built = build()
     path = _folder(beside) / path.name  # the folder of the data may have been made by the build
     try:
-        _write(path, arrays)
+        _write(path, {**built, _DIGEST: np.array(_digest(key, built))})
     except OSError as error:
         logger.warning("%s cannot be kept, and will be made again next time: %s", path, error)
-    return arrays
+    return built
+
+
+def _digest(key: str, arrays: Arrays) -> str:
+    """A digest of arrays, their names, and the source that they were made from."""
+    parts = [f"{name} {fingerprint(arrays[name])}" for name in sorted(arrays)]
+    return sha256(" ".join([key, *parts]).encode())
 
 
 def _folder(beside: Path) -> Path:

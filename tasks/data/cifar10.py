@@ -18,15 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.data.download import obtain
-from tasks.data.errors import DataError
-from tasks.data.integrity import digest, require_shape
+from tasks.data.errors import DataError, brief
+from tasks.data.integrity import digest, require_published, require_shape
 from tasks.data.torchvision_compat import torchvision_datasets
-from tasks.data.unpack import unpack
+from tasks.data.unpack import read_npz, unpack
 from tasks.files import may_write
 
 Part = tuple[NDArray[np.uint8], NDArray[Any]]
 ROWS = 10000  # of a batch file
 SUBSET = Path("cifar10") / "cifar10_first5000.npz"
+OFFICIAL = "complete"  # what is said of files with the official checksums
+MOST_NPZ = 256 << 20  # bytes unpacked; all 60000 images have 184 MB
+#: The first so many images and labels of each part, and their fingerprint.
+FIRST_TRAIN, FIRST_TEST = (5000, "64bd0def3d079fa6"), (1000, "42fb616b55a5d63d")
 
 
 def read_cifar10_files(root: Path) -> tuple[Part, Part, str]:
@@ -67,7 +71,7 @@ def _from_batches(
     if official:
         parts = [cifar(root, train=train, download=False) for train in (True, False)]
         train, test = [(p.data.transpose(0, 3, 1, 2), np.asarray(p.targets)) for p in parts]
-        return train, test, "complete"
+        return train, test, OFFICIAL
     read = [_batch(folder / name) for name in batches]
     train = np.concatenate([b[0] for b in read[:-1]]), np.concatenate([b[1] for b in read[:-1]])
     return train, read[-1], "complete; rebuilt files, not the official bytes"
@@ -75,16 +79,28 @@ def _from_batches(
 
 def _subset(path: Path) -> tuple[Part, Part]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = [stored[name] for name in ("x_train", "y_train", "x_test", "y_test")]
-    except Exception as error:  # zip, zlib and numpy each have their own
+        arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test"), MOST_NPZ)
+    except DataError as error:
         raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}). Delete it, and the whole "
-            "of CIFAR-10 is downloaded instead."
+            f"{error} Delete it, and the whole of CIFAR-10 is downloaded instead."
         ) from error
     for pixels in arrays[::2]:
         require_shape(path, pixels, (None, 3, 32, 32))
     return (arrays[0], arrays[1]), (arrays[2], arrays[3])
+
+
+def require_cifar10(where: Path, train: Part, test: Part) -> None:
+    """Raise a :class:`DataError` where images without an official checksum are not CIFAR-10's."""
+    for (pixels, labels), (count, known) in ((train, FIRST_TRAIN), (test, FIRST_TEST)):
+        if len(pixels) >= count:
+            require_published(where, known, pixels[:count], labels[:count])
+    known_images = {image.tobytes() for image in train[0]}
+    shared = sum(image.tobytes() in known_images for image in test[0])
+    if shared > 0.01 * len(test[0]):
+        raise DataError(
+            f"{where}: {shared} of {len(test[0])} test images are training images too, so it is "
+            "not CIFAR-10. Delete it, and the whole of CIFAR-10 is downloaded instead."
+        )
 
 
 _BUILDING_BLOCKS = {
@@ -115,7 +131,7 @@ def _batch(path: Path) -> Part:
         pixels, labels = np.asarray(fields["data"]), np.asarray(fields["labels"])
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(
-            f"{path}: not a CIFAR-10 batch ({type(error).__name__}: {error}). Delete {path.parent} "
+            f"{path}: not a CIFAR-10 batch ({brief(error)}). Delete {path.parent} "
             "and run again with a network, and it is downloaded."
         ) from error
     require_shape(path, pixels, (ROWS, 3072))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.data.cifar10 import read_cifar10_files
+from tasks.data.cifar10 import OFFICIAL, read_cifar10_files, require_cifar10
 from tasks.data.download import obtain
-from tasks.data.errors import DataError
+from tasks.data.errors import DataError, brief
 from tasks.data.integrity import require_classes, require_shape, verify
 from tasks.data.splits import stratified_thirds
 from tasks.data.torchvision_compat import torchvision_datasets
@@ -105,9 +105,7 @@ def _read_mnist_part(mnist: Any, folder: str, raw: Path, train: bool) -> tuple[P
         part = mnist(folder, train=train, download=False)
         pixels, labels = part.data.numpy()[:, None], part.targets.numpy()
     except Exception as error:  # torchvision checks with assert, slices and views
-        raise DataError(
-            f"{raw}: not in MNIST's format ({type(error).__name__}: {error}). {_again(raw)}"
-        ) from error
+        raise DataError(f"{raw}: not in MNIST's format ({brief(error)}). {_again(raw)}") from error
     require_shape(raw, pixels, (60000 if train else 10000, 1, 28, 28))
     return _checked(raw, pixels, labels)
 
@@ -131,7 +129,7 @@ def read_svhn(root: Path) -> Images:
             part = svhn(path.parent, split=split, download=False)
         except Exception as error:  # whatever SciPy makes of a broken MATLAB file
             raise DataError(
-                f"{path}: not in SVHN's format ({type(error).__name__}: {error}). {_again(path)}"
+                f"{path}: not in SVHN's format ({brief(error)}). {_again(path)}"
             ) from error
         require_shape(path, part.data, (None, 3, 32, 32))
         parts[split] = _checked(path, part.data, part.labels)
@@ -150,7 +148,10 @@ def read_cifar10(root: Path) -> Images:
         DataError: a file is missing and cannot be had, damaged, or not CIFAR-10.
     """
     train, test, provenance = read_cifar10_files(root)
-    return Images(_checked(root, *train), _checked(root, *test), provenance=provenance)
+    images = Images(_checked(root, *train), _checked(root, *test), provenance=provenance)
+    if provenance != OFFICIAL:
+        require_cifar10(root, images.train, images.test)
+    return images
 
 
 def _checked(where: Path, pixels: NDArray[Any], labels: NDArray[Any]) -> tuple[Pixels, Labels]:

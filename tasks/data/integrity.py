@@ -91,3 +91,45 @@ def require_classes(where: object, labels: NDArray[np.integer[Any]], classes: in
             f"{where}: no sample of class {missing.tolist()[:10]}, though there must be samples of "
             f"all {classes}."
         )
+
+
+def require_varied(where: object, rows: NDArray[Any]) -> None:
+    """Raise a :class:`DataError` unless every column of a table holds more than one number."""
+    constant = np.flatnonzero((rows == rows[:1]).all(axis=0))
+    if constant.size:
+        raise DataError(
+            f"{where}: column {constant[0]} is {rows[0, constant[0]]} in all {len(rows)} rows, "
+            "which no measurement is. The file is damaged, or not the official one; fetch it again."
+        )
+
+
+def require_floats(where: object, values: NDArray[Any]) -> None:
+    """Raise a :class:`DataError` unless numbers are stored as floating-point ones."""
+    if not np.issubdtype(values.dtype, np.floating):
+        raise DataError(
+            f"{where}: expected floating-point numbers, found {values.dtype}, so it is not the "
+            "official file, or has been rounded. Fetch it again."
+        )
+
+
+def fingerprint(*arrays: NDArray[Any]) -> str:
+    """A digest of numbers and shapes, whatever their precision and order in memory."""
+    found = hashlib.sha256()
+    for array in arrays:
+        if np.issubdtype(array.dtype, np.floating):
+            # One NaN, and one zero.
+            values = np.where(np.isnan(array), np.nan, array).astype("<f8") + 0.0
+        else:
+            values = array.astype("<i8")
+        found.update(str(values.shape).encode())
+        found.update(np.ascontiguousarray(values).tobytes())
+    return found.hexdigest()[:16]
+
+
+def require_published(where: object, expected: str, *arrays: NDArray[Any]) -> None:
+    """Raise a :class:`DataError` unless numbers have the :func:`fingerprint` of the published."""
+    if fingerprint(*arrays) != expected:
+        raise DataError(
+            f"{where}: the numbers are not the published ones, though their shape is. The file is "
+            "damaged, or made from other data; fetch it again from where it is published."
+        )

@@ -17,8 +17,14 @@ from typing_extensions import override
 
 from tasks.data.cache import Arrays, prepared
 from tasks.data.download import obtain
-from tasks.data.errors import DataError
-from tasks.data.integrity import require_finite, require_shape, verify
+from tasks.data.errors import DataError, brief
+from tasks.data.integrity import (
+    require_finite,
+    require_floats,
+    require_shape,
+    require_varied,
+    verify,
+)
 from tasks.data.unpack import member_names, unpack
 
 Rows = NDArray[np.float64]
@@ -32,6 +38,12 @@ URLS = (
 )
 MINIBOONE_ROWS = 36488
 MINIBOONE_VALID, MINIBOONE_TEST = 3284, 3648
+#: Mean, deviation and means weighted by column and by row of MAF's validation and test rows, by
+#: how many there are; they tell that the rest is MAF's as well, which standardises them.
+STATISTICS = {
+    3284: (0.0030877080, 0.9934807215, -0.0010064807, -0.0004079992),
+    3648: (-0.0029552297, 0.9950057559, 0.0010725894, 0.0018089244),
+}
 _VERSION = 1
 
 
@@ -130,11 +142,13 @@ def _load(path: Path) -> Rows:
         rows: Rows = stored.astype(np.float64, casting="same_kind")
     except (OSError, ValueError, EOFError, TypeError, MemoryError) as error:
         raise DataError(
-            f"{path}: truncated, or no NumPy array ({error}). Delete it and run again with a "
+            f"{path}: truncated, or no NumPy array ({brief(error)}). Delete it and run again with a "
             "network, and it is taken from MAF's archive."
         ) from error
+    require_floats(path, stored)
     require_shape(path, rows, (None, 43))
     require_finite(path, rows)
+    require_varied(path, rows)
     return rows
 
 
@@ -144,13 +158,30 @@ def _miniboone(rows: Rows, path: Path) -> Parts:
     known = np.concatenate([train, valid])
     mean, deviation = known.mean(axis=0), known.std(axis=0)
     parts = [(part - mean) / deviation for part in (train, valid, test)]
+    _require_known(path, parts[1], parts[2])
     return parts[0], parts[1], parts[2], "complete"
+
+
+def _require_known(where: object, *parts: Rows) -> None:
+    """Raise a :class:`DataError` where standardised rows are not those that MAF has."""
+    for part in parts:
+        known = STATISTICS.get(len(part))
+        across, along = np.linspace(-1, 1, 43), np.linspace(-1, 1, len(part))[:, None]
+        found = (part.mean(), part.std(), (part * across).mean(), (part * along).mean())
+        if known is not None and not np.allclose(found, known, rtol=0, atol=1e-6):
+            raise DataError(
+                f"{where}: the {len(part)} rows are not those of MAF's MINIBOONE, though as many. "
+                "The file is damaged, or made from other data; take it from MAF's archive, "
+                f"{URLS[0]}"
+            )
 
 
 def _miniboone_subset(valid_path: Path, test_path: Path) -> Parts:
     valid, test = _load(valid_path), _load(test_path)
     require_shape(valid_path, valid, (MINIBOONE_VALID, 43))
     require_shape(test_path, test, (MINIBOONE_TEST, 43))
+    _require_known(valid_path, valid)
+    _require_known(test_path, test)
     cut = len(valid) - len(valid) // 10
     return (
         valid[:cut],
@@ -200,7 +231,7 @@ def _open_gas(archive: Path) -> Rows:
         except Exception as error:  # a pickle of another pandas can fail anywhere
             raise DataError(
                 f"{archive}: {path.name} cannot be read by pandas {pd.__version__} "
-                f"({type(error).__name__}: {error})."
+                f"({brief(error)})."
             ) from error
     require_finite(f"{archive}: {path.name}", kept)
     rows = drop_correlated(kept)

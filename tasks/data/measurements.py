@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.data.errors import DataError
-from tasks.data.integrity import require_finite, require_shape
+from tasks.data.errors import DataError, brief
+from tasks.data.integrity import (
+    require_finite,
+    require_floats,
+    require_published,
+    require_shape,
+)
+from tasks.data.unpack import read_bounded, read_npz
 
 Floats = NDArray[np.float64]
 
@@ -19,6 +24,15 @@ SILVERBOX_ROWS = 131_072
 F16_ROWS = 73_728
 WALKER_CHANNELS = 17
 WALKER_ROLLOUTS = 400
+
+#: Fingerprints of the published numbers, by how many rows or roll-outs there are.
+SILVERBOX = {131_072: "dff30d6fb077b8a8"}
+F16 = {73_728: "3ef0a43be7de9fb0"}
+WALKER = {400: "8b079e0b52e2744b"}
+
+#: Bytes that a table may have unpacked, and the packed roll-outs; the published ones have 3.4 MB
+#: at most, and 17.
+MOST_CSV, MOST_NPZ = 16 << 20, 64 << 20
 
 
 def read_silverbox(root: Path) -> Floats:
@@ -33,8 +47,7 @@ def read_silverbox(root: Path) -> Floats:
     """
     path = _find(root / "silverbox", ("SNLS80mV.csv", "SNLS80mV.csv.gz"), "the Silverbox benchmark")
     values = _read_csv(path, ("V1", "V2"))
-    require_shape(path, values, (SILVERBOX_ROWS, 2))
-    require_finite(path, values)
+    _require_rows(path, values, (SILVERBOX_ROWS, 2), SILVERBOX)
     return values
 
 
@@ -54,8 +67,7 @@ def read_plane_vibration(root: Path) -> Floats:
     path = _find(root / "f16", (name, f"{name}.gz"), "the F-16 ground vibration benchmark")
     columns = ("Force", "Voltage", "Acceleration1", "Acceleration2", "Acceleration3")
     values = _read_csv(path, columns)
-    require_shape(path, values, (F16_ROWS, 5))
-    require_finite(path, values)
+    _require_rows(path, values, (F16_ROWS, 5), F16)
     return values
 
 
@@ -73,8 +85,7 @@ def read_walker2d(root: Path) -> list[NDArray[np.float32]]:
     packed = folder / "walker2d_float32.npz"
     try:
         if packed.is_file():
-            with packed.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                data, lengths = stored["data"], stored["lengths"]
+            data, lengths = read_npz(packed, ("data", "lengths"), MOST_NPZ)
             if lengths.sum() != len(data):
                 raise DataError(
                     f"{packed}: the lengths add up to {lengths.sum()} frames, found {len(data)}."
@@ -88,13 +99,29 @@ def read_walker2d(root: Path) -> list[NDArray[np.float32]]:
     except DataError:
         raise
     except Exception as error:  # a damaged zip or NumPy header can raise almost anything
-        raise DataError(f"{folder}: cannot be read: {error}. Fetch walker.zip again.") from error
+        raise DataError(
+            f"{folder}: cannot be read: {brief(error)}. Fetch walker.zip again."
+        ) from error
     if len(rollouts) != WALKER_ROLLOUTS:
         raise DataError(f"{folder}: expected {WALKER_ROLLOUTS} roll-outs, found {len(rollouts)}.")
     for index, rollout in enumerate(rollouts):
         require_shape(f"{folder}, roll-out {index}", rollout, (None, WALKER_CHANNELS))
+        require_floats(f"{folder}, roll-out {index}", rollout)
         require_finite(f"{folder}, roll-out {index}", rollout)
-    return [rollout.astype(np.float32) for rollout in rollouts]
+    frames = [rollout.astype(np.float32) for rollout in rollouts]
+    if len(frames) in WALKER:
+        counts = np.array([len(rollout) for rollout in frames])
+        require_published(folder, WALKER[len(frames)], np.concatenate(frames), counts)
+    return frames
+
+
+def _require_rows(
+    path: Path, values: Floats, shape: tuple[int, int], published: Mapping[int, str]
+) -> None:
+    require_shape(path, values, shape)
+    require_finite(path, values)
+    if len(values) in published:
+        require_published(path, published[len(values)], values)
 
 
 def _find(folder: Path, names: Sequence[str], what: str) -> Path:
@@ -110,13 +137,16 @@ def _find(folder: Path, names: Sequence[str], what: str) -> Path:
 def _read_csv(path: Path, columns: Sequence[str]) -> Floats:
     """The first ``columns`` of a table whose header names them."""
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            header = [name.strip().strip('"') for name in file.readline().split(",")]
-            if header[: len(columns)] != list(columns):
-                raise DataError(
-                    f"{path}: expected columns {', '.join(columns)}, found {', '.join(header)}."
-                )
-            lines = (line for line in file if line.strip().strip(","))
-            return np.loadtxt(lines, delimiter=",", usecols=range(len(columns)), ndmin=2)
+        lines = read_bounded(path, MOST_CSV).decode().splitlines()
+        header = [name.strip().strip('"') for name in (lines or [""])[0].split(",")]
+        if header[: len(columns)] != list(columns):
+            found = ", ".join(header)
+            raise DataError(
+                f"{path}: expected columns {', '.join(columns)}, found {found[:200] or 'none'}."
+            )
+        rows = [line for line in lines[1:] if line.strip().strip(",")]
+        if not rows:
+            raise DataError(f"{path}: has no rows below its header. Fetch it again.")
+        return np.loadtxt(rows, delimiter=",", usecols=range(len(columns)), ndmin=2)
     except (OSError, ValueError, EOFError, IndexError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}. Fetch it again.") from error
+        raise DataError(f"{path} cannot be read: {brief(error)}. Fetch it again.") from error

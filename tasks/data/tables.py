@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.data.circle import make_rings
-from tasks.data.integrity import require_finite, require_shape
+from tasks.data.integrity import require_finite, require_shape, require_varied
 from tasks.data.maf import read_gas_rows, read_miniboone_rows
 
 Rows = NDArray[np.float64]
@@ -63,6 +63,7 @@ def _checked(name: str, table: Table) -> Table:
         rows = getattr(table, part)
         require_shape(f"{name}, {part}", rows, (None, DIMENSIONS[name]))
         require_finite(f"{name}, {part}", rows)
+        require_varied(f"{name}, {part}", rows)
     return table
 
 

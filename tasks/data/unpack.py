@@ -9,12 +9,15 @@ from __future__ import annotations
 import gzip
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
-from tasks.data.errors import DataError
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.data.errors import DataError, brief
 from tasks.files import written_whole
 
 #: Bytes that one member may grow to; the largest member of any data set here is 1.2 GB.
@@ -32,23 +35,29 @@ def member_names(archive: Path) -> list[str]:
         return [name for name, _ in _members(archive, handle)]
 
 
-def unpack(archive: Path, wanted: Mapping[str, Path]) -> None:
+def unpack(archive: Path, wanted: Mapping[str, Path], most: int | None = None) -> None:
     """Write members of a zip or tar archive to files, each complete or not at all.
 
     Args:
         archive: the zip or tar file, compressed in any way.
         wanted: member name to path; folders are made.
+        most: bytes that a member may have unpacked, where its kind is known to be smaller than
+            :data:`MOST_BYTES`.
 
     Raises:
         DataError: the archive is broken, lacks a member, or has one that is refused.
     """
+    most = MOST_BYTES if most is None else most
     with _opened(archive) as handle:
         sizes = dict(_members(archive, handle))
         for name in wanted:
             if name not in sizes:
                 raise DataError(f"{archive}: has no member {name}.")
-            if sizes[name] > MOST_BYTES:
-                raise DataError(f"{archive}: member {name} claims {sizes[name]} bytes; refused.")
+            if sizes[name] > most:
+                raise DataError(
+                    f"{archive}: member {name} claims {sizes[name]} bytes; refused. The official "
+                    f"one has less than {most}: delete {archive.name} and fetch it again."
+                )
         for name, target in wanted.items():
             if isinstance(handle, zipfile.ZipFile):
                 with handle.open(name) as source:
@@ -73,7 +82,48 @@ def gunzip(source: Path, target: Path) -> None:
     except DataError:
         raise
     except Exception as error:  # of a damaged archive, almost anything
-        raise DataError(f"{source}: broken archive: {error}. Delete it and run again.") from error
+        raise DataError(
+            f"{source}: broken archive: {brief(error)}. Delete it and run again."
+        ) from error
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file, decompressed where its name ends in ``.gz``.
+
+    Raises:
+        DataError: there is more of it than ``most`` bytes.
+        OSError: it cannot be read, or is no gzip file.
+    """
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        content: bytes = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(
+            f"{path}: holds more than {most} bytes; refused. The official file has less: fetch it "
+            "again."
+        )
+    return content
+
+
+def read_npz(path: Path, names: Sequence[str], most: int) -> list[NDArray[Any]]:
+    """Arrays of a NumPy archive, none of them of objects.
+
+    Raises:
+        DataError: it is broken, lacks an array, or unpacks to more than ``most`` bytes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > most:
+            raise DataError(
+                f"{path}: claims {size} bytes unpacked, more than the {most} that it may have; "
+                "refused. Fetch it again."
+            )
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return [stored[name] for name in names]
+    except DataError:
+        raise
+    except Exception as error:  # zip, zlib and numpy each have their own
+        raise DataError(f"{path}: cannot be read ({brief(error)}).") from error
 
 
 class Readable(Protocol):
@@ -112,7 +162,9 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
     except DataError:
         raise
     except Exception as error:  # of a damaged archive, almost anything
-        raise DataError(f"{archive}: broken archive: {error}. Delete it and run again.") from error
+        raise DataError(
+            f"{archive}: broken archive: {brief(error)}. Delete it and run again."
+        ) from error
 
 
 def _members(archive: Path, handle: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, int]]:
