@@ -142,8 +142,8 @@ def _load(path: Path) -> Rows:
         rows: Rows = stored.astype(np.float64, casting="same_kind")
     except (OSError, ValueError, EOFError, TypeError, MemoryError) as error:
         raise DataError(
-            f"{path}: truncated, or no NumPy array ({brief(error)}). Delete it and run again with a "
-            "network, and it is taken from MAF's archive."
+            f"{path}: truncated, or no NumPy array ({brief(error)}). Delete it and run again with "
+            "a network, and it is taken from MAF's archive."
         ) from error
     require_floats(path, stored)
     require_shape(path, rows, (None, 43))
