@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from snopt.state import Layout, State
+from snopt.state import Layout
 
 
 class FlatField:
@@ -35,9 +35,10 @@ class FlatField:
     ) -> None:
         self.module, self.layout, self.dtype = module, layout, like.dtype
         self.seen = seen or like.dtype
-        self.device_type = like.device.type
+        self.device, self.device_type = like.device, like.device.type
         self.autocast = torch.is_autocast_enabled(self.device_type)
         self.autocast_dtype = torch.get_autocast_dtype(self.device_type) if self.autocast else None
+        self.plain = not self.autocast and self.seen is self.dtype
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -47,20 +48,23 @@ class FlatField:
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """The slope at (t, y), of y's shape and dtype."""
+        if self.plain:
+            return self._slope(t, y)
         if self.autocast:
             with torch.autocast(self.device_type, dtype=self.autocast_dtype):
                 return self._slope(t, y).to(self.dtype)
-        if self.seen is not self.dtype:
-            return self._slope(t.to(self.seen), y.to(self.seen)).to(self.dtype)
-        return self._slope(t, y)
+        return self._slope(t.to(self.seen), y.to(self.seen)).to(self.dtype)
 
     def _slope(self, t: Tensor, y: Tensor) -> Tensor:
         shapes = self.layout.shapes
+        try:
+            parts = self.module(t, y if shapes is None else self.layout.unpack(y))
+        except TypeError:
+            self._check_signature()
+            raise
         if shapes is None:
-            slope = self._call(t, y)
-            self._check(slope, y.shape, y, "")
-            return slope  # type: ignore[no-any-return]
-        parts = self._call(t, self.layout.unpack(y))
+            self._check(parts, y.shape, y)
+            return parts  # type: ignore[no-any-return]
         if not isinstance(parts, tuple | list):
             self._refuse_type(parts, f"a tuple of {len(shapes)} tensors, as the state is")
         if len(parts) != len(shapes):
@@ -69,15 +73,8 @@ class FlatField:
                 "must return one slope for each part, zeros (torch.zeros_like) for what stays"
             )
         for i, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
-            self._check(part, shape, y, f" for part {i}")
+            self._check(part, shape, y, i)
         return self.layout.pack(tuple(parts))
-
-    def _call(self, t: Tensor, x: State) -> Any:
-        try:
-            return self.module(t, x)
-        except TypeError:
-            self._check_signature()
-            raise
 
     def _check_signature(self) -> None:
         try:
@@ -97,7 +94,17 @@ class FlatField:
     def _name(self) -> str:
         return type(self.module).__name__
 
-    def _check(self, slope: Any, shape: torch.Size, y: Tensor, which: str) -> None:
+    def _check(self, slope: Any, shape: torch.Size, y: Tensor, part: int | None = None) -> None:
+        if (
+            isinstance(slope, Tensor)
+            and slope.shape == shape
+            and slope.dtype is self.seen
+            and slope.device == self.device
+        ):
+            return
+        self._refuse(slope, shape, y, "" if part is None else f" for part {part}")
+
+    def _refuse(self, slope: Any, shape: torch.Size, y: Tensor, which: str) -> None:
         if not isinstance(slope, Tensor):
             self._refuse_type(slope, f"a tensor of shape {tuple(shape)}{which}")
         if slope.shape != shape:
@@ -106,15 +113,15 @@ class FlatField:
                 f"expected {tuple(shape)}, the state's: broadcasting would mix samples; reshape "
                 "it, or slope.expand_as(x) if all samples share it"
             )
-        if slope.dtype is not y.dtype and not (self.autocast and slope.is_floating_point()):
-            raise TypeError(
-                f"field {self._name} returned a slope of {slope.dtype}{which}, expected {y.dtype}, "
-                "the state's: convert the field (field.to(x.dtype)), or return slope.to(x.dtype)"
-            )
         if slope.device != y.device:
             raise ValueError(
                 f"field {self._name} returned a slope on {slope.device}{which}, expected "
                 f"{y.device}, where the state is: move the field there, field.to(x.device)"
+            )
+        if not (self.autocast and slope.is_floating_point()):
+            raise TypeError(
+                f"field {self._name} returned a slope of {slope.dtype}{which}, expected {y.dtype}, "
+                "the state's: convert the field (field.to(x.dtype)), or return slope.to(x.dtype)"
             )
 
     def _refuse_type(self, got: object, expected: str) -> NoReturn:

@@ -330,6 +330,9 @@ _PAST_THE_END = (
 
 def _failure(reason: str, rhs: _RightHandSide, t: Tensor, detail: str) -> SolverError:
     time = float(t[0]) if rhs.time is None else rhs.time
+    if reason == "step underflow" and rhs.dt == 0:
+        # torchdiffeq makes no step of one that is not a number.
+        reason, detail = "non-finite state", "the slopes are NaN or infinite"
     if rhs.passed_the_end():
         detail = "; ".join(filter(None, (detail, f"past the end of the solve: {_PAST_THE_END}")))
     return SolverError(reason, time, rhs.dt, rhs.statistics.nfe, detail)

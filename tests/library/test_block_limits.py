@@ -325,3 +325,24 @@ def test_devices_without_float64(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     got.sum().backward()
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     assert set(seen) == {(torch.float32, torch.float32)}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_slopes_that_are_no_numbers_are_not_called_stiff(kind: str) -> None:
+    class Root(nn.Module):
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return x * torch.sqrt(1 - t)
+
+    block = ODEBlock(Root(), (0.0, 2.0), gradient=kind)
+    with pytest.raises(SolverError, match="slopes are NaN") as caught:
+        block(torch.ones(2, 1))
+    assert caught.value.reason == "non-finite state"
+    assert "stiff" not in str(caught.value)
+    block.t_span = (0.0, 1.0)
+    if kind in ("checkpoint", "direct"):
+        torch.testing.assert_close(
+            block(torch.ones(2, 1)), torch.full((2, 1), float(np.exp(2 / 3))), rtol=1e-2, atol=0
+        )
+    else:
+        with pytest.raises(SolverError, match=r"steps past it.*gradient='direct'"):
+            block(torch.ones(2, 1))
