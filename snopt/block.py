@@ -16,7 +16,7 @@ from snopt.field import FlatField
 from snopt.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end
 from snopt.runge_kutta import TABLEAUS, clock, step
 from snopt.solve import REPLAYABLE, Solver, Statistics, options_of, step_grid
-from snopt.state import Layout, State, all_finite, batch_size, checked
+from snopt.state import Layout, State, all_finite, batch_size, checked, is_vector
 from snopt.times import span_of, times_of
 from snopt.tracing import exporting
 
@@ -57,6 +57,8 @@ class ODEBlock(nn.Module):
         nfe_backward: evaluations in backward solves so far, not counting curvature.
         nfe_curvature: evaluations made to measure curvature so far.
         measured: whether the backward passes that run now are curvature's.
+        one_sample: whether the field's layers were seen to take the state, a vector, whole; without
+            such layers (N,) is one number for each sample.
 
     Raises:
         ValueError: an argument is outside its range; the message names the range.
@@ -65,6 +67,8 @@ class ODEBlock(nn.Module):
     Source: Chen et al., Neural Ordinary Differential Equations, 2018; Kidger et al., Hey,
     that's not an ODE, 2021 (seminorm).
     """
+
+    one_sample = False
 
     def __init__(
         self,
@@ -148,7 +152,7 @@ class ODEBlock(nn.Module):
         seen, flat = flat.dtype, self._carried(flat, times)
         problem = self._problem(layout, flat, seen)
         if torch.is_grad_enabled() and self.training and not exporting():
-            self.samples = batch_size(x)
+            self.samples = self.samples_of(x)
         try:
             out = (solve_to_end if t is None else solve)(problem, flat, times)
         except SolverError as failure:
@@ -172,6 +176,17 @@ class ODEBlock(nn.Module):
                 f"options={{'steps': ...}} up to {limit}"
             )
         return flat.float()
+
+    def samples_of(self, state: State, whole: bool = False) -> int:
+        """Samples behind a state.
+
+        Args:
+            state: one tensor or several.
+            whole: whether the field's layers were seen to take their inputs for single samples.
+        """
+        if whole and is_vector(state):
+            self.one_sample, self.samples = True, 1
+        return 1 if self.one_sample and is_vector(state) else batch_size(state)
 
     @property
     def unrolls(self) -> bool:
@@ -220,7 +235,7 @@ class ODEBlock(nn.Module):
         steps = self.solver.steps or 1
         nfe = steps * len(TABLEAUS[self.solver.method].nodes)
         self._count("forward", Statistics(solves * nfe))
-        self.samples = batch_size(x)
+        self.samples = self.samples_of(x)
         if not all_finite(x):
             dt = (self._t_span[1] - self._t_span[0]) / steps
             raise SolverError("non-finite state", self._t_span[1] - dt, dt, solves * nfe)
@@ -309,6 +324,7 @@ class ODEBlock(nn.Module):
             "nfe_curvature": self.nfe_curvature,
             "longest": dict(self._longest),
             "t_span": list(self._t_span),
+            "one_sample": self.one_sample,
         }
 
     def load_solver_state(self, state: Mapping[str, Any]) -> None:
@@ -318,6 +334,7 @@ class ODEBlock(nn.Module):
         self.nfe_curvature = int(state["nfe_curvature"])
         self._longest = {str(key): float(value) for key, value in state["longest"].items()}
         self.t_span = state["t_span"]
+        self.one_sample = bool(state.get("one_sample", False))  # older states lack it
 
     def __getstate__(self) -> dict[str, Any]:
         # A compiled function and a listening optimizer stay behind when the block is pickled.

@@ -36,7 +36,6 @@ from snopt.kronecker import Factors
 from snopt.layers import Layer, input_of
 from snopt.nodes import GridNodes, Nodes, StepNodes
 from snopt.processes import Processes
-from snopt.state import batch_size
 
 
 @dataclass
@@ -352,8 +351,6 @@ class FieldObserver:
     def _visit(self, solve: Solve, t: float, y: Tensor, a: Tensor, weight: float) -> None:
         if weight == 0.0:
             return
-        batch = batch_size(solve.layout.unpack(y))
-        self.passes.backward(solve.pass_number, batch)
         uses: list[tuple[Layer, Tensor, GradientEdge]] = []
 
         def watch(
@@ -381,6 +378,9 @@ class FieldObserver:
             for handle in handles:
                 handle.remove()
         self.block.nfe_curvature += 1
+        whole = bool(uses) and all(layer.unbatched(z) for layer, z, _ in uses)
+        batch = self.block.samples_of(solve.layout.unpack(y), whole)
+        self.passes.backward(solve.pass_number, batch)
         if not uses:
             return
         # One derivative, that of the slope: those a field takes itself (a divergence) are part of

@@ -153,6 +153,11 @@ def all_finite(x: Tensor) -> bool:
     return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
 
 
+def is_vector(state: State) -> bool:
+    """Whether no part has a second dimension: N samples of one number, or a single sample."""
+    return all(part.ndim <= 1 for part in as_tuple(state))
+
+
 def batch_size(state: State) -> int:
     """Samples in a state: the first dimension of its parts (1 if none has one).
 

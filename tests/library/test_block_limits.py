@@ -210,6 +210,32 @@ def test_curvature_of_one_number_per_sample(kind: str, rule: str) -> None:
     torch.testing.assert_close(found[2], found[0], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("rule", ["paper", "kfac", "adam"])
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_a_single_sample_without_a_batch_dimension(kind: str, rule: str) -> None:
+    """(D,), which the layers take whole, is (1, D)."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    x, found = torch.randn(3, dtype=torch.float64), []
+    for start in (x[None], x):
+        torch.manual_seed(0)
+        block = ODEBlock(Whole().double(), gradient=kind, options={"steps": 3})
+        optimizer = SNOpt(block, 0.1, rule=rule, refresh_every=2)
+        for _ in range(4):
+            optimizer.zero_grad()
+            block(start).square().mean().backward()
+            optimizer.step()
+        found.append(torch.cat([p.detach().flatten() for p in block.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
+
+
 # -- inputs and times ------------------------------------------------------------------------------
 
 
