@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from snopt.carried import made_whole, with_whole
 from snopt.core import Core
 from snopt.coverage import Coverage
 from snopt.curvature import LIKELIHOODS
@@ -200,7 +201,7 @@ class SNOpt(Optimizer):
             ValueError: a setting is wrong, nothing of it is new, or the rule takes no more groups.
         """
         if "preconditioner" not in self.__dict__:  # while the optimizer is made
-            super().add_param_group(param_group)
+            self._take(param_group)
             return
         if self.preconditioner.whole:
             raise ValueError(
@@ -208,8 +209,13 @@ class SNOpt(Optimizer):
             )
         names = self.members.names
         named, modules = named_groups([param_group], names, set(names.values()))
-        super().add_param_group(self._completed(named[0]))
+        self._take(self._completed(named[0]))
         self.preconditioner.extend(self.members.extend(modules))
+
+    def _take(self, group: dict[str, Any]) -> None:
+        super().add_param_group(group)
+        for p in self.param_groups[-1]["params"]:
+            self.state[p] = {}  # distributed checkpoints make a step with an optimizer without any
 
     # -- the training loop ------------------------------------------------------------------------
 
@@ -322,13 +328,14 @@ class SNOpt(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on, keyed by parameter and layer names."""
         names = self.members.names
-        return {
+        state = {
             "state": {names[id(p)]: dict(state) for p, state in self.state.items()},
             "param_groups": saved_groups(self.param_groups, self.preconditioner.steps),
             "preconditioner": self.preconditioner.state_dict(),
             "measured": dict(self._measured),
             "rule": self._rule_name,
         }
+        return with_whole(state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, on this or a freshly built model.
@@ -340,6 +347,7 @@ class SNOpt(Optimizer):
             ValueError: it belongs to a model with other parameters or groups, to another rule, or
                 is damaged; nothing has been changed then.
         """
+        state_dict = made_whole(state_dict)
         check_kind(state_dict, self._rule_name)
         with reading():
             # Earlier versions noted a momentum of zero where directions hold the momentum.
@@ -358,6 +366,7 @@ class SNOpt(Optimizer):
             kept = {"damping"} if callable(group["damping"]) else set()
             group.update({name: x for name, x in settings.items() if name not in kept})
         self.state.clear()
+        self.state.update({p: {} for p in by_name.values()})
         self.state.update(state)
         self._measured = measured
 

@@ -391,8 +391,8 @@ class Preconditioner(Core):
         self.arm()
 
 
-def _pack(values: Any) -> list[Any] | None:
-    return None if values is None else list(values)
+def _pack(values: Any) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(values)
 
 
 def _tensors(state: Mapping[str, Any]) -> list[Tensor]:
