@@ -206,7 +206,7 @@ def choose(name: str, value: object, choices: Iterable[str]) -> None:
 def whole_number(name: str, value: Any, low: int) -> None:
     """Raise a ``ValueError`` unless ``value`` is a whole number, at least ``low``."""
     # Numbers of numpy and tensors of one element compare as numbers do.
-    if isinstance(value, bool) or _number(value) is None or not (value >= low and value % 1 == 0):
+    if isinstance(value, bool) or number_of(value) is None or not (value >= low and value % 1 == 0):
         raise ValueError(f"{name}={value!r}; expected a whole number >= {low}")
 
 
@@ -262,8 +262,8 @@ _RANGES = {
 }
 
 
-def _number(value: Any) -> float | None:
-    """A number of Python or numpy, or a tensor of one element; ``None`` for anything else."""
+def number_of(value: Any) -> float | None:
+    """A real number of Python, numpy or torch (one element) as a float, else ``None``."""
     if isinstance(value, Tensor):
         return float(value) if value.numel() == 1 and not value.is_complex() else None
     return float(value) if isinstance(value, numbers.Real) else None
@@ -272,14 +272,14 @@ def _number(value: Any) -> float | None:
 def _plain(name: str, value: Any) -> float | None:
     if value is None and name in ("kl_clip", "trust"):
         return None
-    found = None if isinstance(value, bool) else _number(value)
+    found = None if isinstance(value, bool) else number_of(value)
     if found is None:
         raise ValueError(f"a group's {name} is {value!r}; expected a number")
     return found
 
 
 def _in_range(name: str, value: Any, allowed: tuple[float, str]) -> None:
-    found = None if isinstance(value, bool) else _number(value)
+    found = None if isinstance(value, bool) else number_of(value)
     if found is None or not 0.0 <= found < allowed[0]:
         raise ValueError(f"{name}={value!r}; expected {allowed[1]}")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from snopt.curvature import CURVATURES
 from snopt.damping import LevenbergMarquardt
-from snopt.groups import choose, whole_number
+from snopt.groups import choose, number_of, whole_number
 from snopt.preconditioner import BASES
 from snopt.rules import RULES
 
@@ -42,9 +42,11 @@ def complete(asked: Mapping[str, Any]) -> dict[str, Any]:
     for name, low in _COUNTS.items():
         if options[name] is not None:
             whole_number(name, options[name], low)
-    normalize: float = asked["normalize"]
-    if isinstance(normalize, bool) or not 0.0 <= normalize <= 1.0:
+    normalize, found = asked["normalize"], number_of(asked["normalize"])
+    if isinstance(normalize, bool) or found is None or not 0.0 <= found <= 1.0:
         raise ValueError(f"normalize={normalize!r}; expected a number in [0, 1]")
+    if asked["backtrack"] is not None and number_of(asked["backtrack"]) is None:
+        raise ValueError(f"backtrack={asked['backtrack']!r}; expected a number > 0")
     return options
 
 
