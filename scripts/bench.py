@@ -21,6 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.entry import at_least, status
+from tasks.cli import CONF
+from tasks.settings import ConfigError, require_choice
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,21 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
-    from tasks.data.errors import DataError
     from tasks.report.console import console
-    from tasks.settings import ConfigError
 
-    if options.threads:
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+    known = [path.stem for path in (CONF / "task").glob("*.yaml")]
+    for name in _tasks(options):
+        require_choice("--task", name, known)
+    if options.threads is not None:
         torch.set_num_threads(options.threads)
     out = console()
     out.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     names = list(SUBJECTS) if options.subject == "all" else [options.subject]
-    try:
-        for name in names:
-            SUBJECTS[name](options, out)
-    except (ConfigError, DataError) as error:
-        console(stderr=True).print(str(error), markup=False)
-        return 1
+    for name in names:
+        SUBJECTS[name](options, out)
     return 0
 
 
@@ -75,10 +78,9 @@ def _snopt(options: argparse.Namespace, out: Console) -> None:
 def _gradients(options: argparse.Namespace, out: Console) -> None:
     from scripts.benchmarks import gradients
     from scripts.benchmarks.workloads import NETS
-    from tasks.settings import ConfigError
 
     tasks = _tasks(options) or NETS
-    ways = [way.strip() for way in options.ways.split(";")] if options.ways else None
+    ways = None if options.ways is None else [way.strip() for way in options.ways.split(";")]
     unknown = [way for way in ways or () if way not in gradients.WAYS]
     if unknown:
         raise ConfigError(f"--ways: no {unknown[0]!r}. Choices: {'; '.join(gradients.WAYS)}.")
@@ -117,7 +119,7 @@ SUBJECTS = {
 
 
 def _tasks(options: argparse.Namespace) -> list[str]:
-    return options.task.split(",") if options.task else []
+    return [] if options.task is None else options.task.split(",")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,10 +130,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("subject", nargs="?", default="all", choices=[*SUBJECTS, "all"])
     parser.add_argument("--task", help="only these tasks, separated by commas")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (7)")
-    parser.add_argument("--steps", type=int, default=60, help="training steps before or in it (60)")
-    parser.add_argument("--threads", type=int, help="threads of torch (its own choice)")
-    parser.add_argument("--batch", type=int, help="solvers: samples of a batch (the task's own)")
+    parser.add_argument("--rounds", type=at_least(1), default=7, help="timed rounds (7)")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=60, help="training steps before or in it (60)"
+    )
+    parser.add_argument("--threads", type=at_least(1), help="threads of torch (its own choice)")
+    parser.add_argument(
+        "--batch", type=at_least(1), help="solvers: samples of a batch (the task's own)"
+    )
     parser.add_argument("--ways", help="gradients: only these, separated by semicolons")
     parser.add_argument("--short", action="store_true", help="scaling: three values of each sweep")
     parser.add_argument("--out", type=Path, help="folder for CSV files and the plot")
@@ -139,4 +145,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(main))

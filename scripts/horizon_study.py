@@ -29,7 +29,7 @@ def horizon_markdown(runs: Sequence[Run]) -> str:
         if _T in run.curves:
             settings = run.config.get("horizon", {})
             start = float(run.curves[_T].values[0])
-            bound = str(settings.get("max_change") or "none")
+            bound = "none" if settings.get("max_change") is None else str(settings["max_change"])
             groups[run.provenance, str(settings.get("rule")), start, bound].append(run)
     if not groups:
         return ""

@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from scripts.entry import at_least, status
 from scripts.published_families import SOLVED
 from tasks.data.nested_spheres import make_nested_spheres
 from tasks.models.families import SYSTEMS, PointNet
 from tasks.report.console import console
 from tasks.report.summary import Cell, as_csv
 from tasks.report.write import save
+from tasks.settings import require_choice
 
 STEPS, RATE, THRESHOLD = 300, 0.01, 1e-3
 FRESH = "drawn for each run"
@@ -130,12 +132,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, count, print and write; returns the exit status."""
     options = _parser().parse_args(arguments)
     out = console()
+    names = options.models.split(",")
+    for name in names:
+        require_choice("--models", name, SYSTEMS)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     torch.set_default_dtype(torch.float64)
     rows: list[dict[str, Cell]] = []
     weights = range(options.repeats)
     sets = {FRESH: [1000 + run for run in weights]}
     sets.update({f"fixed, set {k}": [k] * options.repeats for k in range(options.sets)})
-    for name in options.models.split(","):
+    for name in names:
         for label, data_seeds in sets.items():
             errors = train(name, *clouds(data_seeds), weights, options.steps)
             solved = int((errors <= THRESHOLD).sum())
@@ -155,7 +162,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(row)
             out.print("  ".join(str(value) for value in row.values()), markup=False)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
         save(options.out / "success.csv", as_csv(rows).encode())
     return 0
 
@@ -163,12 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.point_cloud", description=__doc__)
     parser.add_argument("--models", default=",".join(SYSTEMS), help="families, by commas")
-    parser.add_argument("--repeats", type=int, default=100, help="runs of each family and set")
-    parser.add_argument("--sets", type=int, default=4, help="fixed sets of points")
-    parser.add_argument("--steps", type=int, default=4, help="rk4 steps of a solve")
+    parser.add_argument(
+        "--repeats", type=at_least(1), default=100, help="runs of each family and set"
+    )
+    parser.add_argument("--sets", type=at_least(0), default=4, help="fixed sets of points")
+    parser.add_argument("--steps", type=at_least(1), default=4, help="rk4 steps of a solve")
     parser.add_argument("--out", type=Path, help="folder for success.csv")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(main))

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.entry import status
+from tasks.cli import REFUSED
 from tasks.report import write_report
 from tasks.report.console import console, show
 from tasks.results import ResultsError
+from tasks.settings import ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,24 +27,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for folder in (root, options.beside or root):
         if not folder.is_dir():
             err.print(f"{folder} is not a folder. Train something first: make run, or run.py.")
-            return 1
+            return REFUSED
     try:
         report = write_report(
             root,
             options.out,
-            tasks=options.task.split(",") if options.task else None,
+            tasks=None if options.task is None else options.task.split(","),
             metric=options.metric,
             partial=options.partial,
             beside=options.beside,
         )
-    except (ResultsError, OSError) as error:
-        err.print(str(error))
-        return 1
+    except (ConfigError, ResultsError, OSError) as error:
+        err.print(str(error), markup=False)
+        return REFUSED
     show(report.tables, report.left_out, root, out)
     if not report.tables:
-        wanted = f" of task {options.task}" if options.task else ""
+        wanted = "" if options.task is None else f" of task {options.task}"
         err.print(f"{root} holds no finished run{wanted}: nothing to draw.")
-        return 1
+        return REFUSED
     out.print("\nwrote " + ", ".join(str(path) for path in report.files))
     return 0
 
@@ -60,4 +63,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(main))

@@ -18,13 +18,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from scripts.entry import status
 from scripts.family_study import write_study
 from scripts.horizon_study import horizon_markdown
 from scripts.jobs import Job, chosen, estimate, experiments, plan, wall_factor
 from scripts.pool import INTERRUPTED, run_all
 from scripts.published import PUBLISHED, SOURCE
 from scripts.seeds import read_seeds
-from tasks.cli import check_overrides
+from tasks.cli import DIVERGED, REFUSED, check_overrides, override
 from tasks.report import LeftOut, Report, Run, read_run, write_runs
 from tasks.report.console import console, show
 from tasks.report.runs import UnreadableRunError
@@ -45,28 +46,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not choices:
         names = ", ".join(sorted(known)) or "none, conf/experiment holds no folder"
         err.print(f"{options.experiment}: no such experiment. Choices: {names}.")
-        return 1
+        return REFUSED
     root = Path(options.results)
     try:
         seeds = read_seeds(options.seeds)
-        extra = [f"results.root={root}", *options.override]
+        if not options.results.strip() or (root.exists() and not root.is_dir()):
+            raise ConfigError(f"--results={options.results}: must name a folder.")
+        if any(o.startswith("results.root=") for o in options.override):
+            raise ConfigError("results.root: say --results=... here, for runs and report alike.")
+        extra = [override("results.root", root), *options.override]
         if options.jobs < 1:
             raise ConfigError(f"--jobs={options.jobs}: must be at least 1.")
         if options.override:
-            check_overrides([f"experiment={choices[0]}", *options.override])
+            given = check_overrides([f"experiment={choices[0]}", *options.override])[1:]
+            extra[1:] = given
         with err.status(f"planning {options.experiment}, which takes a second for every few runs"):
             jobs = plan(choices, seeds, options.budget, extra)
     except (ConfigError, ValueError) as error:
-        err.print(str(error))
-        return 1
+        err.print(str(error), markup=False)
+        return REFUSED
     if options.dry_run:
         _print_plan(jobs, root, options.jobs, out)
         return 0
-    failed, interrupted = _run(jobs, options.jobs, out)
+    failed, interrupted = _run(jobs, options.jobs, root, out)
     trials = [job for job in jobs if job.trial]
     if trials and not interrupted:
         repeats = chosen(trials, seeds)
-        further, interrupted = _run(repeats, options.jobs, out)
+        further, interrupted = _run(repeats, options.jobs, root, out)
         failed += further
         jobs = [job for job in jobs if not job.trial] + repeats
     if interrupted:
@@ -76,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = _draw(jobs, root, folder)
     except ResultsError as error:
-        err.print(str(error))
-        return 1
+        err.print(str(error), markup=False)
+        return REFUSED
     show(report.tables, report.left_out, root, out)
     if report.tables:
         out.print((folder / "table.md").read_text(encoding="utf-8"), markup=False)
@@ -85,8 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed or not report.tables else 0
 
 
-def _run(jobs: Sequence[Job], at_once: int, out: Console) -> tuple[list[Job], bool]:
-    """Run what is not finished, in order; the jobs that failed, and whether a user stopped it."""
+def _run(jobs: Sequence[Job], at_once: int, root: Path, out: Console) -> tuple[list[Job], bool]:
+    """Run what is not finished, in order; the jobs that failed, and whether a user stopped it.
+
+    A run that diverged is a result, which the report shows.
+    """
     titles = [f"[{n}/{len(jobs)}] {' '.join(job.overrides)}" for n, job in enumerate(jobs, start=1)]
     missing = []
     for index, job in enumerate(jobs):
@@ -98,18 +107,19 @@ def _run(jobs: Sequence[Job], at_once: int, out: Console) -> tuple[list[Job], bo
     quiet = ["logger.progress=plain"] if at_once > 1 else []
     program = [sys.executable, "run.py"]
     codes = run_all(
-        [[*program, *_absolute(jobs[index].overrides), *quiet] for index in missing],
+        [[*program, *_absolute(jobs[index].overrides, root), *quiet] for index in missing],
         at_once,
         lambda place: out.print(titles[missing[place]], markup=False),
     )
     interrupted = any(code in (None, INTERRUPTED) for code in codes)
-    return [jobs[index] for index, code in zip(missing, codes, strict=True) if code], interrupted
+    failed = [i for i, code in zip(missing, codes, strict=True) if code not in (0, DIVERGED)]
+    return [jobs[index] for index in failed], interrupted
 
 
-def _absolute(overrides: Sequence[str]) -> list[str]:
+def _absolute(overrides: Sequence[str], root: Path) -> list[str]:
     """Overrides with the results folder as seen from anywhere; run.py starts in the checkout."""
-    key = "results.root="
-    return [f"{key}{Path(o[len(key) :]).resolve()}" if o.startswith(key) else o for o in overrides]
+    seen = override("results.root", root.resolve())
+    return [seen if o.startswith("results.root=") else o for o in overrides]
 
 
 def _draw(jobs: Sequence[Job], root: Path, folder: Path) -> Report:
@@ -218,4 +228,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(main))

@@ -28,14 +28,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
+from scripts.entry import MISTAKES, status
 from scripts.pool import INTERRUPTED, run_all
 from scripts.search import RATES, Changes, Space, check_budget, record, render, search, steps_in
 from scripts.seeds import read_seeds
 from tasks import cli
-from tasks.data.errors import DataError
 from tasks.files import written_whole
 from tasks.report.console import console
-from tasks.results import ResultsError
 from tasks.settings import ConfigError, require_choice
 from tasks.shelf import Shelf
 
@@ -74,26 +73,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Search and write; returns the exit status."""
     options = _parser().parse_intermixed_args(arguments)
     err = console(stderr=True)
-    given = _parsed(options.overrides)
     try:
+        given = _parsed(options.overrides)
         if not {"task", "optim"} <= given.keys():
             raise ConfigError("say what to tune: task=digits optim=adam.")
         if "optim.lr" in given:
             raise ConfigError("optim.lr is what is searched: leave it out, or train with run.py.")
         if options.jobs < 1:
             raise ConfigError(f"--jobs={options.jobs}: must be at least 1.")
-        cli.check_overrides(options.overrides, sweep=True)
+        options.overrides = cli.check_overrides(options.overrides, sweep=True)
+        given = _parsed(options.overrides)
         pairs = list(itertools.product(given["task"].split(","), given["optim"].split(",")))
-        for _, optim in pairs:
+        for task, optim in pairs:
+            require_choice("task", task, [path.stem for path in (cli.CONF / "task").glob("*.yaml")])
             require_choice("optim", optim, RATES)
         if len(pairs) > 1:
             if options.around is not None:
                 raise ConfigError("--around: say it for one task and one optimizer at a time.")
             return _each(options, pairs)
         return _one(options, given["task"], given["optim"])
-    except (ConfigError, DataError, ResultsError, ValueError) as error:
+    except (*MISTAKES, ValueError) as error:
         err.print(str(error), markup=False)
-        return 1
+        return cli.REFUSED
     except KeyboardInterrupt:
         err.print("stopped; the same command continues where it was.")
         return INTERRUPTED
@@ -142,7 +143,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     steps = options.steps
 
     def configure(changes: Changes) -> Mapping[str, Any]:
-        fixed = ["tuned=none", f"results.root={options.results}", "logger.progress=off"]
+        fixed = ["tuned=none", cli.override("results.root", options.results), "logger.progress=off"]
         fixed += ["train.max_epochs=1000000", "train.eval_every_epochs=null"]
         fixed += ["train.eval_at_start=false", f"train.eval_splits=[{options.select}]"]
         fixed += ["train.checkpoint_every_seconds=null", *options.overrides]
@@ -252,4 +253,4 @@ def _rates(typed: str) -> tuple[float, float]:
 
 if __name__ == "__main__":
     logging.getLogger("tasks").setLevel(logging.ERROR)  # a trial that diverges is no news
-    sys.exit(main())
+    sys.exit(status(main))

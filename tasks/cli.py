@@ -166,6 +166,13 @@ def quoted(key: str, value: object) -> str:
     return f"{key}='{text}'"
 
 
+def override(key: str, value: object) -> str:
+    """As :func:`quoted`, with quotes only where the text would be read as something else."""
+    plain = f"{key}={value}"
+    same = _parses(plain) and OverridesParser.create().parse_override(plain).value() == str(value)
+    return plain if same else quoted(key, value)
+
+
 def _readable(typed: str) -> str:
     """An override in Hydra's grammar, its value in quotes where it has other letters or signs.
 

@@ -20,6 +20,7 @@ from tasks.report.page import Section, render
 from tasks.report.runs import LeftOut, Run, read_runs
 from tasks.report.summary import Table, runs_csv, summary_csv, tabulate
 from tasks.results import write_atomically
+from tasks.settings import require_choice
 
 # Density plots and the like that a task left in a run's folder; more would drown the curves.
 _MOST_PICTURES = 6
@@ -65,6 +66,7 @@ def write_report(
             those of full length, where ``root`` has runs with half the seconds.
 
     Raises:
+        ConfigError: no run measured the metric.
         ResultsError: a file cannot be written.
     """
     runs, left_out = read_runs(root, tasks=tasks, partial=partial)
@@ -93,9 +95,13 @@ def write_runs(
         metric: test metric to show instead of each task's own.
 
     Raises:
+        ConfigError: no run measured the metric.
         ResultsError: a file cannot be written.
     """
-    left_out = tuple(left_out)
+    runs, left_out = list(runs), tuple(left_out)
+    measured = {name for run in runs for split, name in run.curves if split == "test"}
+    if metric is not None and runs:
+        require_choice("metric", metric, measured)
     comparisons = compare(runs, metric=metric)
     tables = tuple(tabulate(comparison) for comparison in comparisons)
     if not tables:

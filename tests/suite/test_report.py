@@ -227,7 +227,7 @@ def test_first_order_runs_of_another_folder_are_compared_with(tmp_path, capsys):
     assert rows.keys() == {("digits", "snopt"), ("digits", "adam")}
     assert float(rows["digits", "snopt"]["steps_median"]) == 200
     assert 0 < float(rows["digits", "snopt"]["loss_target_ratio_median"]) < 0.5
-    assert main([str(half), "--beside", str(tmp_path / "none")]) == 1
+    assert main([str(half), "--beside", str(tmp_path / "none")]) == 2
     assert "none is not a folder" in capsys.readouterr().err.replace("\n", "")
 
 
@@ -268,9 +268,9 @@ def test_command_prints_unbroken_rows_without_a_terminal(tmp_path, suite, capsys
 
 
 def test_command_says_what_is_missing(tmp_path, capsys):
-    assert main([str(tmp_path / "nowhere")]) == 1
+    assert main([str(tmp_path / "nowhere")]) == 2
     assert "make run" in capsys.readouterr().err
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 2
     assert "no finished run" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -198,9 +198,9 @@ def test_a_single_file_is_an_experiment_too(conf, trained, tmp_path):
 
 
 def test_unknown_experiments_and_keys_are_explained(conf, tmp_path, capsys):
-    assert reproduce.main(["paper/pictures"]) == 1
+    assert reproduce.main(["paper/pictures"]) == 2
     assert "paper/flows" in capsys.readouterr().err
-    assert command(tmp_path, "train.max_epoch=3", "--dry-run") == 1
+    assert command(tmp_path, "train.max_epoch=3", "--dry-run") == 2
     assert "max_epoch" in capsys.readouterr().err
 
 
@@ -215,7 +215,7 @@ def test_unknown_experiments_and_keys_are_explained(conf, tmp_path, capsys):
     ],
 )
 def test_mistakes_are_explained_as_those_of_run_py(arguments, message, capsys):
-    assert reproduce.main(["paper/flows/circle-adam", "--dry-run", *arguments]) == 1
+    assert reproduce.main(["paper/flows/circle-adam", "--dry-run", *arguments]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
@@ -250,7 +250,7 @@ def test_published_numbers_name_their_source():
 def test_several_at_once_draw_no_bars(conf, trained, tmp_path):
     assert command(tmp_path, "--seeds", "0", "--jobs", "2") == 0
     assert all("logger.progress=plain" in overrides for overrides in trained)
-    assert command(tmp_path, "--jobs", "0") == 1
+    assert command(tmp_path, "--jobs", "0") == 2
 
 
 def test_reference_is_every_optimizer_for_the_same_seconds():

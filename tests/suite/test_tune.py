@@ -302,7 +302,7 @@ def _composed(configure) -> list[search.Trial]:
 )
 def test_mistakes_are_explained(arguments, message, capsys, monkeypatch) -> None:
     monkeypatch.setattr(tune, "steps_in", lambda *rest: pytest.fail("trained before it said so"))
-    assert tune.main(arguments) == 1
+    assert tune.main(arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 

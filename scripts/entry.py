@@ -1,0 +1,55 @@
+"""How the scripts read numbers and end: with a sentence and a code, whatever was wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from tasks.cli import FAILED, REFUSED
+from tasks.data.errors import DataError
+from tasks.results import ResultsError
+from tasks.settings import ConfigError
+from tasks.signals import INTERRUPTED
+
+#: What a user can mend: a mistake, missing data, a file that cannot be written.
+MISTAKES = (
+    ConfigError,
+    DataError,
+    ResultsError,
+    HydraException,
+    OmegaConfBaseException,
+    OSError,
+)
+
+
+def status(main: Callable[[], int]) -> int:
+    """Run a script's ``main``; its exit status, or that of what went wrong, which is said."""
+    try:
+        return main()
+    except MISTAKES as error:
+        message, code = str(error), REFUSED
+    except KeyboardInterrupt:
+        message, code = "stopped.", INTERRUPTED
+    except MemoryError as error:
+        message, code = f"out of memory: {error}", FAILED
+    sys.stderr.write(f"{message}\n")
+    return code
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """For argparse: a whole number, at least ``low``."""
+
+    def read(typed: str) -> int:
+        try:
+            value = int(typed)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{typed}: must be a whole number, at least {low}")
+        return value
+
+    return read
