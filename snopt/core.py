@@ -87,14 +87,33 @@ class Core(ABC):
         """Begin anew for the coming step."""
 
     @abstractmethod
-    def look(self, outputs: Tensor, likelihood: str, parameters: Sequence[Tensor]) -> None:
+    def look(
+        self,
+        outputs: Tensor,
+        likelihood: str,
+        parameters: Sequence[Tensor],
+        *,
+        targets: Tensor | None = None,
+        loss: Tensor | None = None,
+        batch_dim: int = 0,
+    ) -> None:
         """Learn what is to be known from the outputs, between forward and backward pass.
 
         Args:
             outputs: the model's outputs, with their graph.
-            likelihood: one of :data:`snopt.curvature.LIKELIHOODS`.
+            likelihood: one of :data:`snopt.likelihoods.LIKELIHOODS`.
             parameters: the model's parameters.
+            targets: what the loss compares the outputs with.
+            loss: the loss of the batch.
+            batch_dim: the outputs' dimension of samples.
         """
+
+    def told(self, loss: Any) -> None:  # noqa: B027 - most cores have no use for it
+        """Hear what a closure returned."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take hooks and observers off the model, for good."""
 
     @property
     @abstractmethod

@@ -12,7 +12,6 @@ from snopt.block import ODEBlock
 from snopt.capture import Capture
 
 CURVATURES = ("empirical", "fisher", "ggn")
-LIKELIHOODS = ("categorical", "gaussian")
 
 
 def loss_columns(outputs: Tensor, likelihood: str, curvature: str, seed: int) -> Iterator[Tensor]:
@@ -22,8 +21,9 @@ def loss_columns(outputs: Tensor, likelihood: str, curvature: str, seed: int) ->
     an unbiased estimate. ``ggn`` gives as many as there are outputs: the exact factorisation.
 
     Args:
-        outputs: logits (N, K), or means (N, ...) of a Gaussian with unit variance.
-        likelihood: ``"categorical"`` or ``"gaussian"``.
+        outputs: logits (N, K), means (N, ...) of a Gaussian with unit variance, or logits (N, ...)
+            of independent yes-or-no outcomes.
+        likelihood: ``"categorical"``, ``"gaussian"`` or ``"binary"``.
         curvature: ``"fisher"`` or ``"ggn"``.
         seed: of the draw.
 
@@ -47,16 +47,23 @@ def loss_columns(outputs: Tensor, likelihood: str, curvature: str, seed: int) ->
             column[:, k] += roots[:, k]
             yield column / samples
         return
+    variances = torch.ones_like(outputs)
+    if likelihood == "binary":
+        probabilities = outputs.sigmoid()
+        if curvature == "fisher":
+            yield (probabilities - torch.bernoulli(probabilities, generator=generator)) / samples
+            return
+        variances = probabilities * (1 - probabilities)
     if curvature == "fisher":
         noise = torch.randn(
             outputs.shape, generator=generator, dtype=outputs.dtype, device=outputs.device
         )
         yield noise / samples
         return
-    flat = outputs.reshape(samples, -1)
+    flat = variances.sqrt().reshape(samples, -1)
     for k in range(flat.shape[1]):
         column = torch.zeros_like(flat)
-        column[:, k] = 1.0 / samples
+        column[:, k] = flat[:, k] / samples
         yield column.reshape(outputs.shape)
 
 

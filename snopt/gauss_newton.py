@@ -27,18 +27,24 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from snopt.backtracking import Backtracking
 from snopt.core import Core, Parts
+from snopt.layers import Layer
+from snopt.likelihoods import SquaredErrors, sample_losses
+from snopt.row_check import EVERY, FIRST_STEPS, check_row, gradient_factor, tolerance
 from snopt.rows import Rows
 from snopt.rules import Rule
+from snopt.samples import Samples
 from snopt.saving import copied, reading
 
 logger = logging.getLogger(__name__)
@@ -48,6 +54,41 @@ GRADIENTS = ("direct", "checkpoint")
 
 LEAST_NEAR = 0.1
 """The share of the damping that stays however small the losses are."""
+
+_ONE_PASS = (
+    "rule='gauss_newton' takes one backward pass a step, through one outputs' graph; call "
+    "optimizer.step() or zero_grad() before the next curvature_pass() or backward()"
+)
+
+
+class _Asked(NamedTuple):
+    """What :meth:`GaussNewton.look` was given, samples first."""
+
+    outputs: Tensor
+    likelihood: str
+    targets: Tensor | None
+    loss: float | None
+
+
+def _moves(p: nn.Parameter) -> bool:
+    return p.requires_grad and p.grad is not None
+
+
+def _moving_part(layer: Layer, matrix: Tensor) -> Tensor:
+    """A matrix (..., in), a bias last, with zeros for what does not move."""
+    moves = [_moves(p) for p in layer.parameters]
+    if all(moves):
+        return matrix
+    kept = torch.zeros_like(matrix)
+    columns = slice(0, -1) if moves[0] else slice(-1, None)
+    kept[..., columns] = matrix[..., columns]
+    return kept
+
+
+def _samples_first(targets: Tensor | None, outputs: Tensor, dim: int) -> Tensor | None:
+    if targets is None or targets.ndim <= dim or targets.ndim != outputs.ndim:
+        return targets
+    return targets.movedim(dim, 0)
 
 
 class GaussNewton(Core):
@@ -88,13 +129,26 @@ class GaussNewton(Core):
         self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
         self.processes = parts.processes
         self.backtracking, self.loss_scale = backtracking, loss_scale
-        self.capture = Rows(self.layers)
+        repeated = {
+            id(m)
+            for block in parts.blocks.values()
+            if block.gradient == "checkpoint"
+            for m in block.field.modules()
+        }
+        self.capture = Rows(
+            self.layers, {n for n, x in self.layers.items() if id(x.module) in repeated}
+        )
         self.stopwatch = self.capture.stopwatch
         self.steps = self.failures = 0
         self.refresh_every = 1
         self.factors = {}
         self.last: dict[str, Tensor] = {}
         self._roots: Tensor | None = None
+        self._checked = 0
+        self._outputs: Tensor | None = None
+        self._hook: RemovableHandle | None = None
+        self._alone: tuple[int, dict[nn.Parameter, Tensor]] | None = None
+        self._factors = SquaredErrors()
         self._measured: dict[str, float] = {}
 
     @classmethod
@@ -104,30 +158,107 @@ class GaussNewton(Core):
         return cls(parts, search, options["loss_scale"])
 
     @override
-    def look(self, outputs: Tensor, likelihood: str, parameters: Sequence[Tensor]) -> None:
+    def look(
+        self,
+        outputs: Tensor,
+        likelihood: str,
+        parameters: Sequence[Tensor],
+        *,
+        targets: Tensor | None = None,
+        loss: Tensor | None = None,
+        batch_dim: int = 0,
+    ) -> None:
         """Learn the samples' losses from the cotangent that the backward pass brings to outputs."""
         if self.processes.size > 1:
             raise RuntimeError(
                 f"rule='gauss_newton' runs in one process, and {self.processes.size} average the "
                 "gradients of this model; use rule='adam', or train in one process"
             )
+        if self._roots is not None and not any(
+            _moves(p) for layer in self.layers.values() for p in layer.parameters
+        ):
+            self.clear()  # that pass' gradients were thrown away
         if self._roots is not None:
-            raise RuntimeError(
-                "rule='gauss_newton' takes one backward pass a step; call optimizer.step() or "
-                "zero_grad() before the next curvature_pass()"
-            )
+            raise RuntimeError(_ONE_PASS)
         if not outputs.requires_grad:
             return
-        values = outputs.detach()
+        if not any(layer.module.training for layer in self.layers.values()):
+            raise RuntimeError(
+                "rule='gauss_newton' listens in training mode only, and the model is in eval "
+                "mode: call model.train() before the forward pass"
+            )
+        if outputs.ndim == 0 or not -outputs.ndim <= batch_dim < outputs.ndim:
+            raise ValueError(
+                f"batch_dim={batch_dim}: outputs of shape {tuple(outputs.shape)} have no such "
+                "dimension; pass outputs with one entry for each sample"
+            )
+        dim = batch_dim % outputs.ndim
+        self.capture.expect(Samples(outputs.shape[dim], dim))
+        if self._hook is not None:
+            self._hook.remove()
+        self._outputs = outputs
+        asked = _Asked(
+            outputs.detach().movedim(dim, 0),
+            likelihood,
+            _samples_first(targets, outputs, dim),
+            None if loss is None else float(loss.detach()),
+        )
+        core = weakref.ref(self)
 
         def at_outputs(cotangent: Tensor) -> None:
-            scale = 1.0 if self.loss_scale is None else self.loss_scale()
-            cotangents = cotangent.detach() * (len(values) / scale)
-            self._roots = (2.0 * sample_losses(values, cotangents, likelihood)).sqrt()
-            torch.autograd.Variable._execution_engine.queue_callback(self.capture.finish)
+            listening = core()
+            if listening is not None and not listening.capture.ignoring:
+                listening._hear(asked, cotangent.detach(), dim)
 
-        outputs.register_hook(at_outputs)
-        self.capture.expected = True
+        self._hook = outputs.register_hook(at_outputs)
+
+    def _hear(self, asked: _Asked, cotangent: Tensor, dim: int) -> None:
+        """The loss' backward pass has come to the outputs."""
+        if self._roots is not None:
+            raise RuntimeError(_ONE_PASS)
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "rule='gauss_newton' makes gradients without a graph: leave out create_graph=True, "
+                "or choose another rule, such as rule='adam'"
+            )
+        scale = 1.0 if self.loss_scale is None else self.loss_scale()
+        moved = cotangent.movedim(dim, 0)
+        cotangents = moved * (len(moved) / scale)
+        if asked.likelihood == "gaussian" and asked.targets is None:
+            self._factors.check(asked.outputs, cotangents, asked.loss)
+        losses = sample_losses(
+            asked.outputs, cotangents, asked.likelihood, asked.targets, asked.loss
+        )
+        self._roots = (2.0 * losses).sqrt()
+        if self._checked == 0 and bool(torch.isfinite(losses).all()):
+            self._differentiate_alone(int(losses.argmax()), cotangent, dim)
+        self._outputs = None
+        self.capture.counting = True
+        torch.autograd.Variable._execution_engine.queue_callback(self.capture.finish)
+
+    def _differentiate_alone(self, sample: int, cotangent: Tensor, dim: int) -> None:
+        """The gradient of one sample's loss, by a backward pass that nobody else sees."""
+        assert self._outputs is not None  # until the pass is heard
+        wanted = [p for x in self.layers.values() for p in x.parameters if p.requires_grad]
+        alone = torch.zeros_like(cotangent)
+        alone.select(dim, sample).copy_(cotangent.select(dim, sample))
+        self.capture.ignoring = True
+        try:
+            with ExitStack() as stack:
+                for block in self.blocks.values():
+                    stack.enter_context(block.measuring())
+                found = torch.autograd.grad(
+                    self._outputs, wanted, alone, retain_graph=True, allow_unused=True
+                )
+        except RuntimeError as error:  # a graph that goes only once, and only to all its leaves
+            logger.info("one sample's gradient could not be taken alone: %s", error)
+            return
+        finally:
+            self.capture.ignoring = False
+        zeros = (
+            torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)
+        )
+        self._alone = sample, dict(zip(wanted, zeros, strict=True))
 
     @override
     def due(self) -> list[str]:
@@ -141,6 +272,11 @@ class GaussNewton(Core):
         self.capture.sparing = False
 
     @property
+    def _due(self) -> bool:
+        """Whether the coming step compares rows with gradients that autograd has made."""
+        return self._checked < FIRST_STEPS or self._checked % EVERY == 0
+
+    @property
     @override
     def forgotten(self) -> bool:
         """Whether no backward pass has brought the samples' losses."""
@@ -150,8 +286,29 @@ class GaussNewton(Core):
     def clear(self) -> None:
         """Forget rows and losses; until the step, training passes are taken to be for rows."""
         self.capture.clear()
-        self.capture.sparing = True
-        self._roots = None
+        self.capture.sparing = not (self._due or self.capture.inner)
+        self._roots = self._alone = self._outputs = None
+        if self._hook is not None:
+            self._hook.remove()
+
+    @override
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self.clear()
+        self.capture.close()
+
+    @override
+    def told(self, loss: Any) -> None:
+        """Compare the closure's loss with what the backward pass told, in a step that checks."""
+        if self._roots is None or not self._due or not isinstance(loss, Tensor | float):
+            return
+        value, mean = float(loss), float(self._roots.square().mean() / 2)
+        if math.isfinite(value + mean) and abs(value - mean) > 0.01 * (abs(value) + 1e-4):
+            raise ValueError(
+                f"the closure's loss is {value:.6g}, but the gradient at the outputs belongs to "
+                f"{mean:.6g}: pass targets= or loss= to curvature_pass(), and return the loss that "
+                "backward() was called on; penalties are weight_decay= here"
+            )
 
     @override
     def step_halved(self) -> bool:
@@ -173,16 +330,49 @@ class GaussNewton(Core):
             Matrices shaped like :meth:`snopt.layers.Layer.gradient`.
 
         Raises:
-            ValueError: a layer has been used on inputs that do not come sample by sample.
+            ValueError: rows are not the gradients of the samples' losses.
         """
         assert self._roots is not None  # `forgotten` is asked first
         roots, self._roots = self._roots, None
-        rows = self.capture.collect()
+        alone, touched = self._alone, self.capture.touched
+        # A bias, the last column, may have been frozen since.
+        rows = {
+            name: products[..., : self.layers[name].shape[2]]
+            for name, products in self.capture.collect().items()
+        }
         self.steps += 1
         with self.stopwatch.running(roots.device):
-            return self._solve(rows, roots)
+            factor = 1.0
+            if self._due or touched or self._unheard(rows):
+                factor = self._compared(rows, roots)
+            if alone is not None:
+                check_row(self.layers, rows, *alone, self.capture.unbatched)
+            self._checked += 1
+            rows = {n: r for n, r in rows.items() if n not in self.capture.unbatched}
+            return self._solve(self._moving(rows), roots, factor)
 
-    def _solve(self, rows: Mapping[str, Tensor], roots: Tensor) -> dict[str, Tensor]:
+    def _unheard(self, rows: Mapping[str, Tensor]) -> bool:
+        known = rows.keys() | self.capture.unbatched
+        return any(
+            _moves(p) for n, x in self.layers.items() if n not in known for p in x.parameters
+        )
+
+    def _compared(self, rows: Mapping[str, Tensor], roots: Tensor) -> float:
+        types = {x.dtype for x in (roots, *rows.values())} | self.capture.types
+        scale = 1.0 if self.loss_scale is None else self.loss_scale()
+        return gradient_factor(
+            self.layers, rows, scale, self.capture, tolerance(types, roots.device)
+        )
+
+    def _moving(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of what has a gradient and is not frozen: nothing else moves."""
+        return {
+            name: _moving_part(self.layers[name], products)
+            for name, products in rows.items()
+            if any(_moves(p) for p in self.layers[name].parameters)
+        }
+
+    def _solve(self, rows: Mapping[str, Tensor], roots: Tensor, factor: float) -> dict[str, Tensor]:
         samples = len(roots)
         scale = 1.0 if self.loss_scale is None else self.loss_scale()
         # Cotangents of a mean loss carry 1/N; a loss of zero has no gradient either.
@@ -191,15 +381,9 @@ class GaussNewton(Core):
         gram = torch.zeros(samples, samples, dtype=torch.float64, device=roots.device)
         target = (roots / samples**0.5).double()
         near = min(1.0, float(target.norm()))
+        target = target * factor  # of a gradient that was clipped, by the same share
         scaled, priors = {}, {}
         for name, products in rows.items():
-            if name in self.capture.unbatched:
-                continue
-            if len(products) != samples:
-                raise ValueError(
-                    f"layer {name!r} saw inputs whose first dimension is {len(products)} while the "
-                    f"outputs' is {samples}; rule='gauss_newton' needs samples first everywhere"
-                )
             r = scaled[name] = products.flatten(1) * factors.to(products.dtype).unsqueeze(1)
             gram += (r @ r.mT).double() * weights[name]
             prior = priors[name] = self._prior(name, near * weights[name]).to(r.dtype)
@@ -224,7 +408,7 @@ class GaussNewton(Core):
             last = self.last[name]
             if last.shape == prior.shape:  # else the bias was frozen or thawed in between
                 prior = prior + float(self.settings(layer)["momentum"]) * last.to(prior)
-        return prior
+        return _moving_part(layer, prior)
 
     def _solved(self, gram: Tensor, target: Tensor, damping: float) -> Tensor | None:
         """(gram + damping)^-1 target, more damping where rounding makes the sum indefinite.
@@ -303,42 +487,3 @@ class GaussNewton(Core):
         self.steps, self.failures = steps, failures
         self.last = {n: copied(d, self.layers[n].weight.device) for n, d in saved.items()}
         self.arm()
-
-
-def sample_losses(outputs: Tensor, cotangents: Tensor, likelihood: str) -> Tensor:
-    """Each sample's loss, told by the outputs and by the gradient of that loss in them.
-
-    Args:
-        outputs: logits (N, K), or means (N, ...).
-        cotangents: gradients of the samples' losses, shaped like ``outputs``.
-        likelihood: ``"categorical"``: cross-entropy, whose gradient p - e_y names the class y;
-            ``"gaussian"``: half the squared error, whose gradient is the error itself.
-
-    Returns:
-        Shape (N,), at least float32, never negative; NaN where nothing is finite. A small loss is
-        as exact as the other classes' probabilities, which the gradient has: 1 - p_y rounds away.
-
-    Raises:
-        ValueError: the loss is not the mean cross-entropy of these logits.
-    """
-    dtype = torch.promote_types(torch.float32, outputs.dtype)
-    outputs, cotangents = outputs.to(dtype), cotangents.to(dtype)
-    if likelihood == "gaussian":
-        return cotangents.reshape(len(cotangents), -1).square().sum(dim=1) / 2
-    if not bool(torch.isfinite(cotangents).all()):
-        return cotangents.new_full((len(cotangents),), torch.nan)
-    if outputs.ndim != 2:
-        raise ValueError(f"logits must have shape (N, K), got {tuple(outputs.shape)}")
-    logs = outputs.log_softmax(dim=1)
-    onehot = logs.exp() - cotangents
-    label = onehot.argmax(dim=1, keepdim=True)
-    expected = torch.zeros_like(onehot).scatter_(1, label, 1.0)
-    if not bool(((onehot - expected).abs() < 0.01).all()):
-        raise ValueError(
-            "the gradient at the outputs is not that of the mean cross-entropy over the batch; "
-            "rule='gauss_newton' needs nn.functional.cross_entropy(outputs, labels), without "
-            "class weights, smoothing or other terms"
-        )
-    missed = cotangents.clamp_min(0.0).scatter(1, label, 0.0).sum(dim=1)
-    small = -torch.log1p(-missed.clamp_max(0.5))
-    return torch.where(missed < 0.5, small, -logs.gather(1, label).squeeze(1))

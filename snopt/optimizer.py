@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from snopt.carried import made_whole, with_whole
 from snopt.core import Core
 from snopt.coverage import Coverage
-from snopt.curvature import LIKELIHOODS
 from snopt.damping import Damping, LevenbergMarquardt, controller_at, damping_at
 from snopt.gauss_newton import GaussNewton
 from snopt.groups import (
@@ -23,6 +22,7 @@ from snopt.groups import (
     validate,
 )
 from snopt.kronecker import dense
+from snopt.likelihoods import LIKELIHOODS
 from snopt.members import Members
 from snopt.options import GAUSS_NEWTON, complete, refuse_in_group
 from snopt.preconditioner import Preconditioner
@@ -185,6 +185,7 @@ class SNOpt(Optimizer):
         self.warmup_steps = options["warmup_steps"]
         self._adam: Rule = self.rule if isinstance(self.rule, Adam) else Adam()
         self._measured: dict[str, float] = {}
+        self._closed = False
         self.members = Members(self.param_groups, modules, process_group, basis != "gradient")
         core = GaussNewton if rule == GAUSS_NEWTON else Preconditioner
         parts = self.members.parts(modules)
@@ -234,8 +235,11 @@ class SNOpt(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         core = self.preconditioner
+        if self._closed:
+            raise RuntimeError("this optimizer was closed; build another SNOpt on the model")
         if all(p.grad is None for p in self.members.by_id.values()):
             return loss
+        core.told(loss)
         if core.step_halved():
             core.arm()
             return loss
@@ -279,7 +283,15 @@ class SNOpt(Optimizer):
         super().zero_grad(set_to_none)
         self.preconditioner.clear()
 
-    def curvature_pass(self, outputs: Tensor, likelihood: str = "categorical") -> None:
+    def curvature_pass(
+        self,
+        outputs: Tensor,
+        likelihood: str = "categorical",
+        *,
+        targets: Tensor | None = None,
+        loss: Tensor | None = None,
+        batch_dim: int = 0,
+    ) -> None:
         """Gather curvature from the model's predictive distribution, or the losses of the samples.
 
         Call it between the forward pass and ``loss.backward()`` for ``curvature="fisher"`` (one
@@ -287,12 +299,41 @@ class SNOpt(Optimizer):
         for ``rule="gauss_newton"`` (none: it listens to the coming one). Gradients are left alone.
 
         Args:
-            outputs: logits (N, K) for ``"categorical"``, means (N, ...) for ``"gaussian"`` (the
-                loss is then the mean over samples of half the squared error summed over outputs).
-            likelihood: ``"categorical"`` or ``"gaussian"``.
+            outputs: logits (N, K) for ``"categorical"``, means (N, ...) for ``"gaussian"``, logits
+                (N, ...) of independent outcomes for ``"binary"``.
+            likelihood: what the loss is a positive multiple of: ``"categorical"``:
+                ``cross_entropy``; ``"gaussian"``: ``mse_loss``; ``"binary"``:
+                ``binary_cross_entropy_with_logits``. Means over samples or over all numbers and
+                sums are told apart, and the factor is part of the loss.
+            targets: what the loss compares the outputs with. ``rule="gauss_newton"`` checks the
+                loss by it; a Gaussian without targets and loss is taken to be the mean over samples
+                of half the squared error summed over outputs, which ``mse_loss`` is not.
+            loss: the loss that ``backward()`` will be called on, to be checked in the same way.
+            batch_dim: the outputs' dimension of samples; 1 where time comes first. Layers that see
+                time first, or time and samples as one dimension, are then read so.
+
+        Raises:
+            ValueError: the loss, or the way to it, is not what the rule can take.
         """
         choose("likelihood", likelihood, LIKELIHOODS)
-        self.preconditioner.look(outputs, likelihood, list(self.members.by_id.values()))
+        parameters = list(self.members.by_id.values())
+        self.preconditioner.look(
+            outputs, likelihood, parameters, targets=targets, loss=loss, batch_dim=batch_dim
+        )
+
+    def close(self) -> None:
+        """Take all hooks and observers off the model, which then trains with any optimizer.
+
+        A ``with SNOpt(model) as optimizer:`` block ends in it. Saving still works; steps do not.
+        """
+        self._closed = True
+        self.preconditioner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     # -- what it knows ----------------------------------------------------------------------------
 

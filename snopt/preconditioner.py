@@ -133,10 +133,20 @@ class Preconditioner(Core):
             self.capture.arm(names)
 
     @override
-    def look(self, outputs: Tensor, likelihood: str, parameters: Sequence[Tensor]) -> None:
+    def look(
+        self,
+        outputs: Tensor,
+        likelihood: str,
+        parameters: Sequence[Tensor],
+        *,
+        targets: Tensor | None = None,
+        loss: Tensor | None = None,
+        batch_dim: int = 0,
+    ) -> None:
         """Gather curvature from the model's predictive distribution, if a refresh asks for it."""
         if self.curvature == "empirical" or not self.capture.armed:
             return
+        outputs = outputs.movedim(batch_dim, 0)
         # Processes have samples of their own, and draw for themselves.
         seed = self.seed + self.draws + _SEEDS_APART * self.processes.rank
         columns = loss_columns(outputs.detach(), likelihood, self.curvature, seed)
@@ -148,6 +158,11 @@ class Preconditioner(Core):
     def forgotten(self) -> bool:
         """Whether a refresh is due and no backward pass has brought curvature."""
         return self.capture.armed and not self.capture.batch
+
+    @override
+    def close(self) -> None:
+        """Take hooks and observers off the model."""
+        self.capture.disarm()
 
     @override
     def clear(self) -> None:

@@ -7,59 +7,119 @@ products of many uses are formed together, in one batched matrix product.
 
 The layer's own gradient is the sum of these rows. So where a backward pass is known to be for rows,
 autograd is spared the product, the sum over samples and the addition that it would make for every
-use, which is most of what the rows cost.
+use, which is most of what the rows cost. That holds for plain calls of a layer's own forward, whose
+outputs are differentiated once; whatever else is seen leaves the gradient to autograd.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from snopt.capture import Listener, Stopwatch, audible
 from snopt.layers import KINDS, Layer, Products, input_of
+from snopt.samples import Samples
 
 _WAITING = 1 << 20
 """Numbers in the rows of uses that wait for their products; more would not stay in a cache."""
+
+Use = tuple[Tensor, Tensor]
+"""A layer's input and the cotangent of its output."""
 
 
 class Rows:
     """One row for each sample and layer: the gradient of the sample's share of the loss.
 
+    The hooks hold this object weakly: they end with it, or with :meth:`close`.
+
     Args:
         layers: the layers by name.
+        repeated: layers whose calls within a backward pass are a block's repeated steps.
 
     Attributes:
         sparing: whether passes that begin now leave the layers' gradients to :meth:`finish`.
-        expected: whether the backward pass that comes is for rows.
+        counting: whether the loss' backward pass is running.
+        ignoring: whether the pass that runs now is nobody's.
+        samples: the samples of the coming pass.
         stopwatch: time spent so far.
         unbatched: layers that were used on an input that all samples share; they have no rows.
+        inner: layers that were differentiated in another pass than the loss'.
+        inside: layers that were called within a backward pass.
+        replaced: layers that were called with another weight than their own.
+        evaluated: layers that were called in eval mode.
+        types: of the cotangents seen so far.
     """
 
-    def __init__(self, layers: Mapping[str, Layer]) -> None:
-        self.sparing = self.expected = False
+    def __init__(self, layers: Mapping[str, Layer], repeated: Collection[str] = ()) -> None:
+        self.sparing = self.counting = self.ignoring = False
+        self.samples: Samples | None = None
         self.stopwatch = Stopwatch()
         self.unbatched: set[str] = set()
-        self._uses = {name: _Uses(layer, self) for name, layer in layers.items()}
+        self.inner: set[str] = set()
+        self.inside: set[str] = set()
+        self.replaced: set[str] = set()
+        self.evaluated: set[str] = set()
+        self.types: set[torch.dtype] = set()
+        self._before: dict[nn.Parameter, tuple[Tensor | None, int]] = {}
+        self._after: dict[nn.Parameter, tuple[Tensor | None, int]] = {}
+        self._added_to = False
+        handles: list[RemovableHandle] = []
+        self._uses = {
+            name: _Uses(layer, self, name in repeated, handles) for name, layer in layers.items()
+        }
+        self.close = weakref.finalize(self, _remove, handles)
+        self.close.atexit = False
 
     def clear(self) -> None:
         """Forget what was gathered."""
-        self.expected = False
+        self.counting = self._added_to = False
+        self._before, self._after = {}, {}
+        for known in (self.replaced, self.evaluated, self.inside):
+            known.clear()
         for uses in self._uses.values():
             uses.clear()
 
+    def expect(self, samples: Samples) -> None:
+        """Before the loss' backward pass: what the gradients are now."""
+        self.samples = samples
+        self._before = self._gradients()
+
     def finish(self) -> None:
         """At the end of a backward pass: give the layers the gradients that autograd left out."""
+        self.counting = self.sparing = False
+        now = self._gradients()
         for uses in self._uses.values():
             uses.add_up()
             if True in uses.sums:
                 layer = uses.layer
                 total = [x.unflatten(0, (layer.groups, -1)).sum(dim=1) for x in uses.sums[True]]
                 for p, gradient in layer.split(layer.by_sample(total)[0]):
+                    if not p.requires_grad:
+                        continue
+                    self._added_to = self._added_to or not _same(now[p], self._before.get(p))
                     gradient = gradient.to(p.dtype)
                     p.grad = gradient.clone() if p.grad is None else p.grad.add_(gradient)
+        self._after = self._gradients()
+
+    @property
+    def touched(self) -> bool:
+        """Whether gradients hold, or may hold, something else than this pass' rows."""
+        begun = any(grad is not None for grad, _ in self._before.values())
+        return begun or self.changed or self._added_to or bool(self.replaced)
+
+    @property
+    def changed(self) -> bool:
+        """Whether gradients were changed after the backward pass."""
+        return any(not _same(_mark(p), mark) for p, mark in self._after.items())
+
+    def _gradients(self) -> dict[nn.Parameter, tuple[Tensor | None, int]]:
+        return {p: _mark(p) for uses in self._uses.values() for p in uses.layer.parameters}
 
     def collect(self) -> dict[str, Tensor]:
         """Sums over uses of cotangent times input, and forget them.
@@ -74,7 +134,7 @@ class Rows:
             parts = [uses.layer.by_sample(products) for products in uses.sums.values()]
             if parts:
                 found[name] = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-        self.clear()
+            uses.clear()
         return found
 
 
@@ -85,97 +145,176 @@ class _Uses:
         sums: their products, by whether autograd was spared the layer's gradient.
     """
 
-    def __init__(self, layer: Layer, rows: Rows) -> None:
-        self.layer, self.rows = layer, rows
+    def __init__(
+        self, layer: Layer, rows: Rows, repeated: bool, handles: list[RemovableHandle]
+    ) -> None:
+        self.layer, self._rows, self._repeated = layer, weakref.ref(rows), repeated
+        self._weight = layer.weight
         self._unbatched = layer.unbatched
         _, out, width = layer.shape
         self._numbers = (out + width) / out
         # A subclass may make something else of its weight: its gradient is autograd's.
         base = next(kind for kind in KINDS if isinstance(layer.module, kind))
         self._known = type(layer.module).forward is base.forward
-        self._spared: list[nn.Parameter] = []
+        self._frozen: list[nn.Parameter] = []
+        self._layouts: dict[int, int] = {}
         self.clear()
-        layer.module.register_forward_pre_hook(Listener(self._enter), with_kwargs=True)
-        layer.module.register_forward_hook(
-            Listener(self._leave), with_kwargs=True, always_call=True
-        )
+        module = layer.module
+        enter, leave = _Weak(self._enter), _Weak(self._leave)
+        handles += [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave, with_kwargs=True, always_call=True),
+        ]
 
     def clear(self) -> None:
         self.sums: dict[bool, Products] = {}
-        self._waiting: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
+        self._waiting: dict[bool, list[Use]] = {True: [], False: []}
         self._size = 0.0
-        self._samples = 0
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if not (self._known and self.rows.sparing and module.training and torch.is_grad_enabled()):
+    @property
+    def rows(self) -> Rows:
+        rows = self._rows()
+        assert rows is not None  # it owns this object
+        return rows
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows = self.rows
+        if not (self._known and rows.sparing and module.training and torch.is_grad_enabled()):
             return
-        if self.layer.trains and not self._unbatched(input_of(args, kwargs)):
-            self._spared = self.layer.parameters
-            for p in self._spared:
+        if not self.layer.trains or self._unbatched(input_of(args, kwargs)):
+            return
+        if self._own() and _plain(self._repeated) and not rows.ignoring:
+            self._frozen = [p for p in self.layer.parameters if p.requires_grad]
+            for p in self._frozen:
                 p.requires_grad = False
+
+    def _own(self) -> bool:
+        """Whether the module holds the weight that is trained (``functional_call`` swaps it)."""
+        return self.layer.module._parameters.get("weight") is self._weight
 
     def _leave(
         self,
         module: nn.Module,
         args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        kwargs: dict[str, Any],
         output: Tensor | None,
     ) -> Tensor | None:
-        spared = bool(self._spared)
-        for p in self._spared:
+        spared = bool(self._frozen)
+        for p in self._frozen:
             p.requires_grad = True
-        self._spared = []
-        if output is None or not module.training or not self.layer.trains:
-            return None  # no output: the layer raised an error
+        self._frozen = []
+        rows, name = self.rows, self.layer.name
+        if output is None or not (spared or output.requires_grad):  # None: it raised an error
+            return None
+        if not module.training:
+            rows.evaluated.add(name)
+            return None
+        if not any(p.requires_grad for p in self.layer.parameters):
+            return None
         z = input_of(args, kwargs).detach()
-        if not (spared or output.requires_grad):
+        if rows.ignoring or torch._C._functorch.peek_interpreter_stack() is not None:
             return None
         if self._unbatched(z):
-            self.rows.unbatched.add(self.layer.name)
+            rows.unbatched.add(name)
             return None
+        if not self._own():
+            rows.replaced.add(name)
+        if not self._repeated and torch._C._current_graph_task_id() >= 0:
+            rows.inside.add(name)
         # Spared on an input that nothing trains, the output is a leaf, which must stay as it is.
         heard = audible(output) if output.requires_grad else output.requires_grad_(True).clone()
-        version = z._version
-
-        def record(cotangents: tuple[Tensor, ...]) -> None:
-            if spared and not self.rows.expected:
-                raise RuntimeError(
-                    "rule='gauss_newton' needs optimizer.curvature_pass(outputs) between the "
-                    "forward pass and backward(); for other backward passes between zero_grad() "
-                    "and step(), use model.eval() or a copy of the model"
-                )
-            if z._version != version:
-                raise RuntimeError(
-                    f"the input of layer {self.layer.name!r} was changed in place after its use; "
-                    "its gradient needs the old one"
-                )
-            g = cotangents[0].detach()
-            self._waiting[spared].append((z, g))
-            self._size += g.numel() * self._numbers
-            if self._size > _WAITING:
-                self.add_up()
-
-        # On the node rather than the tensor, which an activation may change in place.
-        heard.grad_fn.register_prehook(record)  # type: ignore[union-attr]
+        if heard.grad_fn is not None:
+            # On the node rather than the tensor, which an activation may change in place.
+            heard.grad_fn.register_prehook(partial(self._record, z, z._version, spared))
         return heard
+
+    def _record(
+        self, z: Tensor, version: int, spared: bool, cotangents: tuple[Tensor | None, ...]
+    ) -> None:
+        rows, g = self._rows(), cotangents[0]
+        if rows is None and spared:
+            raise RuntimeError(_not_the_loss(self.layer.name))
+        if rows is None or rows.ignoring or g is None:
+            return
+        if not rows.counting or torch.is_grad_enabled():
+            if spared:
+                raise RuntimeError(_not_the_loss(self.layer.name))
+            rows.inner.add(self.layer.name)
+            return
+        if z._version != version:
+            raise RuntimeError(
+                f"the input of layer {self.layer.name!r} was changed in place after its use; "
+                "its gradient needs the old one"
+            )
+        self._waiting[spared].append((z, g.detach()))
+        self._size += g.numel() * self._numbers
+        if self._size > _WAITING:
+            self.add_up()
 
     def add_up(self) -> None:
         """Form the products of the uses that wait."""
         self._size = 0.0
+        samples = self.rows.samples
         for spared, uses in self._waiting.items():
             if not uses:
                 continue
+            assert samples is not None  # nothing is counted before they are known
             self._waiting[spared] = []
+            self.rows.types.add(uses[0][1].dtype)
             with self.rows.stopwatch.running(uses[0][0].device):
-                alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-                for z, g in uses:
-                    alike.setdefault(z.shape, []).append((z, g))
-                for shape, some in alike.items():
-                    self._samples = self._samples or shape[0]
-                    if shape[0] != self._samples:
-                        raise ValueError(
-                            f"layer {self.layer.name!r} was used on inputs whose first dimensions "
-                            f"are {self._samples} and {shape[0]}: rows need samples first, the "
-                            "same ones in every use"
-                        )
+                alike: dict[torch.Size, list[Use]] = {}
+                for use in uses:
+                    for z, g in samples.first(self.layer, *use, self._layouts):
+                        alike.setdefault(z.shape, []).append((z, g))
+                for some in alike.values():
                     self.sums[spared] = self.layer.products(some, self.sums.get(spared))
+
+
+class _Weak(Listener):
+    """A hook on a method whose object may go: then it is silent."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = weakref.WeakMethod(method)
+
+    def __call__(self, *args: Any) -> Any:
+        """Pass on what the hook was given."""
+        method = self.method()
+        return None if method is None else method(*args)
+
+
+def _remove(handles: Iterable[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _plain(repeated: bool) -> bool:
+    """Whether a call is made in a way that lets a layer's gradient be left out.
+
+    Others repeat the call (checkpoints, which compare what both saved), or differentiate it within
+    a backward pass or a function transform.
+    """
+    within = torch._C._current_graph_task_id() >= 0
+    return (
+        (repeated or not within)
+        and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _mark(p: nn.Parameter) -> tuple[Tensor | None, int]:
+    """What shows that a gradient is another one, or was changed in place."""
+    return p.grad, -1 if p.grad is None else p.grad._version
+
+
+def _same(now: tuple[Tensor | None, int], then: tuple[Tensor | None, int] | None) -> bool:
+    return then is not None and now[0] is then[0] and now[1] == then[1]
+
+
+def _not_the_loss(name: str) -> str:
+    return (
+        f"layer {name!r} was differentiated in a backward pass that is not the one of the loss: "
+        "rule='gauss_newton' needs optimizer.curvature_pass(outputs) between the forward pass and "
+        "backward(), and derivatives that the model takes itself (torch.autograd.grad) need "
+        "another rule, such as rule='adam'; for other backward passes between zero_grad() and "
+        "step(), use model.eval() or a copy of the model; optimizer.close() ends this listening"
+    )

@@ -50,6 +50,7 @@ class SNOptPreconditioner:
         self.coverage = self._optimizer.coverage
         self.diagnostics = self._optimizer.diagnostics
         self.curvature_pass = self._optimizer.curvature_pass
+        self.close = self._optimizer.close
         self.state_dict = self._optimizer.state_dict
         self.load_state_dict = self._optimizer.load_state_dict
 

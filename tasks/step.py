@@ -136,11 +136,11 @@ class Step:
         compiling = compile_seconds("forward")
         self._optimizer.zero_grad()
         outputs = self._forward(batch)
+        loss = self._task.loss(outputs, batch)
         if self._curvature_pass is not None:
             clock.switch("curvature")
-            self._curvature_pass(outputs, likelihood=self._task.likelihood)
+            self._curvature_pass(outputs, likelihood=self._task.likelihood, loss=loss)
             clock.switch("forward")
-        loss = self._task.loss(outputs, batch)
         value = self._world.mean(loss.item())
         clock.switch("backward")
         clock.move(compile_seconds("forward") - compiling, "forward", "compile")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 Batch = tuple[Tensor, ...]
 """Tensors that share their first dimension, the sample."""
 
-Likelihood = Literal["categorical", "gaussian"]
+Likelihood = Literal["categorical", "gaussian", "binary"]
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,10 @@ def training_step(
     optimizer.zero_grad()
     task, batch = workload.task, workload.batch
     outputs = task.forward(model, batch, stream(0, "noise", workload.device))
+    loss = task.loss(outputs, batch)
     if task.likelihood is not None and isinstance(optimizer, SNOpt):
-        optimizer.curvature_pass(outputs, likelihood=task.likelihood)
-    task.loss(outputs, batch).backward()
+        optimizer.curvature_pass(outputs, likelihood=task.likelihood, loss=loss)
+    loss.backward()
     optimizer.step()
     after = nfe(model)
     return after[0] - before[0], after[1] - before[1]

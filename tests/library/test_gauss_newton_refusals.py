@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from snopt import LevenbergMarquardt
-from tests.library.classifiers import CLASSES, Classifier, backward, gauss_newton, series
+from tests.library.classifiers import Classifier, backward, gauss_newton, series
 
 
 def test_adjoint_gradients_are_refused() -> None:
@@ -45,20 +45,3 @@ def test_a_loop_without_the_pass_is_told_so() -> None:
     backward(model, optimizer, x, y)
     with pytest.raises(RuntimeError, match="one backward pass a step"):
         optimizer.curvature_pass(model(x))
-
-
-def test_samples_must_come_first() -> None:
-    class Swapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inputs, self.head = nn.Linear(2, 3).double(), nn.Linear(3, CLASSES).double()
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.inputs(x.transpose(0, 1)).mean(dim=0))
-            return logits
-
-    model = Swapped()
-    optimizer = gauss_newton(model)
-    backward(model, optimizer, *series())
-    with pytest.raises(ValueError, match="layer 'inputs' saw inputs whose first dimension is 3"):
-        optimizer.step()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snopt import SNOpt
 from tests.library.classifiers import (
     CLASSES,
     Classifier,
@@ -55,6 +56,15 @@ MODELS = {
 }
 
 
+def trained(model: nn.Module) -> SNOpt:
+    """An optimizer past its first steps, whose gradients autograd makes too, to be compared."""
+    optimizer = gauss_newton(model)
+    for seed in range(3):
+        backward(model, optimizer, *series(seed=seed))
+        optimizer.step()
+    return optimizer
+
+
 def gradients(model: nn.Module) -> list[Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
@@ -79,7 +89,7 @@ def test_the_gradient_is_autograds(kind: str, first: str) -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", sorted(MODELS.keys() - {"others"}))
 def test_both_orders_give_the_same_step(kind: str) -> None:
     build, data = MODELS[kind]
     x, y = data()
@@ -98,9 +108,9 @@ def test_both_orders_give_the_same_step(kind: str) -> None:
 
 
 def test_autograd_is_spared_the_layers_gradients() -> None:
-    """What the saving is: the pass' graph does not lead to the weights."""
+    """What the saving is: the pass' graph does not lead to the weights, once rows are checked."""
     model = Classifier()
-    optimizer = gauss_newton(model)
+    optimizer = trained(model)
     x, y = series()
     optimizer.zero_grad()
     loss = functional.cross_entropy(model(x), y)
@@ -109,7 +119,7 @@ def test_autograd_is_spared_the_layers_gradients() -> None:
 
 def test_a_backward_pass_of_another_kind_is_refused() -> None:
     model = Classifier()
-    optimizer = gauss_newton(model)
+    optimizer = trained(model)
     x, y = series()
     optimizer.zero_grad()
     with pytest.raises(RuntimeError, match=r"curvature_pass\(outputs\)"):
@@ -176,12 +186,13 @@ def test_an_input_changed_in_place_is_told() -> None:
 
 
 def test_batches_of_two_sizes_in_one_pass_are_refused() -> None:
-    model = Trained()
+    model = Classifier()
     optimizer = gauss_newton(model)
     x, y = series()
     optimizer.zero_grad()
     outputs = model(x)
     optimizer.curvature_pass(outputs)
     other = functional.cross_entropy(model(x[:2]), y[:2])
-    with pytest.raises(ValueError, match="first dimensions are"):
-        (functional.cross_entropy(outputs, y) + other).backward()
+    (functional.cross_entropy(outputs, y) + other).backward()
+    with pytest.raises(ValueError, match="another loss"):
+        optimizer.step()
