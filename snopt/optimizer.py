@@ -9,18 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from snopt import update
 from snopt.carried import made_whole, with_whole
 from snopt.core import Core
 from snopt.coverage import Coverage
 from snopt.damping import Damping, LevenbergMarquardt, controller_at, damping_at
 from snopt.gauss_newton import GaussNewton
-from snopt.groups import (
-    GROUP_SETTINGS,
-    choose,
-    listed,
-    named_groups,
-    validate,
-)
+from snopt.groups import GROUP_SETTINGS, choose, listed, named_groups, validate
 from snopt.kronecker import dense
 from snopt.likelihoods import LIKELIHOODS
 from snopt.members import Members
@@ -28,15 +23,7 @@ from snopt.options import GAUSS_NEWTON, complete, refuse_in_group
 from snopt.preconditioner import Preconditioner
 from snopt.rules import RULES, Adam, Rule
 from snopt.saving import check_kind, read_groups, read_parameter, reading, saved_groups
-from snopt.update import (
-    apply_directions,
-    complex_as,
-    follow,
-    gradient_scale,
-    judge,
-    norm_ratio,
-    plain_gradient,
-)
+from snopt.stillness import Stillness
 
 Model = nn.Module | Iterable[Mapping[str, Any]]
 
@@ -71,10 +58,11 @@ class SNOpt(Optimizer):
             the norm falls as the loss does: with 1/2 what is descended is the loss' root, whose
             moments lag half as far behind. Default 0: not at all.
         rule: ``"paper"``: Ghat / (M + damping); ``"adam"``: Adam in the eigenbasis; ``"kfac"``: the
-            factored inverse. ``"gauss_newton"``: no factors, but a solve with the gradients of
-            single samples (:mod:`snopt.gauss_newton`); needs :meth:`curvature_pass` in the loop,
-            and between :meth:`zero_grad` and :meth:`step` no other backward passes in training
-            mode.
+            factored inverse; steps of ``"paper"`` and ``"kfac"`` shrink as the loss grows: give
+            them a mean, not a sum. ``"gauss_newton"``: no factors, but a solve with the gradients
+            of single samples (:mod:`snopt.gauss_newton`); needs :meth:`curvature_pass` in the
+            loop, and no other backward passes in training mode between :meth:`zero_grad` and
+            :meth:`step`.
         basis: ``"curvature"``: eigenbases of the backward solve's factors; ``"gradient"``: of
             running averages of G G^T and G^T G, without any capture; ``"both"``: of their mean.
         precondition: ``"all"`` layers, or only those inside ODE blocks (``"ode"``).
@@ -186,6 +174,7 @@ class SNOpt(Optimizer):
         self._adam: Rule = self.rule if isinstance(self.rule, Adam) else Adam()
         self._measured: dict[str, float] = {}
         self._closed = False
+        self._stillness = Stillness(rule)
         self.members = Members(self.param_groups, modules, process_group, basis != "gradient")
         core = GaussNewton if rule == GAUSS_NEWTON else Preconditioner
         parts = self.members.parts(modules)
@@ -247,18 +236,19 @@ class SNOpt(Optimizer):
         warmup = min(1.0, (core.steps + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         refreshing = bool(core.due())
         directions = self._directions(self.preconditioned())
-        if refreshing:
-            self._measured = norm_ratio(directions)
         groups = self.members.in_force
+        if refreshing:
+            self._measured = update.norm_ratio(directions)
+            self._stillness.observe(core.layers.values(), directions, groups)
         self._measured["damping"] = groups[0]["damping"]
         if controller is None or closure is None:
             with core.update():
-                apply_directions(groups, self.state, directions, warmup, whole=core.whole)
+                update.apply_directions(groups, self.state, directions, warmup, whole=core.whole)
         else:
             before = {p: p.clone() for p in directions}
-            apply_directions(groups, self.state, directions, warmup)
+            update.apply_directions(groups, self.state, directions, warmup)
             moves = {p: p - old for p, old in before.items()}
-            judge(controller, core, moves, float(loss), closure)
+            update.judge(controller, core, moves, float(loss), closure)
         core.arm()
         return loss
 
@@ -270,7 +260,7 @@ class SNOpt(Optimizer):
         """
         core = self.preconditioner
         self.members.resolve(core.steps)
-        core.gradient_scale = gradient_scale(self.members.by_id.values(), self.normalize)
+        core.gradient_scale = update.gradient_scale(self.members.by_id.values(), self.normalize)
         if core.asks and core.forgotten:
             raise RuntimeError(
                 f"{core.asks} needs optimizer.curvature_pass(outputs) between the forward pass "
@@ -439,8 +429,8 @@ class SNOpt(Optimizer):
             rule = self._adam if group["plain"] == "adam" else self.rule
             rest = [p for p in group["params"] if p.grad is not None and p not in directions]
             for p in rest:
-                grad = core.scaled(plain_gradient(p, self.members.names[id(p)]))
+                grad = core.scaled(update.plain_gradient(p, self.members.names[id(p)]))
                 state = self.state[p].setdefault("plain", {})
-                follow(state, grad)
-                directions[p] = complex_as(p, rule.plain(state, grad, group))
+                update.follow(state, grad)
+                directions[p] = update.complex_as(p, rule.plain(state, grad, group))
         return directions
