@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def read_mnist(root: Path) -> Images:
             if plain.is_file() and not packed.is_file():
                 verify(plain, MNIST_UNPACKED[plain.name], _again(plain))
                 unpacked.parent.mkdir(parents=True, exist_ok=True)
-                unpacked.symlink_to(plain.resolve())
+                shutil.copyfile(plain, unpacked)  # links need rights on Windows
             else:
                 gunzip(
                     obtain([url + name for url in mnist.mirrors], packed, f"md5:{md5}"), unpacked

@@ -257,7 +257,8 @@ def _read_curves(path: Path) -> tuple[dict[Key, Curve], list[str]]:
 def _require_unchanged(folder: Path, record: Mapping[str, Any]) -> None:
     """Raise unless the files beside ``run.json`` have the digests that it notes."""
     for name, noted in (record.get(FILES) or {}).items():
-        if sha256((folder / name).read_bytes()) != noted:
+        content = (folder / name).read_bytes()
+        if noted not in (sha256(content), sha256(content.replace(b"\r\n", b"\n"))):
             raise UnreadableRunError(f"{name} was changed or damaged after the run wrote it")
 
 
