@@ -131,35 +131,10 @@ class SNOpt(Optimizer):
         seed: int = 0,
         process_group: Any = None,
     ) -> None:
-        groups = listed(model)
-        asked = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "damping": damping,
-            "refresh_every": refresh_every,
-            "alpha": alpha,
-            "betas": betas,
-            "eps": eps,
-            "nesterov": nesterov,
-            "normalize": normalize,
-            "rule": rule,
-            "basis": basis,
-            "precondition": precondition,
-            "plain": plain,
-            "curvature": curvature,
-            "curvature_samples": curvature_samples,
-            "sampling": sampling,
-            "grid_points": grid_points,
-            "carry_over": carry_over,
-            "stagger": stagger,
-            "kl_clip": kl_clip,
-            "trust": trust,
-            "backtrack": backtrack,
-            "warmup_steps": warmup_steps,
-            "loss_scale": None if grad_scaler is None else grad_scaler.get_scale,
-            "seed": seed,
-        }
+        # The arguments by name, as they were given.
+        asked = {name: x for name, x in locals().items() if name not in ("self", "__class__")}
+        asked["loss_scale"] = None if grad_scaler is None else grad_scaler.get_scale
+        groups = listed(asked.pop("model"))
         options = complete(asked)
         self.rule: Rule = RULES[rule]()
         self._rule_name = rule
@@ -235,8 +210,9 @@ class SNOpt(Optimizer):
         controller = controller_at(self.param_groups, core.steps, closure)
         warmup = min(1.0, (core.steps + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         refreshing = bool(core.due())
-        directions = self._directions(self.preconditioned())
-        groups = self.members.in_force
+        found, groups = self.preconditioned(), self.members.in_force
+        rules = {"rule": self.rule, "adam": self._adam}
+        directions = update.directions_of(core, found, groups, self.state, rules)
         if refreshing:
             self._measured = update.norm_ratio(directions)
             self._stillness.observe(core.layers.values(), directions, groups)
@@ -416,21 +392,3 @@ class SNOpt(Optimizer):
         refuse_in_group(found, self._rule_name)
         found["betas"] = tuple(found["betas"])
         return found
-
-    def _directions(self, found: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
-        """The direction of every parameter that has a gradient."""
-        core = self.preconditioner
-        directions: dict[Tensor, Tensor] = {}
-        for name, matrix in found.items():
-            for p, direction in core.layers[name].split(matrix):
-                if p.grad is not None:
-                    directions[p] = direction.to(p.dtype)
-        for group in self.members.in_force:
-            rule = self._adam if group["plain"] == "adam" else self.rule
-            rest = [p for p in group["params"] if p.grad is not None and p not in directions]
-            for p in rest:
-                grad = core.scaled(update.plain_gradient(p, self.members.names[id(p)]))
-                state = self.state[p].setdefault("plain", {})
-                update.follow(state, grad)
-                directions[p] = update.complex_as(p, rule.plain(state, grad, group))
-        return directions

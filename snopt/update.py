@@ -12,6 +12,7 @@ from torch import Tensor
 from snopt.core import Core
 from snopt.damping import LevenbergMarquardt
 from snopt.preconditioner import Preconditioner
+from snopt.rules import Rule
 
 
 def apply_directions(
@@ -64,6 +65,42 @@ def _with_momentum(
     return buffers
 
 
+def directions_of(
+    core: Core,
+    found: Mapping[str, Tensor],
+    groups: list[dict[str, Any]],
+    state: MutableMapping[Tensor, Any],
+    rules: Mapping[str, Rule],
+) -> dict[Tensor, Tensor]:
+    """The direction of every parameter that has a gradient.
+
+    Args:
+        core: knows the layers.
+        found: directions of layers, by name.
+        groups: torch parameter groups, settings as numbers.
+        state: the optimizer's state by parameter; holds that of plain updates.
+        rules: of plain updates, by a group's ``"plain"``.
+
+    Raises:
+        RuntimeError: a gradient is sparse.
+    """
+    directions: dict[Tensor, Tensor] = {}
+    for name, matrix in found.items():
+        for p, direction in core.layers[name].split(matrix):
+            if p.grad is not None:
+                directions[p] = direction.to(p.dtype)
+    for group in groups:
+        rule = rules[group["plain"]]
+        for name, p in zip(group["param_names"], group["params"], strict=True):
+            if p.grad is not None and p not in directions:
+                grad = core.scaled(plain_gradient(p, name))
+                own = state[p].setdefault("plain", {})
+                follow(own, grad)
+                direction = rule.plain(own, grad, group)
+                directions[p] = torch.view_as_complex(direction) if p.is_complex() else direction
+    return directions
+
+
 def follow(entry: dict[str, Any], like: Tensor, *names: str) -> None:
     """Have what is kept of a parameter follow it to another device or precision.
 
@@ -81,11 +118,6 @@ def follow(entry: dict[str, Any], like: Tensor, *names: str) -> None:
 def as_real(x: Tensor) -> Tensor:
     """A complex tensor as pairs of real numbers, which is how torch's optimizers take them."""
     return torch.view_as_real(x) if x.is_complex() else x
-
-
-def complex_as(p: Tensor, direction: Tensor) -> Tensor:
-    """The inverse of :func:`as_real`, for a direction of ``p``."""
-    return torch.view_as_complex(direction) if p.is_complex() else direction
 
 
 def plain_gradient(p: Tensor, name: str) -> Tensor:
