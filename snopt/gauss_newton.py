@@ -169,6 +169,7 @@ class GaussNewton(Core):
         batch_dim: int = 0,
     ) -> None:
         """Learn the samples' losses from the cotangent that the backward pass brings to outputs."""
+        self.processes.warn_if_unsure()
         if self.processes.size > 1:
             raise RuntimeError(
                 f"rule='gauss_newton' runs in one process, and {self.processes.size} average the "

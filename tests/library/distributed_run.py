@@ -10,14 +10,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from snopt import Horizon, LevenbergMarquardt, ODEBlock, SNOpt
+from snopt import FactorizationError, Horizon, LevenbergMarquardt, ODEBlock, SNOpt, preconditioner
 from tests.library import problems
 
 STEPS = 6
@@ -36,10 +37,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fisher": {"curvature": "fisher", "refresh_every": 2},
     "staggered": {"rule": "adam", "stagger": True, "refresh_every": 3},
     "levenberg": {"damping": 0.1},
+    "gauss_newton": {"rule": "gauss_newton"},
 }
 
 CASES: dict[str, dict[str, Any]] = {
-    **{f"{name}-rests": {"settings": name, "sizes": RESTS} for name in SETTINGS},
+    **{
+        f"{name}-rests": {"settings": name, "sizes": RESTS}
+        for name in SETTINGS
+        if name != "gauss_newton"
+    },
     **{f"{name}-uneven": {"settings": name, "sizes": UNEVEN} for name in (*RULES, "levenberg")},
     **{
         f"wrapped-{order}": {"settings": "paper-curvature", "order": order}
@@ -48,6 +54,12 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"no_sync-{n}": {"settings": n, "micro": 2} for n in ("paper-curvature", "adam-both")},
     "horizon": {"settings": "paper-curvature", "horizon": True},
     "alone": {"settings": "paper-curvature", "order": "alone"},
+    **{
+        f"broken {what}": {"settings": "paper-curvature", "broken": what}
+        for what in ("sums", "decompositions")
+    },
+    "gauss_newton": {"settings": "gauss_newton"},
+    "gauss_newton, alone": {"settings": "gauss_newton", "order": "alone"},
     "alone, said": {"settings": "paper-curvature", "order": "alone, said"},
 }
 
@@ -148,6 +160,10 @@ def _thirds(data: list[list[tuple[Tensor, Tensor]]], step: int) -> list[tuple[Te
     return [(x[i::2], y[i::2]) for x, y in data[step] for i in range(2)]
 
 
+def _fail(factors: Any) -> Any:
+    raise FactorizationError("made to fail")
+
+
 class Larger(nn.Module):
     """A module that holds the model, as trainers' modules do."""
 
@@ -159,12 +175,11 @@ class Larger(nn.Module):
         return self.net(x)
 
 
-def run(case: dict[str, Any]) -> dict[str, Any]:
-    """What one process ends with."""
-    rank = dist.get_rank() if dist.is_initialized() else int(os.environ["RANK"])
+def run(case: dict[str, Any], model: nn.Sequential, early: SNOpt | None = None) -> dict[str, Any]:
+    """What one process ends with, with an optimizer that was made before there was a group."""
+    rank = dist.get_rank()
     ddp = nn.parallel.DistributedDataParallel
     order = case.get("order", "later")
-    model = build()
     more: dict[str, Any] = {}
     forward: nn.Module = model
     if order in ("first", "inside"):
@@ -173,10 +188,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         more["process_group"] = dist.group.WORLD
     if order == "alone, said":
         more["process_group"] = False
-    optimizer = optimizer_of(case, forward if order == "first" else model, **more)
-    if order == "group later":
-        dist.destroy_process_group()
-        dist.init_process_group("gloo")
+    optimizer = early or optimizer_of(case, forward if order == "first" else model, **more)
     horizon = Horizon(model[1], optimizer, every=2) if case.get("horizon") else None
     if order in ("later", "group later"):
         forward = ddp(model)
@@ -185,6 +197,9 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     data = batches(case)
 
     def averaged() -> None:
+        if rank == 1 and case.get("broken") == "sums":
+            for sums in optimizer.preconditioner.capture.sums.values():  # type: ignore[attr-defined]
+                sums.a.fill_(torch.nan)
         if order == "by hand":
             for p in model.parameters():
                 dist.all_reduce(p.grad)
@@ -195,10 +210,18 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         count = case.get("micro", 1)
         return [(x[i::count], y[i::count]) for i in range(count)]
 
-    with warnings.catch_warnings(record=True) as caught:
+    refused = ""
+    unsynced = forward.no_sync if case.get("micro") else nullcontext
+    with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
         warnings.simplefilter("always")
-        unsynced = forward.no_sync if case.get("micro") else nullcontext
-        train(case, optimizer, parts, forward, averaged=averaged, unsynced=unsynced)
+        if rank == 1 and case.get("broken") == "decompositions":
+            stack.enter_context(patch.object(preconditioner, "eigenbasis", _fail))
+        try:
+            train(case, optimizer, parts, forward, averaged=averaged, unsynced=unsynced)
+        except RuntimeError as error:
+            if case["settings"] != "gauss_newton":
+                raise
+            refused = str(error)
     said = [str(w.message) for w in caught if "processes is up" in str(w.message)]
     return {
         "weights": [p.detach().clone() for p in model.parameters()],
@@ -206,16 +229,20 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         "state": optimizer.state_dict(),
         "samples": getattr(optimizer.preconditioner, "samples", None),
         "said": said,
+        "refused": refused,
+        "failures": optimizer.preconditioner.failures,  # type: ignore[attr-defined]
         "T": None if horizon is None else horizon.T,
     }
 
 
 def main(target: str) -> None:
+    before = build()
+    early = optimizer_of(CASES["wrapped-group later"], before)
     dist.init_process_group("gloo")
-    torch.manual_seed(dist.get_rank())
     results = {}
     for name, case in CASES.items():
-        mine = run(case)
+        later = case.get("order") == "group later"
+        mine = run(case, before, early) if later else run(case, build())
         both: list[Any] = [None, None]
         dist.all_gather_object(both, mine)
         results[name] = both

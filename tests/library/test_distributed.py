@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from snopt import SNOpt
 from tests.library import distributed_run
 from tests.library.distributed_run import CASES
 
@@ -35,7 +36,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return torch.load(target, weights_only=True)
 
 
-SHARED = [name for name, case in CASES.items() if not case.get("order", "").startswith("alone")]
+SHARED = [
+    name
+    for name, case in CASES.items()
+    if not case.get("order", "").startswith("alone") and name != "gauss_newton"
+]
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -48,7 +53,9 @@ def test_replicas_are_equal_to_the_last_bit(name: str, results: Results) -> None
     assert not one["said"] + other["said"]
 
 
-@pytest.mark.parametrize("name", [name for name in SHARED if not name.startswith("fisher")])
+@pytest.mark.parametrize(
+    "name", [name for name in SHARED if not name.startswith(("fisher", "broken"))]
+)
 def test_two_processes_are_one(name: str, results: Results) -> None:
     """Equal batches or not: the loss is the mean of both processes' means."""
     joined = results[name][0]
@@ -64,15 +71,33 @@ def test_two_processes_are_one(name: str, results: Results) -> None:
     optimizer.load_state_dict(joined["state"])
 
 
-@pytest.mark.parametrize("name", ["alone", "alone, said"])
+@pytest.mark.parametrize("name", ["alone", "alone, said", "gauss_newton, alone"])
 def test_processes_that_train_models_of_their_own(name: str, results: Results) -> None:
     """A group that is up is not asked for anything; that it is not is said, once."""
     for rank, own in enumerate(results[name]):
         model, _, _ = distributed_run.alone(CASES[name], rank)
         for got, want in zip(own["weights"], model.parameters(), strict=True):
             torch.testing.assert_close(got, want.detach(), rtol=1e-12, atol=0)
-        assert len(own["said"]) == (1 if name == "alone" else 0)
+        assert len(own["said"]) == (0 if name == "alone, said" else 1)
         assert all("process_group=" in words for words in own["said"])
+
+
+@pytest.mark.parametrize("what", ["sums", "decompositions"])
+def test_what_fails_in_one_process_is_discarded_in_both(what: str, results: Results) -> None:
+    """Replicas are compared above; here, that something did fail."""
+    one, other = results[f"broken {what}"]
+    assert one["failures"] == other["failures"] > 0
+    assert bool(one["factors"]) == (what == "decompositions")  # half of them are found by process 0
+
+
+def test_gauss_newton_is_refused_before_the_first_step(results: Results) -> None:
+    for own in results["gauss_newton"]:
+        assert "rule='gauss_newton' runs in one process" in own["refused"]
+
+
+def test_a_group_is_a_group() -> None:
+    with pytest.raises(ValueError, match=r"process_group='gloo'; expected"):
+        SNOpt(distributed_run.build(), process_group="gloo")
 
 
 def test_draws_differ_between_processes() -> None:
