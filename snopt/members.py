@@ -59,6 +59,7 @@ class Members:
         for place, group in enumerate(self._groups):
             for name, p in zip(group["param_names"], group["params"], strict=True):
                 self.names[id(p)], self._places[id(p)] = name, place
+        self._chosen = [group["precondition"] for group in self._groups]
         self.resolve(0)
         blocks = {n: m for n, m in self._modules if isinstance(m, ODEBlock)}
         in_field = {id(m) for block in blocks.values() for m in block.field.modules()}
@@ -82,7 +83,16 @@ class Members:
         return self.parts(modules)
 
     def resolve(self, step: int) -> None:
-        """Read the groups for the coming step."""
+        """Read the groups for the coming step.
+
+        Raises:
+            ValueError: what is written there is no number, or is not to be changed.
+        """
+        if self._chosen != [group["precondition"] for group in self._groups]:
+            raise ValueError(
+                "a group's precondition was changed, but layers are chosen when the optimizer is "
+                "made: make it anew, and give it state_dict() if its layers are the same"
+            )
         self.in_force = [in_force(group, step) for group in self._groups]
 
     def settings(self, layer: Layer) -> Mapping[str, Any]:

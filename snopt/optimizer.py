@@ -33,7 +33,8 @@ class SNOpt(Optimizer):
 
     On a refresh step the layers' inputs and output cotangents are gathered while ``backward()``
     runs; in between, gradients are scaled in the eigenbasis found then. The training loop is that
-    of any torch optimizer.
+    of any torch optimizer, and so are the parameters that move: those with a gradient. What is
+    frozen belongs to the groups all the same, and is preconditioned from the day it is thawed.
 
     Args:
         model: the model, or a list of parameter groups ``{"params": modules, "lr": ...}`` with a

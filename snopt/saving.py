@@ -99,7 +99,8 @@ def read_groups(
     """
     found = []
     for group, entry in zip(groups, _matched(groups, saved), strict=True):
-        left = {"params", "param_names", *unsaid}
+        # Layers were chosen by the own precondition.
+        left = {"params", "param_names", "precondition", *unsaid}
         settings = {key: value for key, value in (entry or {}).items() if key not in left}
         validate({**group, **settings})
         now = in_force({**group, **settings}, 0)

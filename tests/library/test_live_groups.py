@@ -223,6 +223,14 @@ def test_what_is_no_number_is_named_at_the_step(name: str, value: Any) -> None:
         train(model, optimizer, 1)
 
 
+def test_what_cannot_be_changed_says_so() -> None:
+    model = net()
+    optimizer = SNOpt(model)
+    optimizer.param_groups[0]["precondition"] = "ode"
+    with pytest.raises(ValueError, match="precondition was changed"):
+        train(model, optimizer, 1)
+
+
 # -- groups that are added ------------------------------------------------------------------------
 
 
