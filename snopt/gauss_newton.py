@@ -226,7 +226,7 @@ class GaussNewton(Core):
         moved = cotangent.movedim(dim, 0)
         cotangents = moved * (len(moved) / scale)
         if asked.likelihood == "gaussian" and asked.targets is None:
-            self._factors.check(asked.outputs, cotangents, asked.loss)
+            self._factors.check(asked.outputs, cotangents, asked.loss, self.capture.first_input)
         losses = sample_losses(
             asked.outputs, cotangents, asked.likelihood, asked.targets, asked.loss
         )

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 LIKELIHOODS = ("categorical", "gaussian", "binary")
 
+_UNTOLD = 5
+"""Passes in which squared errors that nobody told are looked at."""
+
 _MEANT = {
     "categorical": "nn.functional.cross_entropy(outputs, labels), the mean cross-entropy over the "
     "batch or a positive multiple of it, without class weights or smoothing",
@@ -209,9 +212,19 @@ class SquaredErrors:
 
     def __init__(self) -> None:
         self._known: tuple[float, int] | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._passes = 0
 
-    def check(self, outputs: Tensor, cotangents: Tensor, loss: float | None) -> None:
+    def check(
+        self, outputs: Tensor, cotangents: Tensor, loss: float | None, inputs: Tensor | None
+    ) -> None:
         """Look at one step's outputs and N times its gradient there.
+
+        Args:
+            outputs: shape (N, ...).
+            cotangents: N times the gradient of the loss.
+            loss: its value, where it was told.
+            inputs: of the model's first layer, to know a batch again.
 
         Raises:
             ValueError: the loss is no multiple of the squared error.
@@ -224,6 +237,9 @@ class SquaredErrors:
                     "mean over samples of half the squared error summed over outputs, unchecked; "
                     "pass curvature_pass(outputs, 'gaussian', targets=y) for F.mse_loss and others"
                 )
+            self._passes += 1
+            if self._passes <= _UNTOLD and inputs is not None:
+                self._compare_with_last(outputs, cotangents, inputs)
             return
         half = float(cotangents.double().square().sum()) / (2 * len(cotangents))
         if not (loss > 0 and half > 0):
@@ -239,4 +255,26 @@ class SquaredErrors:
                 f"the loss is no multiple of the squared error: its factor was {past:.4g} and is "
                 f"{factor:.4g}; likelihood='gaussian' needs {_MEANT['gaussian']}; pass targets= "
                 "too, or choose another rule"
+            )
+
+    def _compare_with_last(self, outputs: Tensor, cotangents: Tensor, inputs: Tensor) -> None:
+        """Tell the factor by a batch that came twice: gradients change by it times the outputs."""
+        last, self._last = self._last, (outputs, cotangents, inputs)
+        if self._passes == _UNTOLD:
+            self._last = None
+        if last is None or not torch.equal(inputs, last[2]) or outputs.shape != last[0].shape:
+            return
+        moved = (outputs - last[0]).double()
+        changed = (cotangents - last[1]).double()
+        size = float(moved.norm())
+        # Rounding must not speak for it.
+        if size <= 1e-3 * float(outputs.double().norm()) or moved.numel() < 4:
+            return
+        factor = float((changed * moved).sum()) / size**2
+        if abs(factor - 1) > 0.01 or float((changed - factor * moved).norm()) > 0.01 * size:
+            raise ValueError(
+                "likelihood='gaussian' without targets= or loss= needs the mean over samples of "
+                "half the squared error summed over outputs; this loss is another one (about "
+                f"{factor:.4g} times that, if it is a squared error): pass targets=y or loss=loss "
+                "to curvature_pass()"
             )

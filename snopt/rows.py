@@ -54,6 +54,7 @@ class Rows:
         replaced: layers that were called with another weight than their own.
         evaluated: layers that were called in eval mode.
         types: of the cotangents seen so far.
+        first_input: of the first layer called since the last backward pass.
     """
 
     def __init__(self, layers: Mapping[str, Layer], repeated: Collection[str] = ()) -> None:
@@ -66,6 +67,7 @@ class Rows:
         self.replaced: set[str] = set()
         self.evaluated: set[str] = set()
         self.types: set[torch.dtype] = set()
+        self.first_input: Tensor | None = None
         self._before: dict[nn.Parameter, tuple[Tensor | None, int]] = {}
         self._after: dict[nn.Parameter, tuple[Tensor | None, int]] = {}
         self._added_to = False
@@ -93,6 +95,7 @@ class Rows:
     def finish(self) -> None:
         """At the end of a backward pass: give the layers the gradients that autograd left out."""
         self.counting = self.sparing = False
+        self.first_input = None
         now = self._gradients()
         for uses in self._uses.values():
             uses.add_up()
@@ -212,11 +215,15 @@ class _Uses:
         if not any(p.requires_grad for p in self.layer.parameters):
             return None
         z = input_of(args, kwargs).detach()
+        if rows.first_input is None:
+            rows.first_input = z
         if rows.ignoring or torch._C._functorch.peek_interpreter_stack() is not None:
             return None
         if self._unbatched(z):
-            rows.unbatched.add(name)
-            return None
+            heard = audible(output)
+            if heard.grad_fn is not None:
+                heard.grad_fn.register_prehook(self._share)
+            return heard
         if not self._own():
             rows.replaced.add(name)
         if not self._repeated and torch._C._current_graph_task_id() >= 0:
@@ -227,6 +234,12 @@ class _Uses:
             # On the node rather than the tensor, which an activation may change in place.
             heard.grad_fn.register_prehook(partial(self._record, z, z._version, spared))
         return heard
+
+    def _share(self, cotangents: tuple[Tensor | None, ...]) -> None:
+        """A call on what all samples share has come up in a backward pass."""
+        rows = self._rows()
+        if rows is not None and rows.counting and not rows.ignoring:
+            rows.unbatched.add(self.layer.name)
 
     def _record(
         self, z: Tensor, version: int, spared: bool, cotangents: tuple[Tensor | None, ...]

@@ -202,6 +202,36 @@ def test_a_closure_tells_the_loss_of_squared_errors() -> None:
         optimizer.step(closure)
 
 
+@pytest.mark.parametrize("loss", [functional.mse_loss, functional.l1_loss])
+def test_a_batch_that_comes_twice_tells_the_factor(loss: Loss) -> None:
+    model, x, y = net(1), inputs(), torch.randn(N, 1, dtype=torch.float64)
+    optimizer = stepping(model)
+
+    def descend() -> None:
+        optimizer.zero_grad()
+        predicted = model(x)
+        optimizer.curvature_pass(predicted, "gaussian")
+        loss(predicted, y).backward()
+        optimizer.step()
+
+    descend()
+    with pytest.raises(ValueError, match="this loss is another one"):
+        descend()
+
+
+def test_half_squared_errors_need_no_targets() -> None:
+    model, x, y = net(1), inputs(), torch.randn(N, 1, dtype=torch.float64)
+    optimizer = stepping(model)
+    for _ in range(6):
+        expected = dense_step(model, N, lambda k: (model(x[k]) - y[k]).square().sum() / 2)
+        optimizer.zero_grad()
+        predicted = model(x)
+        optimizer.curvature_pass(predicted, "gaussian")
+        ((predicted - y).square().sum(1) / 2).mean().backward()
+        optimizer.step()
+        same(model, expected)
+
+
 def test_what_nobody_checks_is_said(caplog: pytest.LogCaptureFixture) -> None:
     model, x, y = net(1), inputs(), torch.randn(N, 1, dtype=torch.float64)
     optimizer = stepping(model)
