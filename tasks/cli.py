@@ -286,7 +286,8 @@ def _check_choice(override: Override) -> None:
             folder, _, name = value.rpartition("/")
             inside = _options(f"{override.key_or_group}/{folder}") if folder else []
             if name not in inside:
-                below = _options(f"{override.key_or_group}/{value}")  # it is a folder itself
+                # Or it is a folder itself.
+                below = _options(f"{override.key_or_group}/{value}") if value else []
                 valid = (
                     [f"{value}/{option}" for option in below]
                     or [f"{folder}/{option}" for option in inside]
