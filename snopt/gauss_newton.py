@@ -27,24 +27,21 @@ from __future__ import annotations
 
 import logging
 import math
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any, ClassVar, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from snopt.backtracking import Backtracking
 from snopt.core import Core, Parts
+from snopt.hearing import ONE_PASS, Hearing
 from snopt.layers import Layer
-from snopt.likelihoods import SquaredErrors, sample_losses
 from snopt.row_check import EVERY, FIRST_STEPS, check_row, gradient_factor, tolerance
 from snopt.rows import Rows
 from snopt.rules import Rule
-from snopt.samples import Samples
 from snopt.saving import copied, reading
 
 logger = logging.getLogger(__name__)
@@ -54,20 +51,6 @@ GRADIENTS = ("direct", "checkpoint")
 
 LEAST_NEAR = 0.1
 """The share of the damping that stays however small the losses are."""
-
-_ONE_PASS = (
-    "rule='gauss_newton' takes one backward pass a step, through one outputs' graph; call "
-    "optimizer.step() or zero_grad() before the next curvature_pass() or backward()"
-)
-
-
-class _Asked(NamedTuple):
-    """What :meth:`GaussNewton.look` was given, samples first."""
-
-    outputs: Tensor
-    likelihood: str
-    targets: Tensor | None
-    loss: float | None
 
 
 def _moves(p: nn.Parameter) -> bool:
@@ -83,12 +66,6 @@ def _moving_part(layer: Layer, matrix: Tensor) -> Tensor:
     columns = slice(0, -1) if moves[0] else slice(-1, None)
     kept[..., columns] = matrix[..., columns]
     return kept
-
-
-def _samples_first(targets: Tensor | None, outputs: Tensor, dim: int) -> Tensor | None:
-    if targets is None or targets.ndim <= dim or targets.ndim != outputs.ndim:
-        return targets
-    return targets.movedim(dim, 0)
 
 
 class GaussNewton(Core):
@@ -143,12 +120,8 @@ class GaussNewton(Core):
         self.refresh_every = 1
         self.factors = {}
         self.last: dict[str, Tensor] = {}
-        self._roots: Tensor | None = None
         self._checked = 0
-        self._outputs: Tensor | None = None
-        self._hook: RemovableHandle | None = None
-        self._alone: tuple[int, dict[nn.Parameter, Tensor]] | None = None
-        self._factors = SquaredErrors()
+        self.hearing = Hearing(self.capture, self.layers, self.blocks, loss_scale)
         self._measured: dict[str, float] = {}
 
     @classmethod
@@ -175,12 +148,12 @@ class GaussNewton(Core):
                 f"rule='gauss_newton' runs in one process, and {self.processes.size} average the "
                 "gradients of this model; use rule='adam', or train in one process"
             )
-        if self._roots is not None and not any(
+        if self.hearing.roots is not None and not any(
             _moves(p) for layer in self.layers.values() for p in layer.parameters
         ):
             self.clear()  # that pass' gradients were thrown away
-        if self._roots is not None:
-            raise RuntimeError(_ONE_PASS)
+        if self.hearing.roots is not None:
+            raise RuntimeError(ONE_PASS)
         if not outputs.requires_grad:
             return
         if not any(layer.module.training for layer in self.layers.values()):
@@ -188,78 +161,7 @@ class GaussNewton(Core):
                 "rule='gauss_newton' listens in training mode only, and the model is in eval "
                 "mode: call model.train() before the forward pass"
             )
-        if outputs.ndim == 0 or not -outputs.ndim <= batch_dim < outputs.ndim:
-            raise ValueError(
-                f"batch_dim={batch_dim}: outputs of shape {tuple(outputs.shape)} have no such "
-                "dimension; pass outputs with one entry for each sample"
-            )
-        dim = batch_dim % outputs.ndim
-        self.capture.expect(Samples(outputs.shape[dim], dim))
-        if self._hook is not None:
-            self._hook.remove()
-        self._outputs = outputs
-        asked = _Asked(
-            outputs.detach().movedim(dim, 0),
-            likelihood,
-            _samples_first(targets, outputs, dim),
-            None if loss is None else float(loss.detach()),
-        )
-        core = weakref.ref(self)
-
-        def at_outputs(cotangent: Tensor) -> None:
-            listening = core()
-            if listening is not None and not listening.capture.ignoring:
-                listening._hear(asked, cotangent.detach(), dim)
-
-        self._hook = outputs.register_hook(at_outputs)
-
-    def _hear(self, asked: _Asked, cotangent: Tensor, dim: int) -> None:
-        """The loss' backward pass has come to the outputs."""
-        if self._roots is not None:
-            raise RuntimeError(_ONE_PASS)
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "rule='gauss_newton' makes gradients without a graph: leave out create_graph=True, "
-                "or choose another rule, such as rule='adam'"
-            )
-        scale = 1.0 if self.loss_scale is None else self.loss_scale()
-        moved = cotangent.movedim(dim, 0)
-        cotangents = moved * (len(moved) / scale)
-        if asked.likelihood == "gaussian" and asked.targets is None:
-            self._factors.check(asked.outputs, cotangents, asked.loss, self.capture.first_input)
-        losses = sample_losses(
-            asked.outputs, cotangents, asked.likelihood, asked.targets, asked.loss
-        )
-        self._roots = (2.0 * losses).sqrt()
-        if self._checked == 0 and bool(torch.isfinite(losses).all()):
-            self._differentiate_alone(int(losses.argmax()), cotangent, dim)
-        self._outputs = None
-        self.capture.counting = True
-        torch.autograd.Variable._execution_engine.queue_callback(self.capture.finish)
-
-    def _differentiate_alone(self, sample: int, cotangent: Tensor, dim: int) -> None:
-        """The gradient of one sample's loss, by a backward pass that nobody else sees."""
-        assert self._outputs is not None  # until the pass is heard
-        wanted = [p for x in self.layers.values() for p in x.parameters if p.requires_grad]
-        alone = torch.zeros_like(cotangent)
-        alone.select(dim, sample).copy_(cotangent.select(dim, sample))
-        self.capture.ignoring = True
-        try:
-            with ExitStack() as stack:
-                for block in self.blocks.values():
-                    stack.enter_context(block.measuring())
-                found = torch.autograd.grad(
-                    self._outputs, wanted, alone, retain_graph=True, allow_unused=True
-                )
-        except RuntimeError as error:  # a graph that goes only once, and only to all its leaves
-            logger.info("one sample's gradient could not be taken alone: %s", error)
-            return
-        finally:
-            self.capture.ignoring = False
-        zeros = (
-            torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)
-        )
-        self._alone = sample, dict(zip(wanted, zeros, strict=True))
+        self.hearing.listen(outputs, likelihood, targets, loss, batch_dim)
 
     @override
     def due(self) -> list[str]:
@@ -281,16 +183,14 @@ class GaussNewton(Core):
     @override
     def forgotten(self) -> bool:
         """Whether no backward pass has brought the samples' losses."""
-        return self._roots is None
+        return self.hearing.roots is None
 
     @override
     def clear(self) -> None:
         """Forget rows and losses; until the step, training passes are taken to be for rows."""
         self.capture.clear()
         self.capture.sparing = not (self._due or self.capture.inner)
-        self._roots = self._alone = self._outputs = None
-        if self._hook is not None:
-            self._hook.remove()
+        self.hearing.clear()
 
     @override
     def close(self) -> None:
@@ -301,9 +201,9 @@ class GaussNewton(Core):
     @override
     def told(self, loss: Any) -> None:
         """Compare the closure's loss with what the backward pass told, in a step that checks."""
-        if self._roots is None or not self._due or not isinstance(loss, Tensor | float):
+        if self.hearing.roots is None or not self._due or not isinstance(loss, Tensor | float):
             return
-        value, mean = float(loss), float(self._roots.square().mean() / 2)
+        value, mean = float(loss), float(self.hearing.roots.square().mean() / 2)
         if math.isfinite(value + mean) and abs(value - mean) > 0.01 * (abs(value) + 1e-4):
             raise ValueError(
                 f"the closure's loss is {value:.6g}, but the gradient at the outputs belongs to "
@@ -313,7 +213,9 @@ class GaussNewton(Core):
 
     @override
     def step_halved(self) -> bool:
-        if self._roots is None or not self.backtracking.halve(self._roots.square() / 2):
+        if self.hearing.roots is None or not self.backtracking.halve(
+            self.hearing.roots.square() / 2
+        ):
             return False
         self.last = {name: d / 2 for name, d in self.last.items()}
         self.steps += 1
@@ -333,9 +235,9 @@ class GaussNewton(Core):
         Raises:
             ValueError: rows are not the gradients of the samples' losses.
         """
-        assert self._roots is not None  # `forgotten` is asked first
-        roots, self._roots = self._roots, None
-        alone, touched = self._alone, self.capture.touched
+        assert self.hearing.roots is not None  # `forgotten` is asked first
+        roots, self.hearing.roots = self.hearing.roots, None
+        alone, touched = self.hearing.alone, self.capture.touched
         # A bias, the last column, may have been frozen since.
         rows = {
             name: products[..., : self.layers[name].shape[2]]
@@ -349,6 +251,7 @@ class GaussNewton(Core):
             if alone is not None:
                 check_row(self.layers, rows, *alone, self.capture.unbatched)
             self._checked += 1
+            self.hearing.first = False
             rows = {n: r for n, r in rows.items() if n not in self.capture.unbatched}
             return self._solve(self._moving(rows), roots, factor)
 
