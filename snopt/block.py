@@ -15,7 +15,7 @@ from snopt.errors import SolverError
 from snopt.field import FlatField
 from snopt.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end
 from snopt.runge_kutta import TABLEAUS, clock, step
-from snopt.solve import REPLAYABLE, Solver, Statistics, options_of, step_grid
+from snopt.solve import REPLAYABLE, Solver, Statistics, callbacks_of, options_of, step_grid
 from snopt.state import Layout, State, all_finite, batch_size, checked, is_vector
 from snopt.times import span_of, times_of
 from snopt.tracing import exporting
@@ -106,6 +106,17 @@ class ODEBlock(nn.Module):
             raise ValueError(
                 f"gradient='checkpoint' repeats single steps, which {method!r} does not allow; "
                 f"choose method from {', '.join(REPLAYABLE)}, or another gradient"
+            )
+        if gradient == "direct" and not callbacks_of(method):
+            raise ValueError(
+                f"gradient='direct' goes through the solver's operations, and {method!r} does not "
+                "work on tensors with a graph: choose gradient='adjoint', or another method"
+            )
+        exposed = sorted({"jump_t", "perturb"} & passed.keys())
+        if gradient == "checkpoint" and exposed:
+            raise ValueError(
+                f"options: {', '.join(exposed)}: gradient='checkpoint' repeats steps without "
+                "them, which is another solve; choose gradient='direct' or 'adjoint'"
             )
         self.warm_start = bool(own.get("warm_start", False))
         self.on_failure = own.get("on_failure", "raise")

@@ -27,7 +27,6 @@ from snopt.times import time_dtype
 OnStep = Callable[[float, Tensor, float], None]
 """Called once a step has been taken and kept, with (start time, start state, signed length)."""
 
-ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 REPLAYABLE = ("dopri5", "bosh3", "euler", "midpoint", "heun2", "heun3", "rk4")
 """Methods whose every step is a function of (t, dt, y) alone, so that it can be repeated."""
 
@@ -60,6 +59,17 @@ class Solver:
                 raise ValueError(f"{name}={value!r}; expected a finite number >= 0")
         for name in ("steps", "max_steps"):
             object.__setattr__(self, name, _count(name, getattr(self, name)))
+        norm = self.options.get("norm")
+        if norm is not None and not callable(norm):
+            raise ValueError(
+                f"options={{'norm': {norm!r}}}; expected a function of the state that returns a "
+                "scalar tensor; for the seminorm choose gradient='adjoint-seminorm'"
+            )
+        if self.steps is not None and self.options:
+            raise ValueError(
+                f"options: {', '.join(sorted(self.options))}: without effect beside steps="
+                f"{self.steps}, which takes equal steps; leave out one or the other"
+            )
         if self.steps is not None and self.method not in REPLAYABLE:
             raise ValueError(
                 f"steps={self.steps} needs an explicit Runge-Kutta method, not {self.method!r}; "
@@ -73,7 +83,7 @@ class Solver:
     @property
     def adaptive(self) -> bool:
         """Whether the method chooses its own steps."""
-        return self.steps is None and self.method in ADAPTIVE
+        return self.steps is None and "callback_accept_step" in callbacks_of(self.method)
 
 
 def _count(name: str, value: Any) -> int | None:
@@ -191,10 +201,16 @@ class _AdaptiveRightHandSide(_RightHandSide):
 
 
 def _right_hand_side(solver: Solver) -> type[_RightHandSide]:
-    if solver.method in ADAPTIVE:
+    heard = callbacks_of(solver.method)
+    if "callback_accept_step" in heard:
         return _AdaptiveRightHandSide
     # A solver that reports no steps (SciPy's) warns of callbacks that it will not call.
-    return _FixedRightHandSide if SOLVERS[solver.method].valid_callbacks() else _RightHandSide
+    return _FixedRightHandSide if heard else _RightHandSide
+
+
+def callbacks_of(method: str) -> set[str]:
+    """What torchdiffeq's solver of this name reports; one with error control, its kept steps."""
+    return set(SOLVERS[method].valid_callbacks())
 
 
 def options_of(method: str) -> set[str]:
@@ -250,14 +266,14 @@ def integrate(
         function, sign, solver, on_try, on_step, float(t[-1]) * sign, land
     )  # fmt: skip
     times = (t * sign).to(time_dtype(y0.device)).to(y0.device)
-    options = dict(solver.options)
+    options = _in_solver_time(solver.options, sign)
     if solver.adaptive:
         if norm is not None:
             options["norm"] = norm
         if first_step is not None:
             options["first_step"] = first_step
         if land:
-            options["step_t"] = times[-1:]
+            options["step_t"] = _with_end(options.get("step_t"), times)
         if times.dtype != torch.float64:
             options.setdefault("dtype", times.dtype)
     try:
@@ -283,6 +299,31 @@ def integrate(
     if not all_finite(states[-1]):
         raise _failure("non-finite state", rhs, t, "")
     return states, rhs.statistics
+
+
+def _in_solver_time(options: Mapping[str, Any], sign: float) -> dict[str, Any]:
+    """Torchdiffeq's options for a solve in time ``sign * t``, which always grows."""
+    found = dict(options)
+    for name in ("step_t", "jump_t"):
+        if found.get(name) is not None:
+            found[name] = torch.as_tensor(found[name]) * sign
+    grid = found.get("grid_constructor")
+    if grid is not None and sign < 0:
+
+        def turned(function: Any, y0: Tensor, s: Tensor) -> Tensor:
+            times: Tensor = grid(function, y0, -s)
+            return -times
+
+        found["grid_constructor"] = turned
+    return found
+
+
+def _with_end(step_t: Tensor | None, times: Tensor) -> Tensor:
+    end = times[-1:]
+    if step_t is None:
+        return end
+    step_t = step_t.to(end)
+    return torch.cat([step_t[step_t < end], end])
 
 
 def _fixed_steps(rhs: _RightHandSide, y0: Tensor, t: Tensor, solver: Solver) -> Tensor:

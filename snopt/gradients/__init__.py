@@ -73,7 +73,7 @@ def _seen_through(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
 
 def evaluated(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
     """:func:`solve` without a graph, by the very steps that the gradient would be taken through."""
-    field, norm = problem.field, problem.layout.norm
+    field, norm = problem.field, problem.norm
     if problem.gradient != "checkpoint":
         land = problem.gradient == "direct"
         return problem.integrate("forward", field, y0, t, norm=norm, land=land)

@@ -21,7 +21,7 @@ class Adjoint(torch.autograd.Function):
     def forward(ctx: Any, problem: Solve, t: Tensor, y0: Tensor, *parameters: Tensor) -> Tensor:
         """States at every time of ``t``, shape (T, *y0.shape)."""
         with torch.no_grad():
-            states = problem.integrate("forward", problem.field, y0, t, norm=problem.layout.norm)
+            states = problem.integrate("forward", problem.field, y0, t, norm=problem.norm)
         ctx.problem = problem
         ctx.save_for_backward(t, states, *parameters)
         return states
@@ -106,7 +106,7 @@ class _AdjointSystem:
 
     def _norm(self, flat: Tensor) -> Tensor:
         y, a, *parameters = self.layout.unpack(flat)
-        norms = [self.problem.layout.norm(y), self.problem.layout.norm(a)]
+        norms = [self.problem.norm(y), self.problem.norm(a)]
         if not self.seminorm:
             norms += [p.square().mean().sqrt() for p in parameters if p.numel()]
         return torch.stack(norms).max()

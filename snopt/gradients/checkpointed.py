@@ -38,7 +38,7 @@ class Checkpointed(torch.autograd.Function):
                     problem.field,
                     outputs[-1],
                     t[i : i + 2],
-                    norm=problem.layout.norm,
+                    norm=problem.norm,
                     land=True,
                     on_step=on_step,
                 )

@@ -30,7 +30,7 @@ def direct(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
             problem.field,
             y0,
             t,
-            norm=problem.layout.norm,
+            norm=problem.norm,
             land=True,
             on_step=lambda time, y, dt: boundaries.append((time, y)),
         )

@@ -71,6 +71,12 @@ class Solve:
         self.count(direction, statistics)
         return states
 
+    def norm(self, flat: Tensor) -> Tensor:
+        """The error norm, without a graph: the user's own on the state, or the layout's."""
+        own, flat = self.solver.options.get("norm"), flat.detach()
+        # With a graph, direct backpropagation would differentiate the choice of the first step.
+        return self.layout.norm(flat) if own is None else own(self.layout.unpack(flat))
+
     @property
     def parameters(self) -> tuple[Tensor, ...]:
         """The field's trainable parameters."""
