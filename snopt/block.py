@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +15,13 @@ from torch import Tensor, nn
 from snopt.compiled import compiled_step
 from snopt.errors import SolverError
 from snopt.field import FlatField
-from snopt.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end
+from snopt.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end, together
+from snopt.passes import Pass, kind_of_pass
 from snopt.runge_kutta import TABLEAUS, clock, step
 from snopt.solve import REPLAYABLE, Solver, Statistics, callbacks_of, options_of, step_grid
 from snopt.state import Layout, State, all_finite, batch_size, checked, is_vector
 from snopt.times import span_of, times_of
-from snopt.tracing import exporting
+from snopt.tracing import exporting, transformed
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +131,7 @@ class ODEBlock(nn.Module):
         self.nfe_forward = self.nfe_backward = self.nfe_curvature = 0
         self.samples = 0
         self.measured = False
-        self.observer: Observer | None = None
+        self.observers: weakref.WeakSet[Observer] = weakref.WeakSet()
         self._longest: dict[str, float] = {}
         self._steppers: dict[tuple[object, ...], Callable[[Tensor, Tensor], Tensor]] = {}
 
@@ -162,8 +165,7 @@ class ODEBlock(nn.Module):
         flat = layout.pack(x)
         seen, flat = flat.dtype, self._carried(flat, times)
         problem = self._problem(layout, flat, seen)
-        if torch.is_grad_enabled() and self.training and not exporting():
-            self.samples = self.samples_of(x)
+        batch = 0 if exporting() else self.samples_of(x)
         try:
             out = (solve_to_end if t is None else solve)(problem, flat, times)
         except SolverError as failure:
@@ -171,7 +173,14 @@ class ODEBlock(nn.Module):
             if self.on_failure != "partial" or t is not None:
                 raise error from None
             out = self._partial(problem, flat, times, error)
+        if out.requires_grad and not (exporting() or transformed()):
+            out.register_hook(partial(self._answered, batch))
         return layout.unpack(out.to(seen))
+
+    def _answered(self, batch: int, grad: Tensor) -> None:
+        """A backward pass comes by: N is what it answers, if it is for gradients."""
+        if not self.measured and kind_of_pass(self.field.parameters()) is not Pass.INNER:
+            self.samples = batch
 
     def _carried(self, flat: Tensor, times: Tensor) -> Tensor:
         """The state in the dtype that the solver adds steps in."""
@@ -207,7 +216,7 @@ class ODEBlock(nn.Module):
         watches the solve.
         """
         training = self.training and torch.is_grad_enabled()
-        return training and self.compile_step and self.gradient == "direct" and not self.observer
+        return training and self.compile_step and self.gradient == "direct" and not self.observers
 
     def grid(self, like: Tensor) -> Tensor:
         """Stage times of the equal steps over ``t_span``: see :func:`snopt.runge_kutta.clock`.
@@ -256,8 +265,7 @@ class ODEBlock(nn.Module):
 
     def _problem(self, layout: Layout, flat: Tensor, seen: torch.dtype) -> Solve:
         function = FlatField(self.field, layout, flat, seen)
-        watched = self.training and torch.is_grad_enabled()
-        observer = self.observer if watched else None
+        observer = together(self.observers) if torch.is_grad_enabled() else None
         return Solve(
             field=function,
             module=self.field,
@@ -349,7 +357,11 @@ class ODEBlock(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A compiled function and a listening optimizer stay behind when the block is pickled.
-        return {**self.__dict__, "_steppers": {}, "observer": None}
+        return {**self.__dict__, "_steppers": {}, "observers": ()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.observers = weakref.WeakSet()
 
     def extra_repr(self) -> str:
         """What ``print`` shows beside the field."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,17 +36,20 @@ from snopt.gradients import Solve, vector_jacobian
 from snopt.kronecker import Factors
 from snopt.layers import Layer, input_of
 from snopt.nodes import GridNodes, Nodes, StepNodes
+from snopt.passes import Pass, cleared, current_pass, kind_of_pass
 from snopt.processes import Processes
 
 
 @dataclass
 class Sums:
-    """The four sums behind one layer's factors."""
+    """The four sums behind one layer's factors, and the backward pass that added to them last."""
 
     a: Tensor
     b: Tensor
     samples: float = 0.0
     rows: float = 0.0
+    last_pass: int = -1
+    kind: Pass = Pass.INNER
 
     @classmethod
     def zeros(cls, layer: Layer) -> Sums:
@@ -120,6 +124,35 @@ class Listener:
         return Listener, (_ignore,)
 
 
+UNHEARD = (
+    "no backward pass went through the layer: it is used without being called, or the model ran "
+    "compiled before the optimizer was built (build the optimizer first)"
+)
+SOLVED_INSIDE = (
+    "its gradient came from a solve inside backward() (torchdiffeq.odeint_adjoint, or an ODEBlock "
+    "made in forward()); let an ODEBlock made in __init__() solve"
+)
+DIFFERENTIATED = "only a derivative that the model takes of itself reaches it"
+UNCALLED = "the field uses its weight without calling the layer"
+
+
+def _heard(
+    capture: weakref.ref[Capture], layer: Layer, passes: _Passes, *args: Any
+) -> Tensor | None:
+    """A layer was called; nobody listens once the optimizer is gone."""
+    listening = capture()
+    return None if listening is None else listening._watch_output(layer, passes, *args)
+
+
+def _thrown_away(layer: Layer, sums: Sums) -> bool:
+    """Whether the gradient that belongs to the sums has been dropped or zeroed."""
+    if cleared(layer.parameters):
+        return True
+    if any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters):
+        return False
+    return bool(sums.a.any()) and bool(sums.b.any())
+
+
 def _ignore(*args: Any) -> None:
     pass
 
@@ -162,7 +195,9 @@ class Capture:
         loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
 
     Attributes:
-        active: whether the backward pass that runs now counts.
+        active: whether the backward passes of losses count.
+        replaying: whether passes count that return gradients instead of adding to them.
+        why: for the layers that brought nothing when last asked, what was heard of them instead.
         with_inputs: whether the input side is counted too; off for further columns of one loss
             Hessian, whose inputs are the same.
         starts: initial states of backpropagated solves; a backward pass that asks for the gradients
@@ -182,6 +217,9 @@ class Capture:
         self.samples, self.grid, self.loss_scale = samples, grid, loss_scale
         self.watch(layers, blocks)
         self.active = True
+        self.replaying = False
+        self.why: dict[str, str] = {}
+        self._observers: list[FieldObserver] = []
         self.with_inputs = True
         self.starts: list[Tensor] = []
         self.stopwatch = Stopwatch()
@@ -208,20 +246,23 @@ class Capture:
     def arm(self, names: Iterable[str]) -> None:
         """Watch these layers from the next forward pass on, starting from nothing."""
         self.disarm()
+        self.why = {}
         self.sums = {name: Sums.zeros(self.layers[name]) for name in names}
         self._passes = {}
         for name in self.outside:
             if name in self.sums:
                 layer = self.layers[name]
                 passes = self._passes.setdefault(name, _Passes())
-                hook = Listener(partial(self._watch_output, layer, passes))
+                hook = Listener(partial(_heard, weakref.ref(self), layer, passes))
                 self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         for name, block in self.blocks.items():
             modules = {id(m) for m in block.field.modules()}
             inner = [self.layers[n] for n in self.sums if id(self.layers[n].module) in modules]
             if inner:
                 passes = self._passes.setdefault(name, _Passes())
-                block.observer = FieldObserver(self, block, inner, passes)
+                observer = FieldObserver(self, block, inner, passes)
+                self._observers.append(observer)  # the block itself does not keep it
+                block.observers.add(observer)
 
     def clear(self) -> None:
         """Forget what was gathered; forward passes already made still count when answered."""
@@ -234,8 +275,9 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for block in self.blocks.values():
-            block.observer = None
+        for observer in self._observers:
+            observer.block.observers.discard(observer)
+        self._observers.clear()
         self.sums = {}
         self.starts = []
 
@@ -246,8 +288,39 @@ class Capture:
             if processes is not None:
                 sums.reduce(processes)
             found[name] = sums.factors()
+            if found[name] is not None:
+                self.why.pop(name, None)
         self.disarm()
         return found
+
+    def counts(self, layer: Layer, passes: _Passes, inside: bool = False) -> bool:
+        """Whether the backward pass that runs now counts for a layer.
+
+        What it holds of a pass whose gradient has been thrown away is forgotten.
+
+        Args:
+            layer: an armed layer.
+            passes: the counter of its samples.
+            inside: whether the layer was used by a backward pass, in a solve of its own say.
+        """
+        kind = kind_of_pass([layer.weight])
+        if inside and kind is not Pass.LOSS:
+            self.why.setdefault(layer.name, SOLVED_INSIDE)
+            return False
+        if kind is Pass.INNER:
+            self.why.setdefault(layer.name, DIFFERENTIATED)
+            return False
+        if self.replaying or not self.active:
+            return self.replaying and kind is Pass.GRADIENTS
+        sums, number = self.sums[layer.name], current_pass()
+        if 0 <= sums.last_pass != number:
+            if kind is Pass.GRADIENTS and sums.kind is Pass.LOSS:
+                return False
+            if kind is Pass.LOSS and (sums.kind is Pass.GRADIENTS or _thrown_away(layer, sums)):
+                sums = self.sums[layer.name] = Sums.zeros(layer)
+                passes.clear()
+        sums.last_pass, sums.kind = number, kind
+        return True
 
     def add(
         self, layer: Layer, z: Tensor, g: Tensor, *, batch: int, weight: float, first: bool
@@ -291,14 +364,15 @@ class Capture:
         kwargs: Mapping[str, Any],
         output: Tensor,
     ) -> Tensor | None:
-        if not module.training or not output.requires_grad:
+        if not output.requires_grad:
             return None
         output = audible(output)
+        inside = current_pass() >= 0
         z = input_of(args, kwargs).detach()
         number = passes.forward()
 
         def record(g: Tensor) -> None:
-            if self.active and self.sums:
+            if layer.name in self.sums and self.counts(layer, passes, inside):
                 with self.stopwatch.running(g.device):
                     batch = 1 if layer.unbatched(z) else z.shape[0]
                     first = passes.backward(number, batch)
@@ -319,7 +393,13 @@ class FieldObserver:
     @property
     def active(self) -> bool:
         """Whether the backward pass that runs now counts."""
-        return self.capture.active and self.capture.armed
+        capture = self.capture
+        if not capture.armed or not (capture.active or capture.replaying):
+            return False
+        kind = kind_of_pass(x.weight for x in self.layers)
+        if kind is Pass.INNER:
+            return False
+        return kind is Pass.GRADIENTS if capture.replaying else True
 
     def begin(self) -> int:
         """The block is called: the number of the forward pass this belongs to."""
@@ -327,7 +407,8 @@ class FieldObserver:
 
     def start(self, y0: Tensor) -> None:
         """See :attr:`Capture.starts`."""
-        self.capture.starts.append(y0)
+        if not self.capture.active:  # a replay will ask for it
+            self.capture.starts.append(y0)
 
     def nodes(self, solve: Solve, start: float, end: float) -> Nodes:
         """The quadrature rule for one interval of one solve."""
@@ -380,6 +461,10 @@ class FieldObserver:
         self.block.nfe_curvature += 1
         whole = bool(uses) and all(layer.unbatched(z) for layer, z, _ in uses)
         batch = self.block.samples_of(solve.layout.unpack(y), whole)
+        counted = {x.name for x in self.layers if self.capture.counts(x, self.passes)}
+        for x in self.layers:
+            called = any(layer is x for layer, _, _ in uses)
+            self.capture.why.setdefault(x.name, DIFFERENTIATED if called else UNCALLED)
         self.passes.backward(solve.pass_number, batch)
         if not uses:
             return
@@ -388,7 +473,7 @@ class FieldObserver:
         cotangents = torch.autograd.grad(slope, [edge for _, _, edge in uses], a, allow_unused=True)
         seen: set[str] = set()
         for (layer, z, _), g in zip(uses, cotangents, strict=True):
-            if g is not None:
+            if g is not None and layer.name in counted:
                 first = layer.name not in seen
                 seen.add(layer.name)
                 self.capture.add(layer, z, g, batch=batch, weight=weight, first=first)

@@ -47,6 +47,7 @@ class Core(ABC):
         steps: steps made so far.
         refresh_every: steps between two looks at a layer's curvature.
         stopwatch: time spent on curvature so far.
+        plain: why layers take the plain update, by layer name, as of the last step.
         factors: Kronecker factors by layer name, as of their last refresh; empty without any.
         whole: whether directions hold the decay of weights and momentum already.
         asks: the setting for which it needs :meth:`look`, empty if none does.
@@ -60,6 +61,7 @@ class Core(ABC):
     refresh_every: int
     stopwatch: Stopwatch
     factors: Mapping[str, Factors]
+    plain: dict[str, str]
     whole: ClassVar[bool] = False
     asks: str = ""
     gradient_scale: float = 1.0

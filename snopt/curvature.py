@@ -84,8 +84,8 @@ def gather(
         columns: cotangents of the outputs whose outer products sum to the loss Hessian.
     """
     wanted = [p for p in parameters if p.requires_grad] + capture.starts
-    active, scale = capture.active, capture.loss_scale
-    capture.active, capture.loss_scale = True, None
+    scale = capture.loss_scale
+    capture.replaying, capture.loss_scale = True, None
     try:
         with ExitStack() as stack:
             for block in blocks.values():
@@ -94,4 +94,4 @@ def gather(
                 capture.with_inputs = i == 0  # the inputs of further columns are the same
                 torch.autograd.grad(outputs, wanted, column, retain_graph=True, allow_unused=True)
     finally:
-        capture.active, capture.with_inputs, capture.loss_scale = active, True, scale
+        capture.replaying, capture.with_inputs, capture.loss_scale = False, True, scale

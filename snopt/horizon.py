@@ -9,13 +9,14 @@ Source: Liu, Chen, Theodorou, "Second-Order Neural ODE Optimizer", NeurIPS 2021,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from snopt.block import ODEBlock
+from snopt.passes import Pass, cleared, current_pass, kind_of_pass
 from snopt.processes import Processes
 
 RULES = ("feedback", "first_order", "fixed")
@@ -107,6 +108,8 @@ class Horizon:
         self._slope: Tensor | None = None
         self._before: list[Tensor] = []
         self._stepping = self._closure = False
+        self._kind, self._number = Pass.INNER, -1
+        self._groups = optimizer.param_groups
         self._handles = [
             block.register_forward_hook(self._after_forward, with_kwargs=True),
             optimizer.register_step_pre_hook(self._before_step),
@@ -167,7 +170,7 @@ class Horizon:
         self, block: ODEBlock, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> Any:
         """Send the block's output through an identity whose backward pass sees Φ_x."""
-        if block is not self.block or not block.training:
+        if block is not self.block:
             return None
         if len(args) > 1 or kwargs.get("t") is not None:
             return None
@@ -188,6 +191,13 @@ class Horizon:
             # Curvature's backward passes, and those by which an optimizer differentiates the
             # gradient again, answer other cotangents than the loss's.
             return
+        kind = kind_of_pass(self._parameters())
+        if kind is Pass.INNER or (kind is Pass.GRADIENTS and self._kind is Pass.LOSS):
+            return
+        another = kind is Pass.LOSS and current_pass() != self._number
+        if another and (self._kind is Pass.GRADIENTS or cleared(self._parameters())):
+            self._slope = None  # of a gradient that was returned, or has been thrown away
+        self._kind, self._number = kind, current_pass()
         start, end = self.block.t_span
         time = torch.tensor(end, dtype=state[0].dtype, device=state[0].device)
         with torch.no_grad():
@@ -201,6 +211,9 @@ class Horizon:
             slope = slope + self._slope
         self._slope = slope
 
+    def _parameters(self) -> Iterator[Tensor]:
+        return (p for group in self._groups for p in group["params"])
+
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._stepping = True
         # The optimizer itself is the first of its arguments.
@@ -211,7 +224,7 @@ class Horizon:
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._stepping = False
         self.steps += 1
-        slope, self._slope = self._slope, None
+        slope, self._slope, self._kind = self._slope, None, Pass.INNER
         if slope is not None:
             slope = self._accumulate(slope)
         if self.steps % self.every:
@@ -219,7 +232,7 @@ class Horizon:
         if self.observed == 0:
             raise RuntimeError(
                 f"no gradient reached x(t1) of the block in {self.every} steps; the horizon needs "
-                "a model in training mode that calls block(x) without times"
+                "a model that calls block(x) without times"
             )
         self._update(slope)
 

@@ -319,7 +319,9 @@ class SNOpt(Optimizer):
 
     def coverage(self) -> Coverage:
         """Which parameters are preconditioned, and why the others are not."""
-        return self.members.coverage(self.preconditioner.layers.values())
+        return self.members.coverage(
+            self.preconditioner.layers.values(), getattr(self.preconditioner, "plain", {})
+        )
 
     def diagnostics(self) -> dict[str, float]:
         """Damping, condition number, counts, and norms as of the last refresh, for logs."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from snopt.capture import Capture
+from snopt.capture import UNHEARD, Capture
 from snopt.core import Core, Parts
 from snopt.curvature import gather, loss_columns
 from snopt.errors import FactorizationError
@@ -90,6 +90,8 @@ class Preconditioner(Core):
         self.bases: dict[str, Basis] = {}
         # Layers that took no part when they were last watched: not asked again within a period.
         self.absent: set[str] = set()
+        self.plain = {}
+        self._told: set[str] = set()
         self.states: dict[str, State] = {name: {} for name in self.layers}
         self.averages: dict[str, tuple[Tensor, Sum, int]] = {}
         # Whether a layer's bias was trained when what is known of the layer was learned.
@@ -261,6 +263,8 @@ class Preconditioner(Core):
         for i, name in enumerate(due):
             factors = self._factors(name, captured.get(name))
             if factors is None:
+                if self.basis != "gradient" and name in grads and name not in self.bases:
+                    self._leave(name, self.capture.why.get(name, UNHEARD))
                 continue
             try:
                 old = self.bases.get(name)
@@ -274,6 +278,7 @@ class Preconditioner(Core):
                 old, self.states[name] = None, {}  # or it would be carried over for ever
             self.rule.refresh(self.states[name], old, new, self.carry_over)
             self.factors[name], self.bases[name] = factors, new
+            self.plain.pop(name, None)
             self.refreshes += 1
 
     def _factors(self, name: str, captured: Factors | None) -> Factors | None:
@@ -295,8 +300,18 @@ class Preconditioner(Core):
         average = self.averages.get(name)
         if average is not None and not bool(torch.isfinite(average[0]).all()):
             del self.averages[name]
-        kept = "the old basis stays" if name in self.bases else "the layer takes the plain update"
-        logger.warning("curvature of layer %s discarded: %s; %s", name, why, kept)
+        if name not in self.bases:
+            self._leave(name, f"its curvature was discarded: {why}")
+        elif name not in self._told:
+            self._told.add(name)
+            logger.warning("curvature of layer %s discarded: %s; the old basis stays", name, why)
+
+    def _leave(self, name: str, why: str) -> None:
+        """A layer takes the plain update: :meth:`SNOpt.coverage` says why, and once the log."""
+        self.plain[name] = why
+        if name not in self._told:
+            self._told.add(name)
+            logger.warning("layer %s takes the plain update: %s", name, why)
 
     def _average(self, grads: Mapping[str, Tensor]) -> None:
         for name, grad in grads.items():

@@ -26,9 +26,18 @@ from snopt.gradients.adjoint import Adjoint
 from snopt.gradients.checkpointed import Checkpointed
 from snopt.gradients.direct import direct, unrolled
 from snopt.gradients.problem import Observer, Solve, vector_jacobian
+from snopt.gradients.watching import together
 from snopt.tracing import exporting, transformed
 
-__all__ = ["GRADIENTS", "Observer", "Solve", "solve", "solve_to_end", "vector_jacobian"]
+__all__ = [
+    "GRADIENTS",
+    "Observer",
+    "Solve",
+    "solve",
+    "solve_to_end",
+    "together",
+    "vector_jacobian",
+]
 
 GRADIENTS = ("adjoint", "adjoint-seminorm", "checkpoint", "direct")
 
@@ -53,7 +62,9 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return evaluated(problem, y0, t)
     if problem.gradient == "direct":
-        return direct(problem, y0, t)
+        # A compiler would hide the boundaries of steps from those who watch them.
+        watched = problem.observer is not None
+        return (torch.compiler.disable(direct) if watched else direct)(problem, y0, t)
     function = Checkpointed if problem.gradient == "checkpoint" else Adjoint
     states: Tensor = function.apply(problem, t, y0, *problem.parameters)  # type: ignore[no-untyped-call]
     return states
