@@ -25,6 +25,7 @@ from torch import Tensor
 from snopt.gradients.adjoint import Adjoint
 from snopt.gradients.checkpointed import Checkpointed
 from snopt.gradients.direct import direct, unrolled
+from snopt.gradients.held import Held
 from snopt.gradients.problem import Observer, Solve, vector_jacobian
 from snopt.gradients.watching import together
 from snopt.tracing import exporting, transformed
@@ -66,7 +67,10 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
         watched = problem.observer is not None
         return (torch.compiler.disable(direct) if watched else direct)(problem, y0, t)
     function = Checkpointed if problem.gradient == "checkpoint" else Adjoint
-    states: Tensor = function.apply(problem, t, y0, *problem.parameters)  # type: ignore[no-untyped-call]
+    problem.held = held = Held(problem.module)
+    known = problem.parameters
+    others = held.others(problem.field, t[0].to(y0), y0, known)
+    states: Tensor = function.apply(problem, t, y0, *known, *others)  # type: ignore[no-untyped-call]
     return states
 
 

@@ -30,19 +30,24 @@ class Adjoint(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for ``y0`` and the parameters."""
-        problem: Solve = ctx.problem
-        t, states, *parameters = ctx.saved_tensors
-        if not bool(torch.isfinite(grad_states).all()):
-            # An overflow above the block is no failure of the solve: pass it on, as torch does.
-            lost = (torch.full_like(x, torch.nan) for x in (states[0], *parameters))
-            return None, None, *lost
-        system = _AdjointSystem(problem, tuple(parameters), states[0])
-        a = grad_states[-1]
-        times = t.tolist()
-        for i in range(len(times) - 1, 0, -1):
-            a = system.backwards(times[i], times[i - 1], states[i], states[i - 1], a)
-            a = a + grad_states[i - 1]
-        return None, None, a, *system.gradients
+        with ctx.problem.held.restored():
+            return _backward(ctx, grad_states)
+
+
+def _backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+    problem: Solve = ctx.problem
+    t, states, *parameters = ctx.saved_tensors
+    if not bool(torch.isfinite(grad_states).all()):
+        # An overflow above the block is no failure of the solve: pass it on, as torch does.
+        lost = (torch.full_like(x, torch.nan) for x in (states[0], *parameters))
+        return None, None, *lost
+    system = _AdjointSystem(problem, tuple(parameters), states[0])
+    a = grad_states[-1]
+    times = t.tolist()
+    for i in range(len(times) - 1, 0, -1):
+        a = system.backwards(times[i], times[i - 1], states[i], states[i - 1], a)
+        a = a + grad_states[i - 1]
+    return None, None, a, *system.gradients
 
 
 class _AdjointSystem:

@@ -53,30 +53,35 @@ class Checkpointed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for ``y0`` and the parameters."""
-        problem: Solve = ctx.problem
-        count = sum(len(begun) for begun in ctx.steps)
-        t, states, *rest = ctx.saved_tensors
-        starts, parameters = list(rest[:count]), tuple(rest[count:])
-        gradients = [torch.zeros_like(p) for p in parameters]
-        times, a, statistics = t.tolist(), grad_states[-1], Statistics()
-        stages = len(problem.tableau.nodes)
-        for i in range(len(times) - 1, 0, -1):
-            nodes = problem.watched(times[i], times[i - 1])
+        with ctx.problem.held.restored():
+            return _backward(ctx, grad_states)
+
+
+def _backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+    problem: Solve = ctx.problem
+    count = sum(len(begun) for begun in ctx.steps)
+    t, states, *rest = ctx.saved_tensors
+    starts, parameters = list(rest[:count]), tuple(rest[count:])
+    gradients = [torch.zeros_like(p) for p in parameters]
+    times, a, statistics = t.tolist(), grad_states[-1], Statistics()
+    stages = len(problem.tableau.nodes)
+    for i in range(len(times) - 1, 0, -1):
+        nodes = problem.watched(times[i], times[i - 1])
+        if nodes is not None:
+            nodes.boundary(times[i], states[i], a)
+        for time, dt in reversed(ctx.steps[i - 1]):
+            y = starts.pop()
+            a, *grads = _repeat_step(problem, time, dt, y, a, parameters)
+            if grads:
+                torch._foreach_add_(gradients, grads)
+            statistics.nfe += stages
             if nodes is not None:
-                nodes.boundary(times[i], states[i], a)
-            for time, dt in reversed(ctx.steps[i - 1]):
-                y = starts.pop()
-                a, *grads = _repeat_step(problem, time, dt, y, a, parameters)
-                if grads:
-                    torch._foreach_add_(gradients, grads)
-                statistics.nfe += stages
-                if nodes is not None:
-                    nodes.boundary(time, y, a)
-            if nodes is not None:
-                nodes.finish()
-            a = a + grad_states[i - 1]
-        problem.count("backward", statistics)
-        return None, None, a, *gradients
+                nodes.boundary(time, y, a)
+        if nodes is not None:
+            nodes.finish()
+        a = a + grad_states[i - 1]
+    problem.count("backward", statistics)
+    return None, None, a, *gradients
 
 
 def _repeat_step(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from snopt.gradients.held import Held
 from snopt.nodes import Nodes
 from snopt.runge_kutta import TABLEAUS, Field, Tableau
 from snopt.runge_kutta import step as runge_kutta_step
@@ -48,6 +49,7 @@ class Solve:
         stepper: one Runge-Kutta step, compiled or not.
         observer: who watches the backward pass, if anybody.
         pass_number: the observer's number of the forward pass.
+        held: what the field held at the call, for evaluations on the way back.
     """
 
     field: Field
@@ -60,6 +62,7 @@ class Solve:
     stepper: Callable[[Tensor, Tensor], Tensor] | None = None
     observer: Observer | None = None
     pass_number: int = 0
+    held: Held | None = None
 
     def integrate(
         self, direction: str, function: Field, y0: Tensor, t: Tensor, **keywords: Any
