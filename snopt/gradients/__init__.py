@@ -19,8 +19,10 @@ adjoint; the gradient itself is computed by the same operations either way.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snopt.gradients.adjoint import Adjoint
 from snopt.gradients.checkpointed import Checkpointed
@@ -67,11 +69,23 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
         watched = problem.observer is not None
         return (torch.compiler.disable(direct) if watched else direct)(problem, y0, t)
     function = Checkpointed if problem.gradient == "checkpoint" else Adjoint
+    _warn_of_dropout(problem)
     problem.held = held = Held(problem.module)
     known = problem.parameters
     others = held.others(problem.field, t[0].to(y0), y0, known)
     states: Tensor = function.apply(problem, t, y0, *known, *others)  # type: ignore[no-untyped-call]
     return states
+
+
+def _warn_of_dropout(problem: Solve) -> None:
+    kind = nn.modules.dropout._DropoutNd
+    if any(isinstance(m, kind) and m.training and m.p > 0 for m in problem.module.modules()):
+        warnings.warn(
+            "dropout inside the field draws other masks in the backward solve, so that "
+            f"gradient={problem.gradient!r} is not the gradient of what was computed: choose "
+            "gradient='direct', or draw a mask before each solve and set it on the field",
+            stacklevel=2,
+        )
 
 
 def _seen_through(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:

@@ -53,3 +53,14 @@ def test_parameters_from_outside(kind: str) -> None:
         return [p.grad for p in theta.values()]
 
     torch.testing.assert_close(run(kind), run("direct"), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:3])
+def test_dropout_is_told(kind: str) -> None:
+    field, (x, _) = problems.field(), problems.data()
+    field.outer = nn.Sequential(nn.Dropout(0.3), field.outer)
+    block = ODEBlock(field, method="rk4", options={"steps": 2}, gradient=kind)
+    with pytest.warns(UserWarning, match="masks"):
+        block(x)
+    block.eval()
+    block(x)
