@@ -289,7 +289,8 @@ class _Weak(Listener):
     def __init__(self, method: Callable[..., Any]) -> None:
         self.method = weakref.WeakMethod(method)
 
-    @torch.compiler.disable  # a compiled step is left for the hook, which would not be heard in it
+    # A compiled step is left for the hook, which would not be heard in it.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch types it for no method
     def __call__(self, *args: Any) -> Any:
         """Pass on what the hook was given."""
         method = self.method()
