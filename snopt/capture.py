@@ -414,14 +414,14 @@ class FieldObserver:
         """The quadrature rule for one interval of one solve."""
 
         def visit(t: float, y: Tensor, a: Tensor, weight: float) -> None:
-            with self.capture.stopwatch.running(y.device):
+            with self.capture.stopwatch.running(y.device), solve.as_called():
                 self._visit(solve, t, y, a, weight)
 
         if self.capture.grid is None:
             return StepNodes(visit)
 
         def slopes(t: float, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
+            with torch.enable_grad(), solve.as_called():
                 y = y.detach().requires_grad_(True)
                 slope = solve.field(torch.tensor(t, dtype=y.dtype, device=y.device), y)
             self.block.nfe_curvature += 1

@@ -19,11 +19,10 @@ adjoint; the gradient itself is computed by the same operations either way.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from snopt.gradients import adjoint, checkpointed
 from snopt.gradients.adjoint import Adjoint
 from snopt.gradients.checkpointed import Checkpointed
 from snopt.gradients.direct import direct, unrolled
@@ -64,28 +63,27 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
         return _seen_through(problem, y0, t)
     if not torch.is_grad_enabled():
         return evaluated(problem, y0, t)
+    problem.held = held = Held(problem.module, y0.device) if _returns(problem) else None
     if problem.gradient == "direct":
         # A compiler would hide the boundaries of steps from those who watch them.
         watched = problem.observer is not None
-        return (torch.compiler.disable(direct) if watched else direct)(problem, y0, t)
-    function = Checkpointed if problem.gradient == "checkpoint" else Adjoint
-    _warn_of_dropout(problem)
-    problem.held = held = Held(problem.module)
+        states = (torch.compiler.disable(direct) if watched else direct)(problem, y0, t)
+        if held is not None:
+            held.settle()
+        return states
+    assert held is not None
+    again = problem.gradient == "checkpoint"
+    with torch.no_grad():
+        kept = (checkpointed.solved if again else adjoint.solved)(problem, y0, t)
+    held.settle()
     known = problem.parameters
-    others = held.others(problem.field, t[0].to(y0), y0, known)
-    states: Tensor = function.apply(problem, t, y0, *known, *others)  # type: ignore[no-untyped-call]
-    return states
+    function = Checkpointed if again else Adjoint
+    return function.apply(problem, kept, y0, *known, *held.others(known))  # type: ignore[no-untyped-call,no-any-return]
 
 
-def _warn_of_dropout(problem: Solve) -> None:
-    kind = nn.modules.dropout._DropoutNd
-    if any(isinstance(m, kind) and m.training and m.p > 0 for m in problem.module.modules()):
-        warnings.warn(
-            "dropout inside the field draws other masks in the backward solve, so that "
-            f"gradient={problem.gradient!r} is not the gradient of what was computed: choose "
-            "gradient='direct', or draw a mask before each solve and set it on the field",
-            stacklevel=2,
-        )
+def _returns(problem: Solve) -> bool:
+    """Whether somebody will evaluate the field again for this solve."""
+    return problem.gradient != "direct" or problem.observer is not None
 
 
 def _seen_through(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:

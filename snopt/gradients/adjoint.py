@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from snopt.gradients.held import drawn, generators
+from snopt.gradients.kept import Kept, first_order
 from snopt.gradients.problem import Solve, vector_jacobian
 from snopt.runge_kutta import TABLEAUS
 from snopt.solve import REPLAYABLE
@@ -18,20 +20,34 @@ class Adjoint(torch.autograd.Function):
     """Method.md's first-order adjoint: a' = -F_x^T a backwards, and its integral over F_theta."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Solve, t: Tensor, y0: Tensor, *parameters: Tensor) -> Tensor:
-        """States at every time of ``t``, shape (T, *y0.shape)."""
-        with torch.no_grad():
-            states = problem.integrate("forward", problem.field, y0, t, norm=problem.norm)
+    def forward(ctx: Any, problem: Solve, kept: Kept, y0: Tensor, *inputs: Tensor) -> Tensor:
+        """States at every time, shape (T, *y0.shape)."""
         ctx.problem = problem
-        ctx.save_for_backward(t, states, *parameters)
-        return states
+        ctx.save_for_backward(kept.times, kept.states, *inputs)
+        return kept.states
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients for ``y0`` and the parameters."""
-        with ctx.problem.held.restored():
+        """Gradients for ``y0`` and the inputs."""
+        with ctx.problem.as_called():
             return _backward(ctx, grad_states)
+
+
+def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
+    """The forward solve, without a graph."""
+    before = generators(y0.device)
+    states = problem.integrate("forward", problem.field, y0, t, norm=problem.norm)
+    if drawn(before, generators(y0.device)):
+        warnings.warn(
+            f"field {type(problem.module).__name__} draws random numbers (dropout?) in each "
+            "evaluation, other ones in the backward solve, so that "
+            f"gradient={problem.gradient!r} is not the gradient of what was computed: choose "
+            "gradient='checkpoint' or 'direct', or draw them before each solve and set them on "
+            "the field",
+            stacklevel=2,
+        )
+    return Kept(t, states)
 
 
 def _backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
@@ -104,6 +120,8 @@ class _AdjointSystem:
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
             slope = self.problem.field(t, y)
+            known = (y, *self.parameters)
+            self.problem.inspect(slope, known, lambda: self.problem.field(t, y))
         grads = vector_jacobian([slope], (y, *self.carried_parameters), [-a], retain=self.summed)
         if self.summed:
             self.stages.append((slope, a))

@@ -1,82 +1,145 @@
-"""Kept steps are stored, then repeated and differentiated one by one on the way back."""
+"""Kept steps are stored, then repeated and differentiated one by one on the way back.
+
+A field may draw random numbers, for dropout say. Then the states of the generators before each
+evaluation are kept too, and set again before it is repeated.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 
+from snopt.gradients.held import drawn, generators, set_generators
+from snopt.gradients.kept import Kept, Step, first_order
 from snopt.gradients.problem import Solve, vector_jacobian
 from snopt.runge_kutta import clock
+from snopt.runge_kutta import step as runge_kutta_step
 from snopt.solve import Statistics
+
+_RANDOM: WeakSet[nn.Module] = WeakSet()
+"""Fields that were seen to draw random numbers."""
 
 
 class Checkpointed(torch.autograd.Function):
-    """Keeps the states of kept steps; repeats and differentiates each step on the way back."""
+    """Repeats and differentiates each kept step on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Solve, t: Tensor, y0: Tensor, *parameters: Tensor) -> Tensor:
-        """States at every time of ``t``, shape (T, *y0.shape)."""
-        outputs, starts, steps = [y0], [], []
-        with torch.no_grad():
-            for i in range(len(t) - 1):
-                begun: list[tuple[float, float]] = []
-
-                def on_step(
-                    time: float,
-                    y: Tensor,
-                    dt: float,
-                    begun: list[tuple[float, float]] = begun,
-                ) -> None:
-                    begun.append((time, dt))
-                    starts.append(y)
-
-                interval = problem.integrate(
-                    "forward",
-                    problem.field,
-                    outputs[-1],
-                    t[i : i + 2],
-                    norm=problem.norm,
-                    land=True,
-                    on_step=on_step,
-                )
-                outputs.append(interval[-1])
-                steps.append(begun)
-        ctx.problem, ctx.steps = problem, steps
-        states = torch.stack(outputs)
-        ctx.save_for_backward(t, states, *starts, *parameters)
-        return states
+    def forward(ctx: Any, problem: Solve, kept: Kept, y0: Tensor, *inputs: Tensor) -> Tensor:
+        """States at every time, shape (T, *y0.shape)."""
+        ctx.problem, ctx.steps = problem, kept.steps
+        # States are saved here alone: the output, held otherwise, would keep itself alive.
+        ctx.save_for_backward(kept.times, kept.states, *kept.starts, *inputs)
+        return kept.states
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients for ``y0`` and the parameters."""
-        with ctx.problem.held.restored():
+        """Gradients for ``y0`` and the inputs."""
+        with ctx.problem.as_called():
             return _backward(ctx, grad_states)
+
+
+def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
+    """The forward solve, without a graph, and its steps."""
+    if problem.module in _RANDOM:
+        return _solved(problem, y0, t, _Recorder(problem, y0))
+    before = generators(y0.device)
+    found = _solved(problem, y0, t, _Recorder(problem, None))
+    if drawn(before, generators(y0.device)):
+        # Only now it is known that numbers must be recorded: the same ones, once more.
+        _RANDOM.add(problem.module)
+        set_generators(y0.device, before)
+        return _solved(problem, y0, t, _Recorder(problem, y0))
+    return found
+
+
+def _solved(problem: Solve, y0: Tensor, t: Tensor, recorder: _Recorder) -> Kept:
+    outputs: list[Tensor] = [y0]
+    steps: list[list[Step]] = []
+    for times in t.unfold(0, 2, 1):
+        recorder.begin()
+        found = problem.integrate(
+            "forward",
+            recorder,
+            outputs[-1],
+            times,
+            norm=problem.norm,
+            land=True,
+            on_try=recorder.on_try,
+            on_step=recorder.on_step,
+        )
+        outputs.append(found[-1])
+        steps.append(recorder.steps)
+    return Kept(t, torch.stack(outputs), steps, recorder.starts)
+
+
+class _Recorder:
+    """The field, and the steps that are kept of a solve over it.
+
+    Args:
+        problem: field and solver.
+        like: a tensor on the device whose generators are recorded; ``None``: they are not.
+    """
+
+    def __init__(self, problem: Solve, like: Tensor | None) -> None:
+        self.problem, self.like = problem, like
+        self.starts: list[Tensor] = []
+
+    def begin(self) -> None:
+        """A new interval."""
+        self.steps: list[Step] = []
+        self._states: list[list[Tensor]] = []
+        self._tried = 0
+        self._first = 0
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        if self.like is not None:
+            self._states.append(generators(self.like.device))
+        return self.problem.field(t, y)
+
+    def on_try(self) -> None:
+        """The stages of a step come next."""
+        self._tried = len(self._states)
+
+    def on_step(self, time: float, y: Tensor, dt: float) -> None:
+        """The step that was tried last is kept."""
+        found: list[list[Tensor]] = []
+        if self.like is not None:
+            stages = len(self.problem.tableau.nodes)
+            if self.problem.solver.adaptive:
+                # The first stage is the last evaluation of the step before.
+                own = self._states[self._tried : self._tried + stages - 1]
+                found = [self._states[self._first], *own]
+                self._first = len(self._states) - 1
+            else:
+                found = self._states[self._tried : self._tried + stages]
+        self.steps.append(Step(time, dt, tuple(found)))
+        self.starts.append(y)
 
 
 def _backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
     problem: Solve = ctx.problem
-    count = sum(len(begun) for begun in ctx.steps)
+    count = sum(map(len, ctx.steps))
     t, states, *rest = ctx.saved_tensors
-    starts, parameters = list(rest[:count]), tuple(rest[count:])
-    gradients = [torch.zeros_like(p) for p in parameters]
+    starts, inputs = list(rest[:count]), tuple(rest[count:])
+    gradients = [torch.zeros_like(x) for x in inputs]
     times, a, statistics = t.tolist(), grad_states[-1], Statistics()
-    stages = len(problem.tableau.nodes)
     for i in range(len(times) - 1, 0, -1):
         nodes = problem.watched(times[i], times[i - 1])
         if nodes is not None:
             nodes.boundary(times[i], states[i], a)
-        for time, dt in reversed(ctx.steps[i - 1]):
+        for step in reversed(ctx.steps[i - 1]):
             y = starts.pop()
-            a, *grads = _repeat_step(problem, time, dt, y, a, parameters)
+            a, *grads = _repeat(problem, step, y, a, inputs)
             if grads:
                 torch._foreach_add_(gradients, grads)
-            statistics.nfe += stages
+            statistics.nfe += len(problem.tableau.nodes)
             if nodes is not None:
-                nodes.boundary(time, y, a)
+                nodes.boundary(step.time, y, a)
         if nodes is not None:
             nodes.finish()
         a = a + grad_states[i - 1]
@@ -84,11 +147,24 @@ def _backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
     return None, None, a, *gradients
 
 
-def _repeat_step(
-    problem: Solve, time: float, dt: float, y: Tensor, a: Tensor, parameters: tuple[Tensor, ...]
+def _repeat(
+    problem: Solve, step: Step, y: Tensor, a: Tensor, inputs: tuple[Tensor, ...]
 ) -> list[Tensor]:
-    (row,) = clock([time], dt, problem.tableau, y)
+    (row,) = clock([step.time], step.dt, problem.tableau, y)
     with torch.enable_grad():
         y = y.detach().requires_grad_(True)
-        y_next = problem.step(row, dt, y)
-    return vector_jacobian([y_next], (y, *parameters), [a])
+        y_next = _stepped(problem, step, row, y)
+        problem.inspect(y_next, (y, *inputs), lambda: _stepped(problem, step, row, y))
+    return vector_jacobian([y_next], (y, *inputs), [a])
+
+
+def _stepped(problem: Solve, step: Step, row: Tensor, y: Tensor) -> Tensor:
+    if not step.generators:
+        return problem.step(row, step.dt, y)
+    states: Iterator[list[Tensor]] = iter(step.generators)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        set_generators(y.device, next(states))
+        return problem.field(t, y)
+
+    return runge_kutta_step(field, row, y, problem.tableau, step.dt)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from snopt.gradients.held import Held
+from snopt.gradients.held import Held, inspect
 from snopt.nodes import Nodes
 from snopt.runge_kutta import TABLEAUS, Field, Tableau
 from snopt.runge_kutta import step as runge_kutta_step
@@ -84,6 +85,17 @@ class Solve:
     def parameters(self) -> tuple[Tensor, ...]:
         """The field's trainable parameters."""
         return tuple(p for p in self.module.parameters() if p.requires_grad)
+
+    def as_called(self) -> AbstractContextManager[None]:
+        """Inside, evaluations see what the field held at the call, and leave no trace."""
+        assert self.held is not None  # set wherever somebody comes back to a solve
+        return self.held.restored()
+
+    def inspect(
+        self, slope: Tensor, known: tuple[Tensor, ...], again: Callable[[], Tensor]
+    ) -> None:
+        """:func:`snopt.gradients.held.inspect` for this field."""
+        inspect(self.module, slope, known, again)
 
     @property
     def tableau(self) -> Tableau:
