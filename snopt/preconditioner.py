@@ -159,7 +159,8 @@ class Preconditioner(Core):
     @override
     def forgotten(self) -> bool:
         """Whether a refresh is due and no backward pass has brought curvature."""
-        return self.capture.armed and not self.capture.batch
+        watched = any(self.layers[name].weight.requires_grad for name in self.capture.sums)
+        return watched and not self.capture.batch
 
     @override
     def close(self) -> None:

@@ -73,6 +73,7 @@ def build_task(settings: Settings) -> Task:
     return task
 
 
+@torch.enable_grad()
 def check_solver(settings: Settings) -> None:
     """Try the solver on something tiny: torchdiffeq looks at its options when it solves.
 

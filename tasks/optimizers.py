@@ -64,6 +64,7 @@ def check_optimizer(config: Mapping[str, Any]) -> None:
         ) from error
 
 
+@torch.enable_grad()
 def _two_steps(optimizer: torch.optim.Optimizer, model: nn.Module, create_graph: bool) -> None:
     """What some optimizers look at no sooner than in a step."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import snopt.times
 from snopt import ODEBlock, SNOpt, SolverError
-from snopt.solve import ADAPTIVE, Solver
+from snopt.solve import SOLVERS, Solver
 from snopt.state import Layout, batch_size
 from tests.library import problems
 from tests.library.problems import GRADIENTS
@@ -51,7 +51,7 @@ ZERO_PARTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("method", [m for m in SOLVERS if Solver(m).adaptive])
 @pytest.mark.parametrize("case", ZERO_PARTS)
 def test_a_part_that_starts_at_zero(case: str, method: str) -> None:
     """Autograd through torchdiffeq's own solve that lands on the end, as `direct` does."""

@@ -151,7 +151,7 @@ def test_frozen_layers_are_not_captured() -> None:
     optimizer = SNOpt(model, 0.01, refresh_every=1)
     step(model, optimizer)
     assert optimizer.preconditioner.capture.sums.keys() == {"stem"}
-    assert model.block.observer is None
+    assert not model.block.observers
     assert model.block.nfe_curvature == 0
 
 

@@ -139,7 +139,7 @@ BUILT = [
     (["+model.foo=1"], r"model\.foo: no such key"),
     (["horizon.every=0"], r"horizon: Horizon refuses .*every=0"),
     (["solver=warm", "+solver.options.safety=abc"], r"solver: a solve .*safety"),
-    (["solver=warm", "solver.method=scipy_solver"], r"solver: a solve .*scipy_solver"),
+    (["solver=warm", "solver.method=scipy_solver"], r"solver: .*scipy_solver"),
 ]
 
 
