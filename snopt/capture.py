@@ -197,6 +197,7 @@ class Capture:
     Attributes:
         active: whether the backward passes of losses count.
         replaying: whether passes count that return gradients instead of adding to them.
+        replayed: samples whose cotangents such passes have brought, not divided by their number.
         why: for the layers that brought nothing when last asked, what was heard of them instead.
         with_inputs: whether the input side is counted too; off for further columns of one loss
             Hessian, whose inputs are the same.
@@ -218,6 +219,7 @@ class Capture:
         self.watch(layers, blocks)
         self.active = True
         self.replaying = False
+        self.replayed = 0
         self.why: dict[str, str] = {}
         self._observers: list[FieldObserver] = []
         self.with_inputs = True
@@ -236,6 +238,15 @@ class Capture:
     def batch(self) -> int:
         """Samples seen since the capture was armed."""
         return max((p.samples for p in self._passes.values()), default=0)
+
+    @property
+    def disagreement(self) -> str:
+        """Who saw how many samples, where that differs: somebody's first dimension is another."""
+        # A single row stands for every sample.
+        seen = {name: p.samples for name, p in self._passes.items() if p.samples > 1}
+        if len({*seen.values()}) < 2:
+            return ""
+        return ", ".join(f"{name or 'the model'} {count}" for name, count in seen.items())
 
     def watch(self, layers: Mapping[str, Layer], blocks: Mapping[str, ODEBlock]) -> None:
         """Take these for the model's layers and blocks; nothing may be armed."""
@@ -267,6 +278,7 @@ class Capture:
     def clear(self) -> None:
         """Forget what was gathered; forward passes already made still count when answered."""
         self.sums = {name: Sums.zeros(self.layers[name]) for name in self.sums}
+        self.replayed = 0
         for passes in self._passes.values():
             passes.clear()
 
@@ -278,13 +290,15 @@ class Capture:
         for observer in self._observers:
             observer.block.observers.discard(observer)
         self._observers.clear()
-        self.sums = {}
+        self.sums, self.replayed = {}, 0
         self.starts = []
 
     def collect(self, processes: Processes | None = None) -> dict[str, Factors | None]:
         """The factors of every armed layer, summed over processes if given; then disarm."""
         found: dict[str, Factors | None] = {}
         for name, sums in self.sums.items():
+            if self.replayed:
+                sums.b /= self.replayed**2
             if processes is not None:
                 sums.reduce(processes)
             found[name] = sums.factors()

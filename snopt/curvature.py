@@ -84,8 +84,10 @@ def gather(
         columns: cotangents of the outputs whose outer products sum to the loss Hessian.
     """
     wanted = [p for p in parameters if p.requires_grad] + capture.starts
-    scale = capture.loss_scale
-    capture.replaying, capture.loss_scale = True, None
+    scale, samples = capture.loss_scale, len(outputs)
+    # Gathered for single samples: how many are behind the step is known once all have come.
+    capture.replaying, capture.loss_scale = True, lambda: 1.0 / samples
+    capture.replayed += samples
     try:
         with ExitStack() as stack:
             for block in blocks.values():

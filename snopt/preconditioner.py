@@ -84,6 +84,7 @@ class Preconditioner(Core):
         self.samples = 1.0
         self._own = 0.0  # this process's part of them; 0 before the first step
         self.micro_batches = 1.0
+        self._told_of_samples = False
         self.refreshes = 0
         self.failures = 0
         self.factors: dict[str, Factors] = {}
@@ -250,6 +251,7 @@ class Preconditioner(Core):
         captured: dict[str, Factors | None] = {}
         if self.basis != "gradient":
             batch, last = self.capture.batch, self._last_batch()
+            self._tell_of_samples()
             captured = self.capture.collect(self.processes)
             (total,) = self.processes.total([batch], device)
             if total:
@@ -281,6 +283,18 @@ class Preconditioner(Core):
             self.factors[name], self.bases[name] = factors, new
             self.plain.pop(name, None)
             self.refreshes += 1
+
+    def _tell_of_samples(self) -> None:
+        counts = self.capture.disagreement
+        if counts and not self._told_of_samples:
+            self._told_of_samples = True
+            logger.warning(
+                "layers and blocks saw different numbers of samples in one step (%s). The first "
+                "dimension of their inputs is taken for the sample. Where it is time, or a draw, "
+                "or several of them flattened, their factors are off by a constant: put the "
+                "sample first, x.transpose(0, 1), and leave further dimensions apart",
+                counts,
+            )
 
     def _factors(self, name: str, captured: Factors | None) -> Factors | None:
         if self.basis == "curvature":

@@ -191,3 +191,54 @@ def test_a_model_that_is_a_derivative() -> None:
     (c,) = torch.autograd.grad(loss, heard)
     torch.testing.assert_close(optimizer.factors()["inner"][1], len(x) * c.T @ c)
     assert "derivative" in optimizer.coverage().plain["outer.weight"]
+
+
+# -- which samples ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+def test_curvature_passes_of_parts_add_up(curvature: str) -> None:
+    """Unequal micro-batches, each with a curvature pass of its own, are the joined batch."""
+    found = []
+    x, y = problems.batch(7)
+    for parts in ([slice(0, 7)], [slice(0, 2), slice(2, 7)]):
+        model = problems.model(
+            ODEBlock(problems.field(), method="rk4", gradient="adjoint", options={"steps": 4})
+        )
+        optimizer = SNOpt(model, 0.0, rule="kfac", curvature=curvature)
+        optimizer.zero_grad()
+        for part in parts:
+            out = model(x[part])
+            optimizer.curvature_pass(out, "gaussian")
+            ((out - y[part]).square().sum() / 7).backward()
+        optimizer.step()
+        factors = optimizer.factors()
+        found.append({name: float(b.trace()) for name, (_, b) in factors.items()})
+    for name, trace in found[0].items():
+        # Draws differ from part to part, so that fisher agrees in size alone.
+        tolerance = 1e-9 if curvature == "ggn" else 2.0
+        assert found[1][name] == pytest.approx(trace, rel=tolerance)
+
+
+def test_another_first_dimension_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = ODEBlock(problems.field(), method="rk4", options={"steps": 4})
+            self.head = nn.Linear(3, 2).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            times = torch.linspace(0, 1, 5, dtype=torch.float64)
+            out: Tensor = self.head(self.block(x, times))
+            return out
+
+    model, (x, _) = TimeFirst(), problems.data()
+    optimizer = SNOpt(model, 0.01, refresh_every=1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    told = [r.getMessage() for r in caplog.records if "different numbers" in r.getMessage()]
+    assert len(told) == 1
+    assert "head 5" in told[0]
+    assert "block 7" in told[0]
