@@ -18,11 +18,8 @@ the cotangent of one sample. Several solves, micro-batches and processes simply 
 from __future__ import annotations
 
 import math
-import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,96 +30,14 @@ from torch.utils.hooks import RemovableHandle
 
 from snopt.block import ODEBlock
 from snopt.gradients import Solve, vector_jacobian
+from snopt.hooks import Listener, audible
 from snopt.kronecker import Factors
 from snopt.layers import Layer, input_of
 from snopt.nodes import GridNodes, Nodes, StepNodes
 from snopt.passes import Pass, cleared, current_pass, kind_of_pass
 from snopt.processes import Processes
-
-
-@dataclass
-class Sums:
-    """The four sums behind one layer's factors, and the backward pass that added to them last."""
-
-    a: Tensor
-    b: Tensor
-    samples: float = 0.0
-    rows: float = 0.0
-    last_pass: int = -1
-    kind: Pass = Pass.INNER
-
-    @classmethod
-    def zeros(cls, layer: Layer) -> Sums:
-        """Nothing seen yet."""
-        groups, out, width = layer.shape
-        like = layer.weight.detach()
-        dtype = torch.promote_types(torch.float32, like.dtype)
-        return cls(
-            torch.zeros(groups, width, width, dtype=dtype, device=like.device),
-            torch.zeros(groups, out, out, dtype=dtype, device=like.device),
-        )
-
-    def outdated(self, a: Tensor | None, b: Tensor) -> bool:
-        """Whether the layer has changed: a bias frozen or thawed, moved, or cast."""
-        width = self.a.shape if a is None else a.shape
-        return (width, b.dtype, b.device) != (self.a.shape, self.b.dtype, self.b.device)
-
-    def reduce(self, processes: Processes) -> None:
-        """Add up over processes, whose losses' mean is what they train on."""
-        self.b /= processes.size**2
-        processes.add_up(self.a, self.b)
-        self.samples, self.rows = processes.total([self.samples, self.rows], self.a.device)
-
-    def factors(self) -> Factors | None:
-        """A and B, or ``None`` if nothing was seen."""
-        if self.samples == 0 or self.rows == 0:
-            return None
-        return Factors(((self.a / self.samples,),), self.b * (self.samples**2 / self.rows))
-
-
-class _Passes:
-    """Counts samples once per forward-and-backward pass, however often a module is used in it."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.current = 0
-        self.counted = -1
-        self.answered = False
-
-    def clear(self) -> None:
-        """Count from nothing; numbers that were given out stay valid."""
-        self.samples, self.counted, self.answered = 0, -1, False
-
-    def forward(self) -> int:
-        """A use in a forward pass; the first after a backward pass begins a new one."""
-        if self.answered:
-            self.current += 1
-            self.answered = False
-        return self.current
-
-    def backward(self, number: int, batch: int) -> bool:
-        """Count the batch and return True if this is the first answer to that pass."""
-        self.answered = True
-        if number == self.counted:
-            return False
-        self.counted = number
-        self.samples += batch
-        return True
-
-
-class Listener:
-    """A forward hook that falls silent in copies of its module: nobody listens to those."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
-
-    def __call__(self, *args: Any) -> Any:
-        """Pass on what the hook was given."""
-        return self.call(*args)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Listener, (_ignore,)
-
+from snopt.stopwatch import Stopwatch
+from snopt.sums import Passes, Sums
 
 UNHEARD = (
     "no backward pass went through the layer: it is used without being called, or the model ran "
@@ -137,7 +52,7 @@ UNCALLED = "the field uses its weight without calling the layer"
 
 
 def _heard(
-    capture: weakref.ref[Capture], layer: Layer, passes: _Passes, *args: Any
+    capture: weakref.ref[Capture], layer: Layer, passes: Passes, *args: Any
 ) -> Tensor | None:
     """A layer was called; nobody listens once the optimizer is gone."""
     listening = capture()
@@ -151,37 +66,6 @@ def _thrown_away(layer: Layer, sums: Sums) -> bool:
     if any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters):
         return False
     return bool(sums.a.any()) and bool(sums.b.any())
-
-
-def _ignore(*args: Any) -> None:
-    pass
-
-
-def audible(output: Tensor) -> Tensor:
-    """An output whose node in the graph is reached whatever is done to the output in place.
-
-    Changing a view (a linear layer's output for an input with locations) rewrites its history and
-    leaves out the node that is there now; a copy's stays.
-    """
-    return output.clone() if output._is_view() else output
-
-
-class Stopwatch:
-    """Seconds spent in some parts of the work, an accelerator's queue included."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    @contextmanager
-    def running(self, device: torch.device) -> Iterator[None]:
-        """Add the time spent inside to :attr:`seconds`."""
-        synchronize(device)
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            synchronize(device)
-            self.seconds += time.perf_counter() - begin
 
 
 class Capture:
@@ -226,7 +110,7 @@ class Capture:
         self.starts: list[Tensor] = []
         self.stopwatch = Stopwatch()
         self.sums: dict[str, Sums] = {}
-        self._passes: dict[str, _Passes] = {}
+        self._passes: dict[str, Passes] = {}
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -263,14 +147,14 @@ class Capture:
         for name in self.outside:
             if name in self.sums:
                 layer = self.layers[name]
-                passes = self._passes.setdefault(name, _Passes())
+                passes = self._passes.setdefault(name, Passes())
                 hook = Listener(partial(_heard, weakref.ref(self), layer, passes))
                 self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         for name, block in self.blocks.items():
             modules = {id(m) for m in block.field.modules()}
             inner = [self.layers[n] for n in self.sums if id(self.layers[n].module) in modules]
             if inner:
-                passes = self._passes.setdefault(name, _Passes())
+                passes = self._passes.setdefault(name, Passes())
                 observer = FieldObserver(self, block, inner, passes)
                 self._observers.append(observer)  # the block itself does not keep it
                 block.observers.add(observer)
@@ -307,7 +191,7 @@ class Capture:
         self.disarm()
         return found
 
-    def counts(self, layer: Layer, passes: _Passes, inside: bool = False) -> bool:
+    def counts(self, layer: Layer, passes: Passes, inside: bool = False) -> bool:
         """Whether the backward pass that runs now counts for a layer.
 
         What it holds of a pass whose gradient has been thrown away is forgotten.
@@ -372,7 +256,7 @@ class Capture:
     def _watch_output(
         self,
         layer: Layer,
-        passes: _Passes,
+        passes: Passes,
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -400,7 +284,7 @@ class FieldObserver:
     """Visits one block's field at the nodes of its backward solves."""
 
     def __init__(
-        self, capture: Capture, block: ODEBlock, layers: list[Layer], passes: _Passes
+        self, capture: Capture, block: ODEBlock, layers: list[Layer], passes: Passes
     ) -> None:
         self.capture, self.block, self.layers, self.passes = capture, block, layers, passes
 
@@ -491,9 +375,3 @@ class FieldObserver:
                 first = layer.name not in seen
                 seen.add(layer.name)
                 self.capture.add(layer, z, g, batch=batch, weight=weight, first=first)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for an accelerator's queue, so that a clock read next is honest."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

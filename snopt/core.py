@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from snopt.block import ODEBlock
-from snopt.capture import Stopwatch
 from snopt.kronecker import Factors
 from snopt.layers import Layer
 from snopt.processes import Processes
 from snopt.rules import Rule
+from snopt.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)

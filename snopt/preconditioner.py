@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from snopt.averages import Average, averaged, gradient_average_factors
 from snopt.capture import UNHEARD, Capture
 from snopt.core import Core, Parts
 from snopt.curvature import gather, loss_columns
@@ -21,13 +22,10 @@ from snopt.errors import FactorizationError
 from snopt.kronecker import (
     Basis,
     Factors,
-    Sum,
     combined_factors,
     condition_number,
     eigenbasis,
     followed,
-    gradient_factors,
-    gradient_moments,
 )
 from snopt.processes import shared_basis
 from snopt.rules import Rule, State
@@ -36,9 +34,6 @@ from snopt.saving import copied, read_layer, reading
 logger = logging.getLogger(__name__)
 
 BASES = ("curvature", "gradient", "both")
-
-_GRADIENT_AVERAGE = 0.95
-"""Decay of the running averages of G G^T and G^T G, SOAP's default."""
 
 _SEEDS_APART = 1_000_003
 """Between the seeds of two processes."""
@@ -94,7 +89,7 @@ class Preconditioner(Core):
         self.plain = {}
         self._told: set[str] = set()
         self.states: dict[str, State] = {name: {} for name in self.layers}
-        self.averages: dict[str, tuple[Tensor, Sum, int]] = {}
+        self.averages: dict[str, Average] = {}
         # Whether a layer's bias was trained when what is known of the layer was learned.
         self.biased = {name: layer.bias is not None for name, layer in self.layers.items()}
         self.asks = "" if curvature == "empirical" else f"curvature={curvature!r}"
@@ -301,10 +296,7 @@ class Preconditioner(Core):
             return captured
         if name not in self.averages:
             return captured if self.basis == "both" else None
-        left, right, count = self.averages[name]
-        unbias = 1 - _GRADIENT_AVERAGE**count
-        unbiased = tuple(tuple(factor / unbias for factor in term) for term in right)
-        gradient = gradient_factors(left / unbias, unbiased, self.samples)
+        gradient = gradient_average_factors(self.averages[name], self.samples)
         if self.basis == "gradient" or captured is None:
             return gradient if self.basis == "gradient" else None
         return combined_factors(captured, gradient)
@@ -332,16 +324,7 @@ class Preconditioner(Core):
         for name, grad in grads.items():
             # Factors of the backward solve are whole, and what is added to them must be too.
             modes = self.layers[name].modes if self.basis == "gradient" else ((grad.shape[2],),)
-            left, right = gradient_moments(grad, modes)
-            if name not in self.averages:
-                zeros = tuple(tuple(torch.zeros_like(new) for new in term) for term in right)
-                self.averages[name] = (torch.zeros_like(left), zeros, 0)
-            mean_left, mean_right, count = self.averages[name]
-            mean_left.lerp_(left, 1 - _GRADIENT_AVERAGE)
-            for means, news in zip(mean_right, right, strict=True):
-                for mean, new in zip(means, news, strict=True):
-                    mean.lerp_(new, 1 - _GRADIENT_AVERAGE)
-            self.averages[name] = (mean_left, mean_right, count + 1)
+            self.averages[name] = averaged(self.averages.get(name), grad, modes)
 
     def _last_batch(self) -> int:
         return max((block.samples for block in self.blocks.values()), default=0)
@@ -429,8 +412,7 @@ class Preconditioner(Core):
                 self.factors[name] = Factors(*own["factors"])
                 self.bases[name] = Basis(*own["basis"])
             if own["averages"] is not None:
-                left, right, count = own["averages"]
-                self.averages[name] = (left, right, count)
+                self.averages[name] = Average(*own["averages"])
             self.states[name] = own["rule"]
         self.capture.disarm()
         self.arm()

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from snopt.capture import Listener, Stopwatch, audible
+from snopt.hooks import Listener, audible
 from snopt.layers import KINDS, Layer, Products, input_of
 from snopt.samples import Samples
+from snopt.stopwatch import Stopwatch
 
 _WAITING = 1 << 20
 """Numbers in the rows of uses that wait for their products; more would not stay in a cache."""

@@ -1,0 +1,35 @@
+"""Forward hooks that copies of a module do not have, and outputs that can be hooked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+class Listener:
+    """A forward hook that falls silent in copies of its module: nobody listens to those."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> Any:
+        """Pass on what the hook was given."""
+        return self.call(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Listener, (_ignore,)
+
+
+def _ignore(*args: Any) -> None:
+    pass
+
+
+def audible(output: Tensor) -> Tensor:
+    """An output whose node in the graph is reached whatever is done to the output in place.
+
+    Changing a view (a linear layer's output for an input with locations) rewrites its history and
+    leaves out the node that is there now; a copy's stays.
+    """
+    return output.clone() if output._is_view() else output
