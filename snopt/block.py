@@ -173,7 +173,8 @@ class ODEBlock(nn.Module):
             if self.on_failure != "partial" or t is not None:
                 raise error from None
             out = self._partial(problem, flat, times, error)
-        if out.requires_grad and not (exporting() or transformed()):
+        # Most batches are as large as the one before: then there is nothing to learn.
+        if batch != self.samples and out.requires_grad and not (exporting() or transformed()):
             out.register_hook(partial(self._answered, batch))
         return layout.unpack(out.to(seen))
 
@@ -265,7 +266,8 @@ class ODEBlock(nn.Module):
 
     def _problem(self, layout: Layout, flat: Tensor, seen: torch.dtype) -> Solve:
         function = FlatField(self.field, layout, flat, seen)
-        observer = together(self.observers) if torch.is_grad_enabled() else None
+        watched = bool(self.observers) and torch.is_grad_enabled()
+        observer = together(self.observers) if watched else None
         return Solve(
             field=function,
             module=self.field,

@@ -70,6 +70,10 @@ def as_tuple(state: State) -> tuple[Tensor, ...]:
     return (state,) if isinstance(state, Tensor) else state
 
 
+_SOLVED = {torch.float32, torch.float64}
+"""Dtypes of a state that is solved as it is."""
+
+
 def checked(state: Any) -> State:
     """An initial state as a solve can take it.
 
@@ -83,6 +87,8 @@ def checked(state: Any) -> State:
         TypeError: it is something else, or not of one floating-point dtype.
         ValueError: its parts are on several devices or have different numbers of samples.
     """
+    if isinstance(state, Tensor) and state.dtype in _SOLVED:
+        return state
     if isinstance(state, dict):
         raise TypeError("the state is a dict; pass a tuple of tensors, e.g. tuple(x.values())")
     parts = [state] if isinstance(state, Tensor) else state

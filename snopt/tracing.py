@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch._C import _functorch
 
+_KNOWN = getattr(torch.compiler, "is_exporting", None)
+"""Came with torch 2.7."""
+
 
 def exporting() -> bool:
     """Whether :func:`torch.export.export` traces."""
-    # torch.compiler.is_exporting came with torch 2.7.
-    known = getattr(torch.compiler, "is_exporting", None)
-    if known is not None:
-        return bool(known())
+    if _KNOWN is not None:
+        return bool(_KNOWN())
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 

@@ -81,7 +81,7 @@ class _AdjointSystem:
         self.layout = Layout([like.shape, like.shape, *(p.shape for p in self.carried_parameters)])
         self.gradients = [torch.zeros_like(p) for p in parameters]
         self.stages: list[tuple[Tensor, Tensor]] = []
-        self.kept = False
+        self.kept = self.inspected = False
 
     def backwards(self, start: float, end: float, y: Tensor, y_end: Tensor, a: Tensor) -> Tensor:
         """The adjoint at ``end`` from the adjoint ``a`` at ``start``; adds to the gradients."""
@@ -120,8 +120,10 @@ class _AdjointSystem:
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
             slope = self.problem.field(t, y)
-            known = (y, *self.parameters)
-            self.problem.inspect(slope, known, lambda: self.problem.field(t, y))
+            if not self.inspected:
+                known = (y, *self.parameters)
+                self.problem.inspect(slope, known, lambda: self.problem.field(t, y))
+                self.inspected = True
         grads = vector_jacobian([slope], (y, *self.carried_parameters), [-a], retain=self.summed)
         if self.summed:
             self.stages.append((slope, a))
