@@ -213,7 +213,7 @@ class _Uses:
         if not module.training:
             rows.evaluated.add(name)
             return None
-        if not any(p.requires_grad for p in self.layer.parameters):
+        if not spared and not any(p.requires_grad for p in self.layer.parameters):
             return None
         z = input_of(args, kwargs).detach()
         if rows.first_input is None:
@@ -290,10 +290,16 @@ class _Weak(Listener):
     def __init__(self, method: Callable[..., Any]) -> None:
         self.method = weakref.WeakMethod(method)
 
-    # A compiled step is left for the hook, which would not be heard in it.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch types it for no method
     def __call__(self, *args: Any) -> Any:
         """Pass on what the hook was given."""
+        if torch.compiler.is_compiling():
+            return self._left(*args)
+        method = self.method()
+        return None if method is None else method(*args)
+
+    # A compiled step is left for the hook, which would not be heard in it.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch types it for no method
+    def _left(self, *args: Any) -> Any:
         method = self.method()
         return None if method is None else method(*args)
 
