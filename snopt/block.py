@@ -176,7 +176,7 @@ class ODEBlock(nn.Module):
         # Most batches are as large as the one before: then there is nothing to learn.
         if batch != self.samples and out.requires_grad and not (exporting() or transformed()):
             out.register_hook(partial(self._answered, batch))
-        return layout.unpack(out.to(seen))
+        return layout.unpack(out if out.dtype is seen else out.to(seen))
 
     def _answered(self, batch: int, grad: Tensor) -> None:
         """A backward pass comes by: N is what it answers, if it is for gradients."""
@@ -207,6 +207,8 @@ class ODEBlock(nn.Module):
         """
         if whole and is_vector(state):
             self.one_sample, self.samples = True, 1
+        if isinstance(state, Tensor) and state.ndim > 1:  # nearly always
+            return state.shape[0]
         return 1 if self.one_sample and is_vector(state) else batch_size(state)
 
     @property
