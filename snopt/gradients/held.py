@@ -35,15 +35,13 @@ class Held:
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module, self.device = module, device
-        places: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (place, {k: v for k, v in place.items() if k not in _OF_TORCH})
-            for m in module.modules()
-            for place in cast(
-                "list[dict[str, Any]]", [m._parameters, m._buffers, m._modules, vars(m)]
-            )
-            if place
-        ]
-        self._places = places
+        self._places: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for m in module.modules():
+            own = vars(m)
+            self._places.append((own, {name: own[name] for name in own.keys() - _OF_TORCH}))
+            for place in cast("list[dict[str, Any]]", [m._parameters, m._buffers, m._modules]):
+                if place:
+                    self._places.append((place, place.copy()))
         self._versions = self._written()
 
     def settle(self) -> None:
@@ -94,10 +92,8 @@ class Held:
         return {
             id(x): (name, x, x._version)
             for _, held in self._places
-            for name, value in held.items()
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-            for x in (value,)
-            if not x.is_inference()
+            for name, x in held.items()
+            if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) and not x.is_inference()
         }
 
     def _check_versions(self) -> None:
