@@ -10,7 +10,7 @@ With sums over nodes j (weight w_j), samples and locations,
 
     S_A = sum w z z^T,  S_B = sum w c c^T,  W = sum w (samples),  R = sum w (rows),
 
-where c is autograd's cotangent of a mean loss, the factors of method.md section 5 are
+where c is autograd's cotangent of a mean loss, the factors of docs/method.md are
 A = S_A / W and B = W^2 S_B / R: for one solve W is N T, R / W the locations per sample, and N c
 the cotangent of one sample. Several solves, micro-batches and processes simply add up.
 """

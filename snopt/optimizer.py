@@ -308,7 +308,7 @@ class SNOpt(Optimizer):
         """(A, B) of every layer as of its last refresh, the bias in A's last row and column.
 
         A has shape (in, in), B (out, out); with a leading dimension of groups for grouped
-        convolutions. Method.md section 5 says how they are normalised. With ``basis="gradient"``
+        convolutions. docs/method.md says how they are normalised. With ``basis="gradient"``
         A of a convolution is a product of one factor over channels and one over positions.
         """
         found = {}

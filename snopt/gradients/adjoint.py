@@ -17,7 +17,7 @@ from snopt.state import Layout
 
 
 class Adjoint(torch.autograd.Function):
-    """Method.md's first-order adjoint: a' = -F_x^T a backwards, and its integral over F_theta."""
+    """First order in docs/method.md: a' = -F_x^T a backwards, and its integral over F_theta."""
 
     @staticmethod
     def forward(ctx: Any, problem: Solve, kept: Kept, y0: Tensor, *inputs: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""SNOpt in plain float64, for Linear layers inside one ODE block and a mean loss: method.md in 60
-lines, without hooks into the solver, fallbacks or speed. It imports nothing of snopt."""
+"""SNOpt in plain float64, for Linear layers inside one ODE block and a mean loss: docs/method.md
+in few lines, without hooks into the solver, fallbacks or speed. It imports nothing of snopt."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def factors(
 
 
 class ReferenceOptimizer:
-    """The update of section 6, from ``.grad``; ``step(n, factors)`` refreshes if given factors."""
+    """The update, from ``.grad``; ``step(n, factors)`` refreshes if given factors."""
 
     def __init__(
         self, linear: dict[str, nn.Linear], lr: float, *, rule: str = "paper",

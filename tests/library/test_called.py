@@ -62,11 +62,12 @@ def train(model: nn.Module, optimizer: SNOpt, count: int = 2) -> Tensor:
     return flat(model)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("gradient", GRADIENTS)
+# Gauss-Newton refuses adjoints, whatever the call.
+CALLS = [(r, g) for r in RULES for g in GRADIENTS if r != "gauss_newton" or "adjoint" not in g]
+
+
+@pytest.mark.parametrize(("rule", "gradient"), CALLS)
 def test_layers_called_by_keyword(rule: str, gradient: str) -> None:
-    if rule == "gauss_newton" and "adjoint" in gradient:
-        pytest.skip("refused, whatever the call")
     models = [Named(named, gradient) for named in (False, True)]
     assert torch.equal(*(train(m, SNOpt(m, 0.1, rule=rule, **every(rule))) for m in models))
 

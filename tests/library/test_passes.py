@@ -46,11 +46,10 @@ def test_a_pass_thrown_away_leaves_no_curvature(kind: str, zeros: bool) -> None:
     alike(optimizer, expected)
 
 
-@pytest.mark.parametrize("create", [False, True])
-@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize(
+    ("kind", "create"), [*((kind, False) for kind in GRADIENTS), ("direct", True)]
+)
 def test_derivatives_for_something_else_are_not_counted(kind: str, create: bool) -> None:
-    if create and kind != "direct":
-        pytest.skip("cannot be differentiated twice")
     model = build(kind)
     expected = measured(copy.deepcopy(model), X, LOSS)
     optimizer = SNOpt(model, lr=0.0)

@@ -56,14 +56,17 @@ def run(solve: Any, field: nn.Module) -> Tensor:
     return torch.cat([end.detach().reshape(-1), x.grad.reshape(-1), problems.gradients(field)])
 
 
-@pytest.mark.parametrize("span", [(0.0, 1.0), (1.0, 0.0)])
-@pytest.mark.parametrize("case", CASES)
+# With jump_t and step_t odeint_adjoint loses the sign of time on its way back through (1, 0).
+SPANS = [(case, (0.0, 1.0)) for case in CASES] + [
+    (case, (1.0, 0.0)) for case in CASES if case not in ("jump_t", "step_t")
+]
+
+
+@pytest.mark.parametrize(("case", "span"), SPANS)
 def test_adjoint_honours_options_as_torchdiffeq(case: str, span: tuple[float, float]) -> None:
     method, options = CASES[case]
     field: nn.Module = problems.field() if case == "norm" else Switched()
     t = torch.tensor(span, dtype=torch.float64)
-    if span[0] > span[1] and case in ("jump_t", "step_t"):
-        pytest.skip("odeint_adjoint loses the sign of time on its way back through such a solve")
 
     def theirs(x: Tensor) -> Tensor:
         states: Tensor = torchdiffeq.odeint_adjoint(
