@@ -76,12 +76,13 @@ def rewrite(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**record, **changes}))
 
 
-@pytest.mark.parametrize("sealed", [True, False])
-@pytest.mark.parametrize("what", DAMAGE)
+# An unsealed checkpoint does not tell of all.
+TOLD = [(w, sealed) for w in DAMAGE for sealed in (True, False) if sealed or w not in UNTOLD]
+
+
+@pytest.mark.parametrize(("what", "sealed"), TOLD)
 def test_damaged_metrics_are_not_taken_up(stopped, tmp_path, what, sealed) -> None:
     if not sealed:
-        if what in UNTOLD:
-            pytest.skip("an unsealed checkpoint does not say")
         damaged.as_before_seals(stopped)
     damage(stopped / "metrics.jsonl", what)
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
