@@ -16,16 +16,16 @@ from snopt.compiled import compiled_step
 from snopt.errors import SolverError
 from snopt.field import FlatField
 from snopt.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end, together
+from snopt.methods import check_gradient, split_options
 from snopt.passes import Pass, kind_of_pass
 from snopt.runge_kutta import TABLEAUS, clock, step
-from snopt.solve import REPLAYABLE, Solver, Statistics, callbacks_of, options_of, step_grid
+from snopt.signature import check_names
+from snopt.solve import Solver, Statistics, step_grid
 from snopt.state import Layout, State, all_finite, batch_size, checked, is_vector
 from snopt.times import span_of, times_of
 from snopt.tracing import exporting, transformed
 
 logger = logging.getLogger(__name__)
-
-_OWN_OPTIONS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
 
 
 class ODEBlock(nn.Module):
@@ -91,43 +91,15 @@ class ODEBlock(nn.Module):
             )
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient={gradient!r}; choose one of {', '.join(GRADIENTS)}")
-        own = {key: value for key, value in (options or {}).items() if key in _OWN_OPTIONS}
-        passed = {key: value for key, value in (options or {}).items() if key not in own}
+        own, passed = split_options(method, options)
+        check_gradient(gradient, method, passed)
+        check_names(field)
         self.field = field
         self.t_span = t_span
         self.gradient = gradient
-        self.solver = Solver(
-            method, float(rtol), float(atol), own.get("steps"), own.get("max_steps"), passed
-        )
-        unknown = sorted(passed.keys() - options_of(method))
-        if unknown:
-            raise ValueError(
-                f"options: {', '.join(unknown)}: not known to {method!r}; choose from "
-                f"{', '.join([*_OWN_OPTIONS, *sorted(options_of(method))])}"
-            )
-        if gradient == "checkpoint" and method not in REPLAYABLE:
-            raise ValueError(
-                f"gradient='checkpoint' repeats single steps, which {method!r} does not allow; "
-                f"choose method from {', '.join(REPLAYABLE)}, or another gradient"
-            )
-        if gradient == "direct" and not callbacks_of(method):
-            raise ValueError(
-                f"gradient='direct' goes through the solver's operations, and {method!r} does not "
-                "work on tensors with a graph: choose gradient='adjoint', or another method"
-            )
-        exposed = sorted({"jump_t", "perturb"} & passed.keys())
-        if gradient == "checkpoint" and exposed:
-            raise ValueError(
-                f"options: {', '.join(exposed)}: gradient='checkpoint' repeats steps without "
-                "them, which is another solve; choose gradient='direct' or 'adjoint'"
-            )
-        self.warm_start = bool(own.get("warm_start", False))
-        self.on_failure = own.get("on_failure", "raise")
-        if self.on_failure not in ("raise", "partial"):
-            raise ValueError(f"on_failure={self.on_failure!r}; choose raise or partial")
-        self.compile_step = bool(own.get("compile", False))
-        if self.compile_step and self.solver.steps is None:
-            raise ValueError("options={'compile': True} needs a fixed number of steps: add 'steps'")
+        self.solver = Solver(method, rtol, atol, own.get("steps"), own.get("max_steps"), passed)
+        self.warm_start, self.on_failure = own["warm_start"], own["on_failure"]
+        self.compile_step = own["compile"]
         self.nfe_forward = self.nfe_backward = self.nfe_curvature = 0
         self.samples = 0
         self.measured = False

@@ -7,12 +7,12 @@ reads nothing from the device.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from snopt.signature import explain
 from snopt.state import Layout
 
 
@@ -63,14 +63,20 @@ class FlatField:
         shapes = self.layout.shapes
         if self.checked:
             return self.layout.pack(self.module(t, y if shapes is None else self.layout.unpack(y)))
+        x = self.layout.unpack(y)
         try:
-            parts = self.module(t, y if shapes is None else self.layout.unpack(y))
-        except TypeError:
-            self._check_signature()
+            slope = self._verified(self.module(t, x), y)
+        except Exception as error:
+            explain(self.module, error, t, x)
             raise
+        self.checked = not torch.compiler.is_compiling()
+        return slope
+
+    def _verified(self, parts: Any, y: Tensor) -> Tensor:
+        """What the module returned, as one tensor."""
+        shapes = self.layout.shapes
         if shapes is None:
             self._check(parts, y.shape, y)
-            self.checked = not torch.compiler.is_compiling()
             return parts  # type: ignore[no-any-return]
         if not isinstance(parts, tuple | list):
             self._refuse_type(parts, f"a tuple of {len(shapes)} tensors, as the state is")
@@ -81,22 +87,7 @@ class FlatField:
             )
         for i, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
             self._check(part, shape, y, i)
-        self.checked = not torch.compiler.is_compiling()
         return self.layout.pack(tuple(parts))
-
-    def _check_signature(self) -> None:
-        try:
-            signature = inspect.signature(self.module.forward)
-        except (TypeError, ValueError):
-            return  # compiled code may hide its arguments
-        try:
-            signature.bind(None, None)
-        except TypeError:
-            raise TypeError(
-                f"field {self._name} has forward{signature}, but a field is called as field(t, x): "
-                "wrap it in a module with `def forward(self, t, x): return self.net(x)`, self.net "
-                f"the {self._name}"
-            ) from None
 
     @property
     def _name(self) -> str:

@@ -6,8 +6,6 @@ counts evaluations, and turns the solver's assertions into :class:`~snopt.errors
 
 from __future__ import annotations
 
-import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,18 +15,15 @@ from typing import Any
 import torch
 import torchdiffeq
 from torch import Tensor
-from torchdiffeq._impl.odeint import SOLVERS
 
 from snopt.errors import SolverError
+from snopt.methods import REPLAYABLE, callbacks_of, check_method, count, tolerance
 from snopt.runge_kutta import TABLEAUS, Field, clock, step
 from snopt.state import all_finite
 from snopt.times import time_dtype
 
 OnStep = Callable[[float, Tensor, float], None]
 """Called once a step has been taken and kept, with (start time, start state, signed length)."""
-
-REPLAYABLE = ("dopri5", "bosh3", "euler", "midpoint", "heun2", "heun3", "rk4")
-"""Methods whose every step is a function of (t, dt, y) alone, so that it can be repeated."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +47,16 @@ class Solver:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.method not in SOLVERS:
-            raise ValueError(f"method={self.method!r}; choose one of {', '.join(sorted(SOLVERS))}")
-        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name}={value!r}; expected a finite number >= 0")
+        check_method(self.method)
+        for name in ("rtol", "atol"):
+            object.__setattr__(self, name, tolerance(name, getattr(self, name)))
         for name in ("steps", "max_steps"):
-            object.__setattr__(self, name, _count(name, getattr(self, name)))
+            object.__setattr__(self, name, count(name, getattr(self, name)))
+        if self.adaptive and self.rtol == self.atol == 0:
+            raise ValueError(
+                "rtol=0 and atol=0: no step is short enough for no error at all; expected one of "
+                "them > 0, or options={'steps': ...} for a solve without error control"
+            )
         norm = self.options.get("norm")
         if norm is not None and not callable(norm):
             raise ValueError(
@@ -84,15 +82,6 @@ class Solver:
     def adaptive(self) -> bool:
         """Whether the method chooses its own steps."""
         return self.steps is None and "callback_accept_step" in callbacks_of(self.method)
-
-
-def _count(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    number = value if isinstance(value, float) else getattr(value, "__index__", lambda: math.nan)()
-    if isinstance(value, bool) or not math.isfinite(number) or number != int(number) or number < 1:
-        raise ValueError(f"{name}={value!r}; expected a whole number >= 1, or None")
-    return int(number)
 
 
 @dataclass
@@ -206,24 +195,6 @@ def _right_hand_side(solver: Solver) -> type[_RightHandSide]:
         return _AdaptiveRightHandSide
     # A solver that reports no steps (SciPy's) warns of callbacks that it will not call.
     return _FixedRightHandSide if heard else _RightHandSide
-
-
-def callbacks_of(method: str) -> set[str]:
-    """What torchdiffeq's solver of this name reports; one with error control, its kept steps."""
-    return set(SOLVERS[method].valid_callbacks())
-
-
-def options_of(method: str) -> set[str]:
-    """Names of the options that torchdiffeq's solver of this name takes."""
-    taken = {"self", "func", "y0", "rtol", "atol"}
-    return {
-        name
-        for kind in SOLVERS[method].__mro__
-        if "__init__" in vars(kind)
-        for name, parameter in inspect.signature(vars(kind)["__init__"]).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name not in taken
-    }
 
 
 def _number(x: Tensor | float) -> float:
@@ -369,11 +340,17 @@ _PAST_THE_END = (
 )
 
 
+_SMALL = 1e-15
+"""Tolerances below it may be what overflows: the search for a first step squares slopes / atol."""
+
+
 def _failure(reason: str, rhs: _RightHandSide, t: Tensor, detail: str) -> SolverError:
     time = float(t[0]) if rhs.time is None else rhs.time
     if reason == "step underflow" and rhs.dt == 0:
         # torchdiffeq makes no step of one that is not a number.
         reason, detail = "non-finite state", "the slopes are NaN or infinite"
+        if rhs.solver.atol < _SMALL:
+            detail += f", or beyond what is finite when divided by atol={rhs.solver.atol:g}"
     if rhs.passed_the_end():
         detail = "; ".join(filter(None, (detail, f"past the end of the solve: {_PAST_THE_END}")))
     return SolverError(reason, time, rhs.dt, rhs.statistics.nfe, detail)

@@ -87,7 +87,7 @@ def checked(state: Any) -> State:
         TypeError: it is something else, or not of one floating-point dtype.
         ValueError: its parts are on several devices or have different numbers of samples.
     """
-    if isinstance(state, Tensor) and state.dtype in _SOLVED:
+    if isinstance(state, Tensor) and state.dtype in _SOLVED and _is_plain(state):
         return state
     if isinstance(state, dict):
         raise TypeError("the state is a dict; pass a tuple of tensors, e.g. tuple(x.values())")
@@ -104,6 +104,7 @@ def checked(state: Any) -> State:
                 "e.g. (a, b, c) instead of (a, (b, c))"
             )
         _check_floating(which, part)
+        _check_plain(which, part)
     parts = [_autocast(part) for part in parts]
     if isinstance(state, Tensor):
         return parts[0]
@@ -119,6 +120,31 @@ def _check_floating(which: str, part: Tensor) -> None:
         )
     if not part.is_floating_point():
         raise TypeError(f"{which} must be floating point, got {part.dtype}: pass x.float()")
+
+
+def _is_plain(part: Tensor) -> bool:
+    """Whether it has a shape, and a number at every place."""
+    return part.layout is torch.strided and not part.is_nested and part.device.type != "meta"
+
+
+def _check_plain(which: str, part: Tensor) -> None:
+    if _is_plain(part):
+        return
+    if part.is_nested:
+        raise TypeError(
+            f"{which} is a nested tensor, whose samples have several shapes: pass "
+            "x.to_padded_tensor(0.0), and let the field leave the padding alone"
+        )
+    if part.device.type == "meta":
+        raise TypeError(
+            f"{which} is on the meta device, which holds no numbers, so that nothing can be "
+            "solved: pass a tensor on a real device, and model.to_empty(device=...) first if the "
+            "model is there too"
+        )
+    raise TypeError(
+        f"{which} is of layout {part.layout}, but the slopes that are added to it are dense: pass "
+        "x.to_dense()"
+    )
 
 
 def _autocast(part: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from snopt.groups import number_of
 
 _WITHOUT_FLOAT64 = {"mps"}
 """Kinds of device on which no float64 tensor can be made."""
@@ -28,11 +30,17 @@ def span_of(t_span: Any) -> tuple[float, float]:
         TypeError: ``t_span`` is no pair of numbers.
         ValueError: the times are equal or not finite, or want a gradient.
     """
+    if isinstance(t_span, str | bytes | Mapping | Set):
+        raise TypeError(
+            f"t_span={t_span!r} is a {type(t_span).__name__}; expected start and end time, "
+            "e.g. (0.0, 1.0)"
+        )
     try:
         times = tuple(t_span)
     except TypeError:
+        one = number_of(t_span) or 1.0
         raise TypeError(
-            f"t_span={t_span!r}; expected start and end time, e.g. (0.0, {t_span!r})"
+            f"t_span={t_span!r}; expected start and end time, e.g. (0.0, {one!r})"
         ) from None
     if _wants_gradient(t_span) or any(_wants_gradient(t) for t in times):
         raise ValueError(
@@ -45,6 +53,8 @@ def span_of(t_span: Any) -> tuple[float, float]:
             "call block(x, t)"
         )
     try:
+        if any(isinstance(t, str | bytes | bool) for t in times):
+            raise TypeError
         start, end = (float(t) for t in times)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"t_span={times}; expected two numbers, e.g. (0.0, 1.0)") from None
@@ -69,9 +79,10 @@ def times_of(t: Tensor | Sequence[float]) -> Tensor:
         raise ValueError("gradients with respect to times are not computed; detach t")
     try:
         given = torch.as_tensor(t)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"t must be a tensor or a sequence of times, got {type(t).__name__}: {error}"
+            "t must be a tensor or a sequence of times, e.g. [0.0, 1.0], got a "
+            f"{type(t).__name__}: {_shown(t)}"
         ) from None
     if given.is_complex() or given.dtype == torch.bool:
         raise TypeError(f"t must hold real numbers, got {given.dtype}")
@@ -89,6 +100,11 @@ def times_of(t: Tensor | Sequence[float]) -> Tensor:
     if not (bool((gaps > 0).all()) or bool((gaps < 0).all())):
         raise ValueError("t must be strictly increasing or strictly decreasing")
     return times
+
+
+def _shown(t: object) -> str:
+    text = repr(t)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _wants_gradient(t: object) -> bool:

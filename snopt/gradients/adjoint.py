@@ -11,8 +11,8 @@ from torch import Tensor
 from snopt.gradients.held import drawn, generators
 from snopt.gradients.kept import Kept, first_order
 from snopt.gradients.problem import Solve, vector_jacobian
+from snopt.methods import REPLAYABLE
 from snopt.runge_kutta import TABLEAUS
-from snopt.solve import REPLAYABLE
 from snopt.state import Layout
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torchdiffeq
 from torch import Tensor, nn
+from torchdiffeq._impl.odeint import SOLVERS
 
 import snopt.times
 from snopt import ODEBlock, SNOpt, SolverError
-from snopt.solve import SOLVERS, Solver
+from snopt.solve import Solver
 from snopt.state import Layout, batch_size
 from tests.library import problems
 from tests.library.problems import GRADIENTS

@@ -160,7 +160,7 @@ STATES: dict[str, tuple[Any, str]] = {
     "nested": ((X, (X, X)), r"part 1 of the state is a tuple.*flat tuple"),
     "part of integers": ((X, X.long()), r"part 1 of the state must be floating"),
     "dtypes": ((X, X.double()), r"different dtypes, torch.float32, torch.float64"),
-    "devices": ((X, X.to("meta")), r"different devices, cpu, meta"),
+    "devices": ((X, X.to("meta")), r"part 1 of the state is on the meta device"),
     "samples": ((X, torch.zeros(3, 2)), r"first dimensions \[4, 3\].*sample"),
 }
 

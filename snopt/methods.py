@@ -1,0 +1,130 @@
+"""What can be asked of torchdiffeq's methods: options, tolerances, counts, kinds of gradient."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torchdiffeq._impl.odeint import SOLVERS
+
+from snopt.groups import number_of
+
+REPLAYABLE = ("dopri5", "bosh3", "euler", "midpoint", "heun2", "heun3", "rk4")
+"""Methods whose every step is a function of (t, dt, y) alone, so that it can be repeated."""
+
+OWN_OPTIONS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
+"""Options of a block that are this library's, not torchdiffeq's."""
+
+
+def callbacks_of(method: str) -> set[str]:
+    """What torchdiffeq's solver of this name reports; one with error control, its kept steps."""
+    return set(SOLVERS[method].valid_callbacks())
+
+
+def options_of(method: str) -> set[str]:
+    """Names of the options that torchdiffeq's solver of this name takes."""
+    taken = {"self", "func", "y0", "rtol", "atol"}
+    return {
+        name
+        for kind in SOLVERS[method].__mro__
+        if "__init__" in vars(kind)
+        for name, parameter in inspect.signature(vars(kind)["__init__"]).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name not in taken
+    }
+
+
+def check_method(method: Any) -> None:
+    """Refuse what is no method.
+
+    Raises:
+        ValueError: torchdiffeq has none of this name.
+    """
+    if not isinstance(method, str) or method not in SOLVERS:
+        raise ValueError(f"method={method!r}; choose one of {', '.join(sorted(SOLVERS))}")
+
+
+def tolerance(name: str, value: Any) -> float:
+    """A tolerance as a number.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative or not finite.
+    """
+    number = None if isinstance(value, bool) else number_of(value)
+    if number is None:
+        raise TypeError(
+            f"{name}={value!r}; expected one number for the whole state, e.g. {name}=1e-3"
+        )
+    if not (number >= 0 and math.isfinite(number)):
+        raise ValueError(f"{name}={value!r}; expected a finite number >= 0")
+    return number
+
+
+def count(name: str, value: Any) -> int | None:
+    """A number of steps, or ``None``.
+
+    Raises:
+        ValueError: it is no whole number >= 1.
+    """
+    if value is None:
+        return None
+    number = value if isinstance(value, float) else getattr(value, "__index__", lambda: math.nan)()
+    if isinstance(value, bool) or not math.isfinite(number) or number != int(number) or number < 1:
+        raise ValueError(f"{name}={value!r}; expected a whole number >= 1, or None")
+    return int(number)
+
+
+def split_options(method: str, options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A block's options: this library's own, and those that torchdiffeq takes.
+
+    Raises:
+        TypeError: ``options`` is no mapping.
+        ValueError: the method knows no option of a name, or an own one is outside its choices.
+    """
+    check_method(method)
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options={options!r}; expected a dict of names, e.g. {{'steps': 8}}")
+    own = {key: value for key, value in (options or {}).items() if key in OWN_OPTIONS}
+    passed = {key: value for key, value in (options or {}).items() if key not in own}
+    unknown = sorted(str(key) for key in passed.keys() - options_of(method))
+    if unknown:
+        raise ValueError(
+            f"options: {', '.join(unknown)}: not known to {method!r}; choose from "
+            f"{', '.join([*OWN_OPTIONS, *sorted(options_of(method))])}"
+        )
+    for name in ("warm_start", "compile"):
+        if own.get(name) not in (None, True, False):
+            raise ValueError(f"options={{{name!r}: {own[name]!r}}}; expected True or False")
+        own[name] = bool(own.get(name))
+    if own.setdefault("on_failure", "raise") not in ("raise", "partial"):
+        raise ValueError(f"on_failure={own['on_failure']!r}; choose raise or partial")
+    if own["compile"] and own.get("steps") is None:
+        raise ValueError("options={'compile': True} needs a fixed number of steps: add 'steps'")
+    return own, passed
+
+
+def check_gradient(gradient: str, method: str, passed: Mapping[str, Any]) -> None:
+    """Refuse a gradient that a method, with these options of torchdiffeq's, does not allow.
+
+    Raises:
+        ValueError: it does not; the message names what does.
+    """
+    if gradient == "checkpoint" and method not in REPLAYABLE:
+        raise ValueError(
+            f"gradient='checkpoint' repeats single steps, which {method!r} does not allow; "
+            f"choose method from {', '.join(REPLAYABLE)}, or another gradient"
+        )
+    if gradient == "direct" and not callbacks_of(method):
+        raise ValueError(
+            f"gradient='direct' goes through the solver's operations, and {method!r} does not "
+            "work on tensors with a graph: choose gradient='adjoint', or another method"
+        )
+    exposed = sorted({"jump_t", "perturb"} & passed.keys())
+    if gradient == "checkpoint" and exposed:
+        raise ValueError(
+            f"options: {', '.join(exposed)}: gradient='checkpoint' repeats steps without "
+            "them, which is another solve; choose gradient='direct' or 'adjoint'"
+        )
