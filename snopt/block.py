@@ -199,8 +199,8 @@ class ODEBlock(nn.Module):
         Args:
             like: a tensor of the state's dtype and device.
         """
-        ((times, dt),) = step_grid(self._times(None), self.solver.steps or 1)
-        return clock(times, dt, TABLEAUS[self.solver.method], like)
+        ((times, dt, end),) = step_grid(self._times(None), self.solver.steps or 1)
+        return clock(times, dt, TABLEAUS[self.solver.method], like, end)
 
     def unrolled(self, x: Tensor, grid: Tensor) -> Tensor:
         """x(t1) as a plain differentiable function, for a compiled region of the caller's own.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snopt.tracing import exporting
+
 Field = Callable[[Tensor, Tensor], Tensor]
 """A vector field (t, y) -> dy/dt over one tensor."""
 
@@ -65,7 +67,9 @@ TABLEAUS: dict[str, Tableau] = {
 Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.1 to II.5."""
 
 
-def clock(times: Sequence[float], dt: float, tableau: Tableau, like: Tensor) -> Tensor:
+def clock(
+    times: Sequence[float], dt: float, tableau: Tableau, like: Tensor, end: float | None = None
+) -> Tensor:
     """Stage times of equal steps, and their length: a row (t_1, ..., t_s, dt) for each step.
 
     Args:
@@ -73,11 +77,15 @@ def clock(times: Sequence[float], dt: float, tableau: Tableau, like: Tensor) -> 
         dt: their signed length.
         tableau: the method, of s stages.
         like: a tensor of the state's dtype and device.
+        end: where the last step ends at the latest; rounding may carry its last stage past.
 
     Returns:
         Shape (len(times), s + 1).
     """
     rows = [[*(time + node * dt for node in tableau.nodes), dt] for time in times]
+    if end is not None and not exporting():
+        *last, _ = rows[-1]
+        rows[-1] = [*(min(t, end) if dt > 0 else max(t, end) for t in last), dt]
     return torch.tensor(rows, dtype=like.dtype, device=like.device)
 
 

@@ -299,20 +299,20 @@ def _with_end(step_t: Tensor | None, times: Tensor) -> Tensor:
 
 def _fixed_steps(rhs: _RightHandSide, y0: Tensor, t: Tensor, solver: Solver) -> Tensor:
     outputs, y, tableau = [y0], y0, TABLEAUS[solver.method]
-    for times, dt in step_grid(t, solver.steps or 1):
-        for time, row in zip(times, clock(times, dt, tableau, y0), strict=True):
+    for times, dt, end in step_grid(t, solver.steps or 1):
+        for time, row in zip(times, clock(times, dt, tableau, y0, end), strict=True):
             rhs.begin_fixed_step(time * rhs.sign, y, dt * rhs.sign)
             y = step(rhs.forwards, row, y, tableau, dt)
         outputs.append(y)
     return torch.stack(outputs)
 
 
-def step_grid(t: Tensor, steps: int) -> list[tuple[list[float], float]]:
-    """Equal steps between the times of ``t``: for each interval the start times and the length."""
+def step_grid(t: Tensor, steps: int) -> list[tuple[list[float], float, float]]:
+    """Equal steps between the times of ``t``: per interval their starts and length, and its end."""
     grid = []
     for start, end in pairwise(t.tolist()):
         dt = (end - start) / steps
-        grid.append(([start + i * dt for i in range(steps)], dt))
+        grid.append(([start + i * dt for i in range(steps)], dt, end))
     return grid
 
 

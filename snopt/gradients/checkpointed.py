@@ -6,6 +6,7 @@ evaluation are kept too, and set again before it is repeated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet
@@ -132,9 +133,11 @@ def _backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         nodes = problem.watched(times[i], times[i - 1])
         if nodes is not None:
             nodes.boundary(times[i], states[i], a)
-        for step in reversed(ctx.steps[i - 1]):
+        steps: list[Step] = ctx.steps[i - 1]
+        for index, step in reversed([*enumerate(steps)]):
             y = starts.pop()
-            a, *grads = _repeat(problem, step, y, a, inputs)
+            row = _stage_times(problem, steps, index, times[i], y)
+            a, *grads = _repeat(problem, step, row, y, a, inputs)
             if grads:
                 torch._foreach_add_(gradients, grads)
             statistics.nfe += len(problem.tableau.nodes)
@@ -147,10 +150,33 @@ def _backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
     return None, None, a, *gradients
 
 
+def _stage_times(
+    problem: Solve, steps: list[Step], index: int, stop: float, like: Tensor
+) -> Tensor:
+    """A step's row of the clock, with the very times at which its stages were evaluated.
+
+    A field may jump between a time and its neighbour. torchdiffeq's rk4 takes the end of a step
+    from its grid, and a method with error control evaluates just before it; that evaluation serves
+    the next step as its first stage too.
+    """
+    solver, step, last = problem.solver, steps[index], index == len(steps) - 1
+    if solver.steps is not None or solver.method == "heun2":
+        own_end = stop if last and solver.steps is not None else None
+        return clock([step.time], step.dt, problem.tableau, like, own_end)[0]
+    nodes, end = problem.tableau.nodes, stop if last else steps[index + 1].time
+    times = [end if node == 1.0 else step.time + node * step.dt for node in nodes]
+    if not solver.adaptive:
+        return torch.tensor([*times, step.dt], dtype=like.dtype, device=like.device)
+    before = -math.copysign(math.inf, step.dt)
+    shared = [node == 1.0 or (node == 0.0 and index > 0) for node in nodes]
+    toward = [before if at_an_end else t for t, at_an_end in zip(times, shared, strict=True)]
+    row = torch.tensor([*times, step.dt], dtype=like.dtype)
+    return torch.nextafter(row, row.new_tensor([*toward, step.dt])).to(like.device)
+
+
 def _repeat(
-    problem: Solve, step: Step, y: Tensor, a: Tensor, inputs: tuple[Tensor, ...]
+    problem: Solve, step: Step, row: Tensor, y: Tensor, a: Tensor, inputs: tuple[Tensor, ...]
 ) -> list[Tensor]:
-    (row,) = clock([step.time], step.dt, problem.tableau, y)
     with torch.enable_grad():
         y = y.detach().requires_grad_(True)
         y_next = _stepped(problem, step, row, y)

@@ -58,8 +58,9 @@ def unrolled(
     """
     outputs, y, statistics = [y0], y0, Statistics()
     stages = len(problem.tableau.nodes)
-    for times, dt in step_grid(t, problem.solver.steps or 1):
-        for time, row in zip(times, clock(times, dt, problem.tableau, y0).unbind(), strict=True):
+    for times, dt, end in step_grid(t, problem.solver.steps or 1):
+        rows = clock(times, dt, problem.tableau, y0, end).unbind()
+        for time, row in zip(times, rows, strict=True):
             if boundaries is not None:
                 boundaries.append((time, y))
             y = problem.step(row, dt, y)
