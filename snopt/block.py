@@ -72,6 +72,7 @@ class ODEBlock(nn.Module):
     """
 
     one_sample = False
+    _asked = 0
 
     def __init__(
         self,
@@ -145,8 +146,10 @@ class ODEBlock(nn.Module):
             if self.on_failure != "partial" or t is not None:
                 raise error from None
             out = self._partial(problem, flat, times, error)
-        # Most batches are as large as the one before: then there is nothing to learn.
-        if batch != self.samples and out.requires_grad and not (exporting() or transformed()):
+        # Most batches are as large as the ones before: then there is nothing to learn.
+        news = batch != self.samples or batch != self._asked
+        if news and out.requires_grad and not (exporting() or transformed()):
+            self._asked = batch
             out.register_hook(partial(self._answered, batch))
         return layout.unpack(out if out.dtype is seen else out.to(seen))
 
@@ -252,7 +255,6 @@ class ODEBlock(nn.Module):
             first_step=self._first_step,
             stepper=self._compiled(function) if self.compile_step else None,
             observer=observer,
-            pass_number=0 if observer is None else observer.begin(),
         )
 
     def _compiled(self, function: FlatField) -> Callable[[Tensor, Tensor], Tensor]:

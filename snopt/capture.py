@@ -12,7 +12,8 @@ With sums over nodes j (weight w_j), samples and locations,
 
 where c is autograd's cotangent of a mean loss, the factors of docs/method.md are
 A = S_A / W and B = W^2 S_B / R: for one solve W is N T, R / W the locations per sample, and N c
-the cotangent of one sample. Several solves, micro-batches and processes simply add up.
+the cotangent of one sample. Several solves, micro-batches and processes simply add up; backward
+passes through one graph are one pass with the sum of their cotangents (:mod:`snopt.joining`).
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ from torch.utils.hooks import RemovableHandle
 from snopt.block import ODEBlock
 from snopt.gradients import Solve, vector_jacobian
 from snopt.hooks import Listener, audible
+from snopt.joining import Passes, Place
 from snopt.kronecker import Factors
 from snopt.layers import Layer, input_of
 from snopt.nodes import GridNodes, Nodes, StepNodes
 from snopt.passes import Pass, cleared, current_pass, kind_of_pass
 from snopt.processes import Processes
 from snopt.stopwatch import Stopwatch
-from snopt.sums import Passes, Sums
+from snopt.sums import Sums
 
 UNHEARD = (
     "no backward pass went through the layer: it is used without being called, or the model ran "
@@ -111,6 +113,7 @@ class Capture:
         self.stopwatch = Stopwatch()
         self.sums: dict[str, Sums] = {}
         self._passes: dict[str, Passes] = {}
+        self._origins: dict[int, int] = {}
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -143,18 +146,17 @@ class Capture:
         self.disarm()
         self.why = {}
         self.sums = {name: Sums.zeros(self.layers[name]) for name in names}
-        self._passes = {}
         for name in self.outside:
             if name in self.sums:
                 layer = self.layers[name]
-                passes = self._passes.setdefault(name, Passes())
+                passes = self._passes.setdefault(name, Passes(self._origins))
                 hook = Listener(partial(_heard, weakref.ref(self), layer, passes))
                 self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         for name, block in self.blocks.items():
             modules = {id(m) for m in block.field.modules()}
             inner = [self.layers[n] for n in self.sums if id(self.layers[n].module) in modules]
             if inner:
-                passes = self._passes.setdefault(name, Passes())
+                passes = self._passes.setdefault(name, Passes(self._origins))
                 observer = FieldObserver(self, block, inner, passes)
                 self._observers.append(observer)  # the block itself does not keep it
                 block.observers.add(observer)
@@ -163,6 +165,7 @@ class Capture:
         """Forget what was gathered; forward passes already made still count when answered."""
         self.sums = {name: Sums.zeros(self.layers[name]) for name in self.sums}
         self.replayed = 0
+        self._origins.clear()
         for passes in self._passes.values():
             passes.clear()
 
@@ -174,13 +177,15 @@ class Capture:
         for observer in self._observers:
             observer.block.observers.discard(observer)
         self._observers.clear()
-        self.sums, self.replayed = {}, 0
-        self.starts = []
+        self.sums, self.starts = {}, []
+        self.clear()
 
     def collect(self, processes: Processes | None = None) -> dict[str, Factors | None]:
         """The factors of every armed layer, summed over processes if given; then disarm."""
         found: dict[str, Factors | None] = {}
         for name, sums in self.sums.items():
+            if name in self.outside:
+                sums.samples = float(self._passes[name].samples)
             if self.replayed:
                 sums.b /= self.replayed**2
             if processes is not None:
@@ -197,10 +202,14 @@ class Capture:
         What it holds of a pass whose gradient has been thrown away is forgotten.
 
         Args:
-            layer: an armed layer.
+            layer: the layer; not armed, it counts for nothing.
             passes: the counter of its samples.
             inside: whether the layer was used by a backward pass, in a solve of its own say.
         """
+        if layer.name not in self.sums:
+            return False
+        if self.sums[layer.name].outdated(layer):
+            self._restart(layer, passes)
         kind = kind_of_pass([layer.weight])
         if inside and kind is not Pass.LOSS:
             self.why.setdefault(layer.name, SOLVED_INSIDE)
@@ -215,10 +224,19 @@ class Capture:
             if kind is Pass.GRADIENTS and sums.kind is Pass.LOSS:
                 return False
             if kind is Pass.LOSS and (sums.kind is Pass.GRADIENTS or _thrown_away(layer, sums)):
-                sums = self.sums[layer.name] = Sums.zeros(layer)
-                passes.clear()
+                sums = self._restart(layer, passes)
         sums.last_pass, sums.kind = number, kind
         return True
+
+    def _restart(self, layer: Layer, passes: Passes) -> Sums:
+        passes.clear()
+        self.sums[layer.name] = Sums.zeros(layer)
+        return self.sums[layer.name]
+
+    def count(self, passes: Passes, batch: int) -> None:
+        """Samples of the backward pass that runs now; those of further columns are the same."""
+        if self.with_inputs:
+            passes.count(batch)
 
     def add(
         self, layer: Layer, z: Tensor, g: Tensor, *, batch: int, weight: float, first: bool
@@ -230,8 +248,9 @@ class Capture:
             z: its input.
             g: autograd's cotangent of its output.
             batch: samples behind this use.
-            weight: quadrature weight, 1 outside blocks.
-            first: whether this is the layer's first use in this node or pass.
+            weight: quadrature weight, 1 outside blocks; negative to take back.
+            first: whether this is the layer's first use in this node. Outside blocks samples are
+                counted by passes.
         """
         sums = self.sums[layer.name]
         entries = 1 if layer.unbatched(z) else z.shape[0]
@@ -241,8 +260,6 @@ class Capture:
         if entries == 0:
             return
         a, b, rows, used = layer.moments(z, g, keep, self.with_inputs)
-        if sums.outdated(a, b):
-            sums = self.sums[layer.name] = Sums.zeros(layer)
         scale = weight * entries / used
         loss_scale = 1.0 if self.loss_scale is None else self.loss_scale()
         sums.b.add_(b, alpha=scale / loss_scale**2)
@@ -267,14 +284,15 @@ class Capture:
         output = audible(output)
         inside = current_pass() >= 0
         z = input_of(args, kwargs).detach()
-        number = passes.forward()
+        place = Place()
 
         def record(g: Tensor) -> None:
-            if layer.name in self.sums and self.counts(layer, passes, inside):
+            if self.counts(layer, passes, inside):
                 with self.stopwatch.running(g.device):
                     batch = 1 if layer.unbatched(z) else z.shape[0]
-                    first = passes.backward(number, batch)
-                    self.add(layer, z, g, batch=batch, weight=1.0, first=first)
+                    self.count(passes, batch)
+                    for sign, c in place.answer(g, [] if self.replaying else [passes]):
+                        self.add(layer, z, c, batch=batch, weight=sign, first=False)
 
         output.register_hook(record)
         return output
@@ -294,26 +312,26 @@ class FieldObserver:
         capture = self.capture
         if not capture.armed or not (capture.active or capture.replaying):
             return False
-        kind = kind_of_pass(x.weight for x in self.layers)
-        if kind is Pass.INNER:
+        if kind_of_pass(x.weight for x in self.layers) is Pass.INNER:
             return False
-        return kind is Pass.GRADIENTS if capture.replaying else True
-
-    def begin(self) -> int:
-        """The block is called: the number of the forward pass this belongs to."""
-        return self.passes.forward()
+        counting = [capture.counts(x, self.passes) for x in self.layers]  # every one hears of it
+        return any(counting)
 
     def start(self, y0: Tensor) -> None:
         """See :attr:`Capture.starts`."""
         if not self.capture.active:  # a replay will ask for it
             self.capture.starts.append(y0)
 
+    def counted(self) -> list[Passes]:
+        """See :class:`snopt.gradients.Observer`."""
+        return [] if self.capture.replaying else [self.passes]
+
     def nodes(self, solve: Solve, start: float, end: float) -> Nodes:
         """The quadrature rule for one interval of one solve."""
 
         def visit(t: float, y: Tensor, a: Tensor, weight: float) -> None:
             with self.capture.stopwatch.running(y.device), solve.as_called():
-                self._visit(solve, t, y, a, weight)
+                self._visit(solve, t, y, a, solve.sign * weight)
 
         if self.capture.grid is None:
             return StepNodes(visit)
@@ -363,7 +381,7 @@ class FieldObserver:
         for x in self.layers:
             called = any(layer is x for layer, _, _ in uses)
             self.capture.why.setdefault(x.name, DIFFERENTIATED if called else UNCALLED)
-        self.passes.backward(solve.pass_number, batch)
+        self.capture.count(self.passes, batch)
         if not uses:
             return
         # One derivative, that of the slope: those a field takes itself (a divergence) are part of

@@ -1,4 +1,4 @@
-"""What a capture adds up for one layer, and how it counts samples."""
+"""What a capture adds up for one layer."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ class Sums:
             torch.zeros(groups, out, out, dtype=dtype, device=like.device),
         )
 
-    def outdated(self, a: Tensor | None, b: Tensor) -> bool:
+    def outdated(self, layer: Layer) -> bool:
         """Whether the layer has changed: a bias frozen or thawed, moved, or cast."""
-        width = self.a.shape if a is None else a.shape
-        return (width, b.dtype, b.device) != (self.a.shape, self.b.dtype, self.b.device)
+        weight, width = layer.weight, layer.shape[2]
+        dtype = torch.promote_types(torch.float32, weight.dtype)
+        known = (self.a.shape[2], self.a.dtype, self.a.device)
+        return (width, dtype, weight.device) != known
 
     def reduce(self, processes: Processes) -> None:
         """Add up over processes, whose losses' mean is what they train on."""
@@ -51,33 +53,3 @@ class Sums:
         if self.samples == 0 or self.rows == 0:
             return None
         return Factors(((self.a / self.samples,),), self.b * (self.samples**2 / self.rows))
-
-
-class Passes:
-    """Counts samples once per forward-and-backward pass, however often a module is used in it."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.current = 0
-        self.counted = -1
-        self.answered = False
-
-    def clear(self) -> None:
-        """Count from nothing; numbers that were given out stay valid."""
-        self.samples, self.counted, self.answered = 0, -1, False
-
-    def forward(self) -> int:
-        """A use in a forward pass; the first after a backward pass begins a new one."""
-        if self.answered:
-            self.current += 1
-            self.answered = False
-        return self.current
-
-    def backward(self, number: int, batch: int) -> bool:
-        """Count the batch and return True if this is the first answer to that pass."""
-        self.answered = True
-        if number == self.counted:
-            return False
-        self.counted = number
-        self.samples += batch
-        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Adjoint(torch.autograd.Function):
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for ``y0`` and the inputs."""
         with ctx.problem.as_called():
-            return _backward(ctx, grad_states)
+            return ctx.problem.answer(partial(_backward, ctx), grad_states)  # type: ignore[no-any-return]
 
 
 def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
@@ -50,8 +51,7 @@ def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
     return Kept(t, states)
 
 
-def _backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-    problem: Solve = ctx.problem
+def _backward(ctx: Any, problem: Solve, grad_states: Tensor) -> tuple[Tensor | None, ...]:
     t, states, *parameters = ctx.saved_tensors
     if not bool(torch.isfinite(grad_states).all()):
         # An overflow above the block is no failure of the solve: pass it on, as torch does.

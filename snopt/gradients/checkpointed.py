@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -41,7 +42,7 @@ class Checkpointed(torch.autograd.Function):
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for ``y0`` and the inputs."""
         with ctx.problem.as_called():
-            return _backward(ctx, grad_states)
+            return ctx.problem.answer(partial(_backward, ctx), grad_states)  # type: ignore[no-any-return]
 
 
 def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
@@ -122,8 +123,7 @@ class _Recorder:
         self.starts.append(y)
 
 
-def _backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-    problem: Solve = ctx.problem
+def _backward(ctx: Any, problem: Solve, grad_states: Tensor) -> tuple[Tensor | None, ...]:
     count = sum(map(len, ctx.steps))
     t, states, *rest = ctx.saved_tensors
     starts, inputs = list(rest[:count]), tuple(rest[count:])

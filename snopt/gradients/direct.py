@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from snopt.errors import SolverError
 from snopt.gradients.problem import Observer, Solve
+from snopt.joining import Place, Shares
 from snopt.nodes import Nodes
 from snopt.runge_kutta import clock
 from snopt.solve import Statistics, step_grid
@@ -80,20 +82,30 @@ def _watch(
     end: float,
 ) -> None:
     """Tensor hooks that report the boundaries of a backpropagated solve, last one first."""
-    rule: list[Nodes] = []
-    last = states[-1].detach()
+    rules: list[Nodes] = []
+    last, start = states[-1].detach(), boundaries[0][0]
 
-    def at_end(grad: Tensor) -> None:
+    def report(time: float, y: Tensor, shares: Shares) -> None:
+        for rule, (_, a) in zip(rules, shares, strict=True):
+            rule.boundary(time, y, a)
+
+    def at_end(grad: Tensor, place: Place) -> None:
+        rules.clear()
         if observer.active:
-            rule[:] = [observer.nodes(problem, end, boundaries[0][0])]
-            rule[0].boundary(end, last, grad[-1])
+            shares = place.answer(grad[-1], observer.counted())
+            seen = [replace(problem, sign=sign) for sign, _ in shares]
+            rules.extend(observer.nodes(solve, end, start) for solve in seen)
+            report(end, last, shares)
 
-    def at_boundary(a: Tensor, index: int, time: float, y: Tensor) -> None:
-        if rule and observer.active:
-            rule[0].boundary(time, y, a)
+    def at_boundary(a: Tensor, place: Place, index: int, time: float, y: Tensor) -> None:
+        if rules and observer.active:
+            report(time, y, place.answer(a, observer.counted()))
             if index == 0:
-                rule.pop().finish()
+                for rule in rules:
+                    rule.finish()
+                rules.clear()
 
-    states.register_hook(at_end)
+    states.register_hook(partial(at_end, place=Place()))
     for index, (time, y) in enumerate(boundaries):
-        y.register_hook(partial(at_boundary, index=index, time=time, y=y.detach()))
+        known = partial(at_boundary, place=Place(), index=index)
+        y.register_hook(partial(known, time=time, y=y.detach()))

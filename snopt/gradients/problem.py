@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from snopt.gradients.held import Held, inspect
+from snopt.gradients.kept import Backward
+from snopt.joining import Passes, Place
 from snopt.nodes import Nodes
 from snopt.runge_kutta import TABLEAUS, Field, Tableau
 from snopt.runge_kutta import step as runge_kutta_step
@@ -25,11 +28,11 @@ class Observer(Protocol):
     def active(self) -> bool:
         """Whether the backward pass that runs now is the one to watch."""
 
-    def begin(self) -> int:
-        """The block is called: the number of the forward pass this belongs to."""
-
     def start(self, y0: Tensor) -> None:
         """The state that backpropagation must reach for every boundary to be reported."""
+
+    def counted(self) -> list[Passes]:
+        """Where the backward pass that runs now is counted; empty if it shall stand alone."""
 
     def nodes(self, solve: Solve, start: float, end: float) -> Nodes:
         """A quadrature rule for one interval, from ``start`` to ``end`` in backward order."""
@@ -49,8 +52,9 @@ class Solve:
         first_step: returns the step to start a solve of that direction with, or ``None``.
         stepper: one Runge-Kutta step, compiled or not.
         observer: who watches the backward pass, if anybody.
-        pass_number: the observer's number of the forward pass.
         held: what the field held at the call, for evaluations on the way back.
+        sign: of what is seen: 1 if it is to be counted, -1 if it is to be taken back.
+        place: what backward passes have brought to the solve's end.
     """
 
     field: Field
@@ -62,8 +66,9 @@ class Solve:
     first_step: Callable[[str], float | None]
     stepper: Callable[[Tensor, Tensor], Tensor] | None = None
     observer: Observer | None = None
-    pass_number: int = 0
     held: Held | None = None
+    sign: int = 1
+    place: Place = dataclasses.field(default_factory=Place)
 
     def integrate(
         self, direction: str, function: Field, y0: Tensor, t: Tensor, **keywords: Any
@@ -113,6 +118,27 @@ class Solve:
         if self.observer is None or not self.observer.active:
             return None
         return self.observer.nodes(self, start, end)
+
+    def answer(self, backward: Backward, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of one backward pass, and all that an observer is to see of it.
+
+        Args:
+            backward: takes a solve and ``grad``, reports to the solve's observer.
+            grad: the cotangent of the states.
+        """
+        if self.observer is None or not self.observer.active:
+            return backward(self, grad)
+        shares = self.place.answer(grad, self.observer.counted())
+        if len(shares) == 1:
+            return backward(self, grad)
+        found = backward(replace(self, observer=None), grad)
+        for sign, share in shares:
+            backward(replace(self, sign=sign, count=self._count_curvature), share)
+        return found
+
+    def _count_curvature(self, direction: str, statistics: Statistics) -> None:
+        # Its steps are not those that the next solve starts with.
+        self.count("curvature", Statistics(statistics.nfe))
 
 
 def vector_jacobian(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from torch import Tensor
 
 from snopt.gradients.problem import Observer, Solve
+from snopt.joining import Passes
 from snopt.nodes import Nodes
 
 
@@ -22,25 +22,20 @@ class _Several:
 
     def __init__(self, observers: list[Observer]) -> None:
         self.observers = observers
-        self.numbers: list[int] = []
 
     @property
     def active(self) -> bool:
         return any(x.active for x in self.observers)
 
-    def begin(self) -> int:
-        self.numbers = [x.begin() for x in self.observers]
-        return 0
-
     def start(self, y0: Tensor) -> None:
         for x in self.observers:
             x.start(y0)
 
+    def counted(self) -> list[Passes]:
+        return [passes for x in self.observers if x.active for passes in x.counted()]
+
     def nodes(self, solve: Solve, start: float, end: float) -> Nodes:
-        pairs = zip(self.observers, self.numbers, strict=True)
-        return _All(
-            [x.nodes(replace(solve, pass_number=i), start, end) for x, i in pairs if x.active]
-        )
+        return _All([x.nodes(solve, start, end) for x in self.observers if x.active])
 
 
 class _All:
