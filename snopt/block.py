@@ -16,6 +16,7 @@ from snopt.compiled import compiled_step
 from snopt.errors import SolverError
 from snopt.field import FlatField
 from snopt.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end, together
+from snopt.joining import Place
 from snopt.methods import check_gradient, split_options
 from snopt.passes import Pass, kind_of_pass
 from snopt.runge_kutta import TABLEAUS, clock, step
@@ -26,6 +27,9 @@ from snopt.times import span_of, times_of
 from snopt.tracing import exporting, transformed
 
 logger = logging.getLogger(__name__)
+
+Answer = Callable[[Pass, int, Place, Tensor], None]
+"""Called with every backward pass that is for gradients, and the samples that it answers."""
 
 
 class ODEBlock(nn.Module):
@@ -105,6 +109,7 @@ class ODEBlock(nn.Module):
         self.samples = 0
         self.measured = False
         self.observers: weakref.WeakSet[Observer] = weakref.WeakSet()
+        self.listeners: weakref.WeakSet[Answer] = weakref.WeakSet()
         self._longest: dict[str, float] = {}
         self._steppers: dict[tuple[object, ...], Callable[[Tensor, Tensor], Tensor]] = {}
 
@@ -147,16 +152,19 @@ class ODEBlock(nn.Module):
                 raise error from None
             out = self._partial(problem, flat, times, error)
         # Most batches are as large as the ones before: then there is nothing to learn.
-        news = batch != self.samples or batch != self._asked
+        news = batch != self.samples or batch != self._asked or bool(self.listeners)
         if news and out.requires_grad and not (exporting() or transformed()):
             self._asked = batch
-            out.register_hook(partial(self._answered, batch))
+            out.register_hook(partial(self._answered, batch, Place()))
         return layout.unpack(out if out.dtype is seen else out.to(seen))
 
-    def _answered(self, batch: int, grad: Tensor) -> None:
+    def _answered(self, batch: int, place: Place, grad: Tensor) -> None:
         """A backward pass comes by: N is what it answers, if it is for gradients."""
-        if not self.measured and kind_of_pass(self.field.parameters()) is not Pass.INNER:
+        kind = Pass.INNER if self.measured else kind_of_pass(self.field.parameters())
+        if kind is not Pass.INNER:
             self.samples = batch
+            for listener in self.listeners:
+                listener(kind, batch, place, grad)
 
     def _carried(self, flat: Tensor, times: Tensor) -> Tensor:
         """The state in the dtype that the solver adds steps in."""
@@ -335,11 +343,11 @@ class ODEBlock(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A compiled function and a listening optimizer stay behind when the block is pickled.
-        return {**self.__dict__, "_steppers": {}, "observers": ()}
+        return {**self.__dict__, "_steppers": {}, "observers": (), "listeners": ()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.observers = weakref.WeakSet()
+        self.observers, self.listeners = weakref.WeakSet(), weakref.WeakSet()
 
     def extra_repr(self) -> str:
         """What ``print`` shows beside the field."""

@@ -30,6 +30,7 @@ from snopt.kronecker import (
 from snopt.processes import shared_basis
 from snopt.rules import Rule, State
 from snopt.saving import copied, read_layer, reading
+from snopt.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Preconditioner(Core):
         self.carry_over, self.capture = carry_over, capture
         self.curvature, self.seed, self.draws = curvature, seed, 0
         self.capture.active = curvature == "empirical"
-        self.stopwatch = capture.stopwatch
+        self.stopwatch, self.tally = capture.stopwatch, Tally()
         self.steps = 0
         self.samples = 1.0
         self._own = 0.0  # this process's part of them; 0 before the first step
@@ -124,11 +125,11 @@ class Preconditioner(Core):
     @override
     def arm(self) -> None:
         """Have the coming backward pass watched if a refresh is due."""
-        if self.basis == "gradient" or not self.layers:
-            return
-        names = self.due()
-        if names:
+        names = self.due() if self.layers else []
+        if names and self.basis != "gradient":
             self.capture.arm(names)
+        elif names:
+            self.tally.start([*self.blocks.values()])
 
     @override
     def look(
@@ -162,6 +163,7 @@ class Preconditioner(Core):
     def close(self) -> None:
         """Take hooks and observers off the model."""
         self.capture.disarm()
+        self.tally.stop()
 
     @override
     def clear(self) -> None:
@@ -170,6 +172,7 @@ class Preconditioner(Core):
         if set(self.due()) - self.capture.sums.keys():
             self.arm()  # a layer was thawed
         self.capture.clear()
+        self.tally.clear()
 
     @override
     def extend(self, parts: Parts) -> None:
@@ -254,7 +257,11 @@ class Preconditioner(Core):
                 self._own, self.samples = float(batch), float(total)
                 self.absent -= captured.keys()
                 self.absent |= {name for name, factors in captured.items() if factors is None}
-        elif self.processes.size > 1:
+        else:
+            batch, last = self.tally.samples, self._last_batch()
+            self.tally.stop()
+            self.micro_batches = batch / last if batch and last else 1.0
+            self._own = float(batch or last)
             self._share_samples(device)
         if self.basis != "curvature":
             self._average(grads)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from snopt import ODEBlock, SNOpt
 from snopt.joining import Place
+from snopt.kronecker import gradient_factors, gradient_moments
 from tests.library import problems
 from tests.library.problems import GRADIENTS
 from tests.library.training import Pairs, flat
 
 X, Y = problems.batch(8)
+KINDS = ("adjoint", "checkpoint", "direct")
 RULES = ("paper", "adam", "kfac")
 STEPS: dict[str, Any] = {"method": "rk4", "options": {"steps": 4}}
 ADAPTIVE: dict[str, Any] = {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3}
@@ -114,7 +116,7 @@ def test_factors_by_hand(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "basis", "kind"),
-    [*product(RULES, ("curvature", "both"), GRADIENTS)],
+    [*product(RULES, ("curvature", "both", "gradient"), KINDS)],
 )
 def test_training_is_that_on_the_sum(rule: str, basis: str, kind: str) -> None:
     models = [build(kind) for _ in range(2)]
@@ -335,3 +337,43 @@ def test_curvature_passes_that_wait(kind: str) -> None:
         found.append(optimizer)
     alike(found[1].factors(), found[0].factors())
     assert found[1].preconditioner.samples == 8  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize(("rule", "kind"), [*product(("paper", "kfac"), ("adjoint", "direct"))])
+def test_samples_without_curvature(rule: str, kind: str, waits: bool) -> None:
+    """Averages of gradients take N from the blocks, which add up micro-batches."""
+    whole, parts = build(kind), build(kind)
+    settings: dict[str, Any] = {"rule": rule, "basis": "gradient", "refresh_every": 3}
+    one, many = (SNOpt(m, 0.02, **settings) for m in (whole, parts))
+    for step in range(5):
+        one.zero_grad()
+        problems.squares(Y)(whole(X)).backward()
+        one.step()
+        waiting = []
+        for x, y in zip(X.split((5, 3)), Y.split((5, 3)), strict=True):
+            waiting.append(problems.squares(y)(parts(x)) * len(x) / len(X))
+            if step < 2 and not waiting[1:]:  # a pass that is thrown away, and one that looks
+                torch.autograd.grad(waiting[0], list(parts.parameters()), retain_graph=True)
+                waiting[0].backward(retain_graph=True)
+                many.zero_grad() if step else parts.zero_grad()
+            if not waits:
+                waiting[-1].backward()
+        for loss in waiting if waits else []:
+            loss.backward()
+        many.step()
+        alike(many.factors(), one.factors(), 1e-7)
+        assert many.preconditioner.samples == pytest.approx(8)  # type: ignore[attr-defined]
+        torch.testing.assert_close(flat(parts), flat(whole), rtol=1e-8, atol=1e-10)
+        many.zero_grad()
+
+
+def test_the_first_averages_know_the_samples() -> None:
+    model = build()
+    found = stepped(model, lambda m: added_up(losses(m(X))), rule="kfac", basis="gradient")
+    g = model[4].weight.grad, model[4].bias.grad
+    assert g[0] is not None
+    assert g[1] is not None
+    matrix = torch.cat([g[0], g[1][:, None]], dim=1)[None]
+    a, b = gradient_factors(*gradient_moments(matrix, ((5,),)), len(X))
+    alike({"4": found.factors()["4"]}, {"4": (a[0][0][0], b[0])})
