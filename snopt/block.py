@@ -16,6 +16,7 @@ from snopt.compiled import compiled_step
 from snopt.errors import SolverError
 from snopt.field import FlatField
 from snopt.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end, together
+from snopt.gradients.held import Held
 from snopt.joining import Place
 from snopt.methods import check_gradient, split_options
 from snopt.passes import Pass, kind_of_pass
@@ -111,6 +112,7 @@ class ODEBlock(nn.Module):
         self.observers: weakref.WeakSet[Observer] = weakref.WeakSet()
         self.listeners: weakref.WeakSet[Answer] = weakref.WeakSet()
         self._longest: dict[str, float] = {}
+        self._held: Held | None = None
         self._steppers: dict[tuple[object, ...], Callable[[Tensor, Tensor], Tensor]] = {}
 
     @property
@@ -261,9 +263,16 @@ class ODEBlock(nn.Module):
             gradient=self.gradient,
             count=self._count,
             first_step=self._first_step,
+            hold=self._hold,
             stepper=self._compiled(function) if self.compile_step else None,
             observer=observer,
         )
+
+    def _hold(self, device: torch.device) -> Held:
+        """What the field holds now: that of the last solve, if nothing has changed since."""
+        if self._held is None or not self._held.current(device):
+            self._held = Held(self.field, device)
+        return self._held
 
     def _compiled(self, function: FlatField) -> Callable[[Tensor, Tensor], Tensor]:
         """A compiled step; one for all states of one tensor, one for each set of parts' shapes."""
@@ -343,7 +352,7 @@ class ODEBlock(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A compiled function and a listening optimizer stay behind when the block is pickled.
-        return {**self.__dict__, "_steppers": {}, "observers": (), "listeners": ()}
+        return {**self.__dict__, "_steppers": {}, "_held": None, "observers": (), "listeners": ()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -47,13 +47,15 @@ class Layout:
             part.reshape((*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)
         )
 
-    @torch.no_grad()
     def norm(self, flat: Tensor) -> Tensor:
         """The error norm of torchdiffeq: root mean square, the largest over a tuple's parts.
 
         It chooses steps, and a choice has no gradient: that of a root is infinite at zero, where a
         velocity or a log-density starts. Parts without elements have no error.
         """
+        flat = flat.detach()
+        if self.shapes is None and flat.numel():
+            return _rms(flat)
         parts = self.unpack(flat)
         norms = [_rms(part) for part in as_tuple(parts) if part.numel()]
         if not norms:

@@ -26,7 +26,6 @@ from snopt.gradients import adjoint, checkpointed
 from snopt.gradients.adjoint import Adjoint
 from snopt.gradients.checkpointed import Checkpointed
 from snopt.gradients.direct import direct, unrolled
-from snopt.gradients.held import Held
 from snopt.gradients.problem import Observer, Solve, vector_jacobian
 from snopt.gradients.watching import together
 from snopt.tracing import exporting, transformed
@@ -63,22 +62,24 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
         return _seen_through(problem, y0, t)
     if not torch.is_grad_enabled():
         return evaluated(problem, y0, t)
-    problem.held = held = Held(problem.module, y0.device) if _returns(problem) else None
+    if _returns(problem):
+        problem.held = problem.hold(y0.device)
     if problem.gradient == "direct":
         # A compiler would hide the boundaries of steps from those who watch them.
         watched = problem.observer is not None
         states = (torch.compiler.disable(direct) if watched else direct)(problem, y0, t)
-        if held is not None:
-            held.settle()
+        if problem.held is not None:
+            problem.held = problem.held.settled()
         return states
-    assert held is not None
     again = problem.gradient == "checkpoint"
     with torch.no_grad():
         kept = (checkpointed.solved if again else adjoint.solved)(problem, y0, t)
-    held.settle()
+    assert problem.held is not None
+    problem.held = problem.held.settled()
     known = problem.parameters
+    others = problem.held.others(known)
     function = Checkpointed if again else Adjoint
-    return function.apply(problem, kept, y0, *known, *held.others(known))  # type: ignore[no-untyped-call,no-any-return]
+    return function.apply(problem, kept, y0, *known, *others)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _returns(problem: Solve) -> bool:

@@ -37,9 +37,13 @@ class Adjoint(torch.autograd.Function):
 
 def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
     """The forward solve, without a graph."""
-    before = generators(y0.device)
+    held = problem.held
+    before = None if held is None or held.calm else generators(y0.device)
     states = problem.integrate("forward", problem.field, y0, t, norm=problem.norm)
-    if drawn(before, generators(y0.device)):
+    if held is None or before is None:
+        return Kept(t, states)
+    held.calm = not drawn(before, generators(y0.device))
+    if not held.calm:
         warnings.warn(
             f"field {type(problem.module).__name__} draws random numbers (dropout?) in each "
             "evaluation, other ones in the backward solve, so that "
@@ -80,6 +84,7 @@ class _AdjointSystem:
         self.carried_parameters = () if self.summed else parameters
         self.layout = Layout([like.shape, like.shape, *(p.shape for p in self.carried_parameters)])
         self.gradients = [torch.zeros_like(p) for p in parameters]
+        self.norm = problem.norm
         self.stages: list[tuple[Tensor, Tensor]] = []
         self.kept = self.inspected = False
 
@@ -131,7 +136,7 @@ class _AdjointSystem:
 
     def _norm(self, flat: Tensor) -> Tensor:
         y, a, *parameters = self.layout.unpack(flat)
-        norms = [self.problem.norm(y), self.problem.norm(a)]
+        norms = [self.norm(y), self.norm(a)]
         if not self.seminorm:
             norms += [p.square().mean().sqrt() for p in parameters if p.numel()]
         return torch.stack(norms).max()

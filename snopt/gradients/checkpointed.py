@@ -48,15 +48,19 @@ class Checkpointed(torch.autograd.Function):
 def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
     """The forward solve, without a graph, and its steps."""
     if problem.module in _RANDOM:
-        return _solved(problem, y0, t, _Recorder(problem, y0))
-    before = generators(y0.device)
-    found = _solved(problem, y0, t, _Recorder(problem, None))
-    if drawn(before, generators(y0.device)):
-        # Only now it is known that numbers must be recorded: the same ones, once more.
-        _RANDOM.add(problem.module)
-        set_generators(y0.device, before)
-        return _solved(problem, y0, t, _Recorder(problem, y0))
-    return found
+        return _solved(problem, y0, t, _Recorder(problem, random=True))
+    held = problem.held
+    before = None if held is None or held.calm else generators(y0.device)
+    found = _solved(problem, y0, t, _Recorder(problem, random=False))
+    if held is None or before is None:
+        return found
+    held.calm = not drawn(before, generators(y0.device))
+    if held.calm:
+        return found
+    # Only now it is known that numbers must be recorded: the same ones, once more.
+    _RANDOM.add(problem.module)
+    set_generators(y0.device, before)
+    return _solved(problem, y0, t, _Recorder(problem, random=True))
 
 
 def _solved(problem: Solve, y0: Tensor, t: Tensor, recorder: _Recorder) -> Kept:
@@ -66,7 +70,7 @@ def _solved(problem: Solve, y0: Tensor, t: Tensor, recorder: _Recorder) -> Kept:
         recorder.begin()
         found = problem.integrate(
             "forward",
-            recorder,
+            recorder.field,
             outputs[-1],
             times,
             norm=problem.norm,
@@ -80,15 +84,21 @@ def _solved(problem: Solve, y0: Tensor, t: Tensor, recorder: _Recorder) -> Kept:
 
 
 class _Recorder:
-    """The field, and the steps that are kept of a solve over it.
+    """The steps that are kept of a solve.
 
     Args:
         problem: field and solver.
-        like: a tensor on the device whose generators are recorded; ``None``: they are not.
+        random: whether the states of random generators are recorded.
+
+    Attributes:
+        field: the field to solve over.
+        starts: the states at which the steps began.
+        steps: those of this interval.
     """
 
-    def __init__(self, problem: Solve, like: Tensor | None) -> None:
-        self.problem, self.like = problem, like
+    def __init__(self, problem: Solve, random: bool) -> None:
+        self.problem, self.random = problem, random
+        self.field = self._recorded if random else problem.field
         self.starts: list[Tensor] = []
 
     def begin(self) -> None:
@@ -98,9 +108,8 @@ class _Recorder:
         self._tried = 0
         self._first = 0
 
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        if self.like is not None:
-            self._states.append(generators(self.like.device))
+    def _recorded(self, t: Tensor, y: Tensor) -> Tensor:
+        self._states.append(generators(y.device))
         return self.problem.field(t, y)
 
     def on_try(self) -> None:
@@ -110,7 +119,7 @@ class _Recorder:
     def on_step(self, time: float, y: Tensor, dt: float) -> None:
         """The step that was tried last is kept."""
         found: list[list[Tensor]] = []
-        if self.like is not None:
+        if self.random:
             stages = len(self.problem.tableau.nodes)
             if self.problem.solver.adaptive:
                 # The first stage is the last evaluation of the step before.

@@ -8,9 +8,12 @@ forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from copy import copy
+from operator import is_
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -21,8 +24,14 @@ from torch.nn.modules.batchnorm import _NormBase
 _OF_TORCH = {*vars(nn.Module())} - {"training"}
 """Attributes of every module that are no context of a field."""
 
+_NO_TENSORS = {bool, int, float, str, set, type(None), OrderedDict, nn.Parameter}
+"""Types of most of what modules hold; parameters are known without being looked for."""
+
 _INSPECTED: WeakSet[nn.Module] = WeakSet()
 """Fields whose slopes were seen to depend on nothing but what they hold."""
+
+Place = dict[str, Any]
+"""Where a module holds things: its attributes, parameters, buffers or modules."""
 
 
 class Held:
@@ -31,36 +40,76 @@ class Held:
     Args:
         module: the field.
         device: where it is evaluated.
+
+    Attributes:
+        calm: whether the forward solve was seen to draw no random numbers.
     """
+
+    calm = False
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module, self.device = module, device
-        self._places: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        for m in module.modules():
+        self._modules = list(module.modules())
+        self._places: list[tuple[Place, Place]] = []
+        for m in self._modules:
             own = vars(m)
-            self._places.append((own, {name: own[name] for name in own.keys() - _OF_TORCH}))
-            for place in cast("list[dict[str, Any]]", [m._parameters, m._buffers, m._modules]):
+            for place in (own, own["_parameters"], own["_buffers"], own["_modules"]):
                 if place:
                     self._places.append((place, place.copy()))
-        self._versions = self._written()
+        self._loose = [
+            (name, x)
+            for _, held in self._places
+            for name, x in held.items()
+            if type(x) not in _NO_TENSORS and name not in _OF_TORCH
+        ]
+        self._versions = [
+            (name, x, x._version)
+            for name, x in self._loose
+            if isinstance(x, Tensor) and not x.is_inference()
+        ]
 
-    def settle(self) -> None:
+    def current(self, device: torch.device) -> bool:
+        """Whether this is what the field holds now, so that it serves another solve as well.
+
+        One with tensors besides parameters does not: it would keep them alive.
+        """
+        single = not any(isinstance(x, Tensor | Collection) for _, x in self._loose)
+        return single and device == self.device and not self._changed()
+
+    def settled(self) -> Held:
         """After the forward solve: what it changed itself (counters, caches) is no context."""
-        for place, held in self._places:
-            for name in [k for k, v in held.items() if place.get(k) is not v]:
-                del held[name]
-        after = self._written()
-        self._versions = {k: v for k, v in self._versions.items() if after.get(k) == v}
+        changed = self._changed()
+        written = any(x._version != version for _, x, version in self._versions)
+        if not changed and not written:
+            return self
+        found = copy(self)
+        dropped = {id(held[name]) for _, held, names in changed for name in names}
+        away = {id(held): names for _, held, names in changed}
+        found._places = [
+            (place, {k: v for k, v in held.items() if k not in away.get(id(held), ())})
+            for place, held in self._places
+        ]
+        found._loose = [(name, x) for name, x in self._loose if id(x) not in dropped]
+        found._versions = [
+            (name, x, version)
+            for name, x, version in self._versions
+            if x._version == version and id(x) not in dropped
+        ]
+        return found
 
     def others(self, known: Iterable[Tensor]) -> list[Tensor]:
-        """Tensors beside ``known`` that the field holds and that require gradients."""
+        """Tensors beside ``known`` that the field holds and that require gradients.
+
+        Args:
+            known: the parameters that do.
+        """
         seen = {id(x) for x in known}
-        found: dict[int, Tensor] = {}
-        for _, held in self._places:
-            for value in held.values():
-                for x in _tensors(value):
-                    if x.requires_grad and id(x) not in seen:
-                        found[id(x)] = x
+        found = {
+            id(x): x
+            for _, value in self._loose
+            for x in _tensors(value)
+            if x.requires_grad and id(x) not in seen
+        }
         return list(found.values())
 
     @contextmanager
@@ -71,14 +120,13 @@ class Held:
             RuntimeError: a tensor that it held was changed in place since.
         """
         self._check_versions()
-        replaced: list[tuple[dict[str, Any], str, Any, bool]] = []
-        for place, held in self._places:
-            for name, value in held.items():
-                if place.get(name) is not value:
-                    replaced.append((place, name, place.get(name), name in place))
-                    place[name] = value
+        replaced: list[tuple[Place, str, Any, bool]] = []
+        for place, held, names in self._changed():
+            for name in names:
+                replaced.append((place, name, place.get(name), name in place))
+                place[name] = held[name]
         try:
-            with untraced(self.module, self.device):
+            with _untraced(self._modules, None if self.calm else self.device):
                 yield
         finally:
             for place, name, value, there in reversed(replaced):
@@ -87,17 +135,20 @@ class Held:
                 else:
                     del place[name]
 
-    def _written(self) -> dict[int, tuple[str, Tensor, int]]:
-        """How often tensors that are no parameters have been written to, by ``id``."""
-        return {
-            id(x): (name, x, x._version)
-            for _, held in self._places
-            for name, x in held.items()
-            if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) and not x.is_inference()
-        }
+    def _changed(self) -> list[tuple[Place, Place, list[str]]]:
+        """Where something else is held now, and the names of what was."""
+        found = []
+        for place, held in self._places:
+            # The same things under the same names, as nearly always, are told apart at once.
+            if len(place) == len(held) and all(map(is_, place.values(), held.values())):
+                continue
+            names = [k for k, v in held.items() if k not in _OF_TORCH and place.get(k) is not v]
+            if names:
+                found.append((place, held, names))
+        return found
 
     def _check_versions(self) -> None:
-        for name, x, version in self._versions.values():
+        for name, x, version in self._versions:
             if x._version != version:
                 raise RuntimeError(
                     f"{name!r} of field {type(self.module).__name__} was changed in place between "
@@ -115,17 +166,23 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 @contextmanager
-def untraced(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside, evaluations draw random numbers and count batches that nobody sees later."""
-    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+def _untraced(modules: Iterable[nn.Module], device: torch.device | None) -> Iterator[None]:
+    """Inside, evaluations draw random numbers and count batches that nobody sees later.
+
+    Args:
+        modules: those of the field.
+        device: where numbers are drawn, if they are.
+    """
+    norms = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
     buffers = [(m._buffers, dict(m._buffers)) for m in norms if m.training]
     for place, kept in buffers:
         place.update({name: x if x is None else x.clone() for name, x in kept.items()})
-    state = generators(device)
+    state = [] if device is None else generators(device)
     try:
         yield
     finally:
-        set_generators(device, state)
+        if device is not None:
+            set_generators(device, state)
         for place, kept in buffers:
             place.update(kept)
 

@@ -50,6 +50,7 @@ class Solve:
         gradient: one of :data:`GRADIENTS`.
         count: called with (direction, statistics) after every solve.
         first_step: returns the step to start a solve of that direction with, or ``None``.
+        hold: returns what the field holds now, called with the device.
         stepper: one Runge-Kutta step, compiled or not.
         observer: who watches the backward pass, if anybody.
         held: what the field held at the call, for evaluations on the way back.
@@ -64,6 +65,7 @@ class Solve:
     gradient: str
     count: Callable[[str, Statistics], None]
     first_step: Callable[[str], float | None]
+    hold: Callable[[torch.device], Held]
     stepper: Callable[[Tensor, Tensor], Tensor] | None = None
     observer: Observer | None = None
     held: Held | None = None
@@ -80,11 +82,12 @@ class Solve:
         self.count(direction, statistics)
         return states
 
-    def norm(self, flat: Tensor) -> Tensor:
+    @property
+    def norm(self) -> Callable[[Tensor], Tensor]:
         """The error norm, without a graph: the user's own on the state, or the layout's."""
-        own, flat = self.solver.options.get("norm"), flat.detach()
+        own = self.solver.options.get("norm")
         # With a graph, direct backpropagation would differentiate the choice of the first step.
-        return self.layout.norm(flat) if own is None else own(self.layout.unpack(flat))
+        return self.layout.norm if own is None else lambda y: own(self.layout.unpack(y.detach()))
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
