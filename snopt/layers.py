@@ -67,7 +67,8 @@ class Layer(ABC):
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The weight, and the bias where there is one."""
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
+        bias = self.bias
+        return [self.weight] if bias is None else [self.weight, bias]
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from torchdiffeq._impl.odeint import SOLVERS
@@ -18,9 +19,10 @@ OWN_OPTIONS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
 """Options of a block that are this library's, not torchdiffeq's."""
 
 
-def callbacks_of(method: str) -> set[str]:
+@cache
+def callbacks_of(method: str) -> frozenset[str]:
     """What torchdiffeq's solver of this name reports; one with error control, its kept steps."""
-    return set(SOLVERS[method].valid_callbacks())
+    return frozenset(SOLVERS[method].valid_callbacks())
 
 
 def options_of(method: str) -> set[str]:

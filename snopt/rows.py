@@ -182,13 +182,13 @@ class _Uses:
         return rows
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows = self.rows
-        if not (self._known and rows.sparing and module.training and torch.is_grad_enabled()):
+        rows = self._rows()
+        if rows is None or not (rows.sparing and self._known and module.training):
             return
-        if not self.layer.trains or self._unbatched(input_of(args, kwargs)):
+        if rows.ignoring or not torch.is_grad_enabled() or not self._weight.requires_grad:
             return
-        if self._own() and _plain(self._repeated) and not rows.ignoring:
-            self._frozen = [p for p in self.layer.parameters if p.requires_grad]
+        if not self._unbatched(input_of(args, kwargs)) and self._own() and _plain(self._repeated):
+            self._frozen = self.layer.parameters
             for p in self._frozen:
                 p.requires_grad = False
 
@@ -203,38 +203,47 @@ class _Uses:
         kwargs: dict[str, Any],
         output: Tensor | None,
     ) -> Tensor | None:
-        spared = bool(self._frozen)
+        rows, spared = self._rows(), bool(self._frozen)
         for p in self._frozen:
             p.requires_grad = True
         self._frozen = []
-        rows, name = self.rows, self.layer.name
-        if output is None or not (spared or output.requires_grad):  # None: it raised an error
+        if rows is None or output is None:  # None: it raised an error
             return None
-        if not module.training:
-            rows.evaluated.add(name)
-            return None
-        if not spared and not any(p.requires_grad for p in self.layer.parameters):
+        if not spared and not (output.requires_grad and self._listening(rows, module)):
             return None
         z = input_of(args, kwargs).detach()
         if rows.first_input is None:
             rows.first_input = z
-        if rows.ignoring or torch._C._functorch.peek_interpreter_stack() is not None:
+        if not spared and not self._counts(rows, z):
             return None
-        if self._unbatched(z):
-            heard = audible(output)
-            if heard.grad_fn is not None:
-                heard.grad_fn.register_prehook(self._share)
-            return heard
-        if not self._own():
-            rows.replaced.add(name)
-        if not self._repeated and torch._C._current_graph_task_id() >= 0:
-            rows.inside.add(name)
         # Spared on an input that nothing trains, the output is a leaf, which must stay as it is.
         heard = audible(output) if output.requires_grad else output.requires_grad_(True).clone()
-        if heard.grad_fn is not None:
+        node = heard.grad_fn
+        if node is not None:
             # On the node rather than the tensor, which an activation may change in place.
-            heard.grad_fn.register_prehook(partial(self._record, z, z._version, spared))
+            share = not spared and self._unbatched(z)
+            node.register_prehook(
+                self._share if share else partial(self._record, z, z._version, spared)
+            )
         return heard
+
+    def _listening(self, rows: Rows, module: nn.Module) -> bool:
+        """Whether a call is one for the loss, and the layer is trained."""
+        if not module.training:
+            rows.evaluated.add(self.layer.name)
+            return False
+        return any(p.requires_grad for p in self.layer.parameters)
+
+    def _counts(self, rows: Rows, z: Tensor) -> bool:
+        """Whether a call that autograd takes care of is heard; what is strange about it."""
+        if rows.ignoring or torch._C._functorch.peek_interpreter_stack() is not None:
+            return False
+        if not self._unbatched(z):
+            if not self._own():
+                rows.replaced.add(self.layer.name)
+            if not self._repeated and torch._C._current_graph_task_id() >= 0:
+                rows.inside.add(self.layer.name)
+        return True
 
     def _share(self, cotangents: tuple[Tensor | None, ...]) -> None:
         """A call on what all samples share has come up in a backward pass."""
@@ -246,14 +255,10 @@ class _Uses:
         self, z: Tensor, version: int, spared: bool, cotangents: tuple[Tensor | None, ...]
     ) -> None:
         rows, g = self._rows(), cotangents[0]
-        if rows is None and spared:
-            raise RuntimeError(_not_the_loss(self.layer.name))
-        if rows is None or rows.ignoring or g is None:
+        if rows is None or not rows.counting or torch.is_grad_enabled():
+            self._of_another_pass(rows, g, spared)
             return
-        if not rows.counting or torch.is_grad_enabled():
-            if spared:
-                raise RuntimeError(_not_the_loss(self.layer.name))
-            rows.inner.add(self.layer.name)
+        if rows.ignoring or g is None:
             return
         if z._version != version:
             raise RuntimeError(
@@ -264,6 +269,14 @@ class _Uses:
         self._size += g.numel() * self._numbers
         if self._size > _WAITING:
             self.add_up()
+
+    def _of_another_pass(self, rows: Rows | None, g: Tensor | None, spared: bool) -> None:
+        if rows is not None and (rows.ignoring or g is None):
+            return
+        if spared:
+            raise RuntimeError(_not_the_loss(self.layer.name))
+        if rows is not None:
+            rows.inner.add(self.layer.name)
 
     def add_up(self) -> None:
         """Form the products of the uses that wait."""
@@ -288,20 +301,21 @@ class _Weak(Listener):
     """A hook on a method whose object may go: then it is silent."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
-        self.method = weakref.WeakMethod(method)
+        self.owner: Callable[[], Any] = weakref.ref(method.__self__)  # type: ignore[attr-defined]
+        self.function: Callable[..., Any] = method.__func__  # type: ignore[attr-defined]
 
     def __call__(self, *args: Any) -> Any:
         """Pass on what the hook was given."""
         if torch.compiler.is_compiling():
             return self._left(*args)
-        method = self.method()
-        return None if method is None else method(*args)
+        owner = self.owner()
+        return None if owner is None else self.function(owner, *args)
 
     # A compiled step is left for the hook, which would not be heard in it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch types it for no method
     def _left(self, *args: Any) -> Any:
-        method = self.method()
-        return None if method is None else method(*args)
+        owner = self.owner()
+        return None if owner is None else self.function(owner, *args)
 
 
 def _remove(handles: Iterable[RemovableHandle]) -> None:
