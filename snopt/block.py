@@ -51,7 +51,8 @@ class ODEBlock(nn.Module):
         options: torchdiffeq's options for the method, and
 
             * ``steps``: that many equal steps per interval, without error control;
-            * ``max_steps``: tries after which a solve is given up;
+            * ``max_steps``: tries after which a solve is given up, with error control a million
+              between two output times by default;
             * ``warm_start``: start each adaptive solve with the longest step that the last one
               kept, instead of searching for a first step; training and evaluation remember
               apart (default False);

@@ -24,7 +24,7 @@ class SolverError(RuntimeError):
         "and atol, use a smooth activation (tanh, softplus), solve in float64, or set "
         "options={'min_step': ...}",
         "too many steps": "raise options={'max_steps': ...}, loosen rtol and atol, use a smoother "
-        "activation, or regularise the field",
+        "activation, regularise the field, or solve over a shorter time",
         "non-finite state": "lower the learning rate, clip the gradient, or use a bounded "
         "activation (tanh) in the field",
         "non-finite input": "the field is not to blame: look at the data and at the layers in "

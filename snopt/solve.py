@@ -6,6 +6,7 @@ counts evaluations, and turns the solver's assertions into :class:`~snopt.errors
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,10 @@ OnStep = Callable[[float, Tensor, float], None]
 """Called once a step has been taken and kept, with (start time, start state, signed length)."""
 
 
+MOST_STEPS = 1_000_000
+"""Steps tried between two output times before a solve is given up, where nobody chose a limit."""
+
+
 @dataclass(frozen=True)
 class Solver:
     """How to solve: torchdiffeq's method, tolerances and options, and this library's own.
@@ -35,7 +40,9 @@ class Solver:
         rtol: relative tolerance.
         atol: absolute tolerance.
         steps: that many equal steps per output interval, without error control.
-        max_steps: steps tried before a solve is given up (``"too many steps"``).
+        max_steps: steps tried before a solve is given up (``"too many steps"``); with error control
+            :data:`MOST_STEPS` per output interval by default. SciPy's methods report no steps:
+            their evaluations count.
         options: passed to torchdiffeq as they are.
     """
 
@@ -83,6 +90,13 @@ class Solver:
         """Whether the method chooses its own steps."""
         return self.steps is None and "callback_accept_step" in callbacks_of(self.method)
 
+    def limit(self, intervals: int) -> float:
+        """Steps tried before a solve over so many output intervals is given up."""
+        if self.max_steps is not None:
+            return self.max_steps
+        chooses = self.adaptive or not callbacks_of(self.method)
+        return MOST_STEPS * intervals if chooses else math.inf
+
 
 @dataclass
 class Statistics:
@@ -118,8 +132,9 @@ class _RightHandSide:
         on_step: OnStep | None,
         end: float,
         land: bool,
+        limit: float,
     ) -> None:
-        self.end, self.land = end, land
+        self.end, self.land, self.limit = end, land, limit
         self.last: Tensor | None = None
         self.function, self.sign, self.solver = function, sign, solver
         self.on_try, self.on_step = on_try, on_step
@@ -153,11 +168,14 @@ class _RightHandSide:
 
     def _try_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
         self.time, self.dt = _number(s) * self.sign, _number(ds) * self.sign
-        self.tried += 1
-        if self.solver.max_steps is not None and self.tried > self.solver.max_steps:
-            raise _TooManySteps
+        self._count_try()
         if self.on_try is not None:
             self.on_try()
+
+    def _count_try(self) -> None:
+        self.tried += 1
+        if self.tried > self.limit:
+            raise _TooManySteps
 
     def _keep_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
         # The length that was proposed, before the step was cut to land on an output time.
@@ -188,12 +206,20 @@ class _AdaptiveRightHandSide(_RightHandSide):
     callback_accept_step = _RightHandSide._keep_step
 
 
+class _UnheardRightHandSide(_RightHandSide):
+    """Under a solver that reports no steps, SciPy's, and would warn of callbacks."""
+
+    def __call__(self, s: Tensor, y: Tensor) -> Tensor:
+        self.time = _number(s) * self.sign
+        self._count_try()
+        return super().__call__(s, y)
+
+
 def _right_hand_side(solver: Solver) -> type[_RightHandSide]:
     heard = callbacks_of(solver.method)
     if "callback_accept_step" in heard:
         return _AdaptiveRightHandSide
-    # A solver that reports no steps (SciPy's) warns of callbacks that it will not call.
-    return _FixedRightHandSide if heard else _RightHandSide
+    return _FixedRightHandSide if heard else _UnheardRightHandSide
 
 
 def _number(x: Tensor | float) -> float:
@@ -233,7 +259,8 @@ def integrate(
     """
     sign = 1.0 if t[-1] > t[0] else -1.0
     rhs = _right_hand_side(solver)(
-        function, sign, solver, on_try, on_step, float(t[-1]) * sign, land
+        function, sign, solver, on_try, on_step, float(t[-1]) * sign, land,
+        solver.limit(len(t) - 1),
     )  # fmt: skip
     times = (t * sign).to(time_dtype(y0.device)).to(y0.device)
     options = _in_solver_time(solver.options, sign)
@@ -255,7 +282,7 @@ def integrate(
                 method=solver.method, options=options,
             )  # fmt: skip
     except _TooManySteps:
-        raise _failure("too many steps", rhs, t, f"limit {solver.max_steps}") from None
+        raise _failure("too many steps", rhs, t, f"limit {rhs.limit:g}") from None
     except AssertionError as error:
         if not _raised_by_torchdiffeq(error):
             rhs.explain(error)
@@ -266,6 +293,9 @@ def integrate(
         rhs.explain(error)
         raise
     rhs.end_fixed_step()
+    if len(states) < len(t):
+        # SciPy's word for it is a status, which torchdiffeq does not pass on.
+        raise _failure("step underflow", rhs, t, "SciPy's solver stopped before the end")
     if not all_finite(states[-1]):
         raise _failure("non-finite state", rhs, t, "")
     return states, rhs.statistics
