@@ -55,7 +55,9 @@ class Held:
             own = vars(m)
             for place in (own, own["_parameters"], own["_buffers"], own["_modules"]):
                 if place:
-                    self._places.append((place, place.copy()))
+                    self._places.append(
+                        (place, dict(place.items()))
+                    )  # a scripted module has no copy()
         self._loose = [
             (name, x)
             for _, held in self._places
