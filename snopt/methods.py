@@ -97,6 +97,7 @@ def split_options(method: str, options: Any) -> tuple[dict[str, Any], dict[str, 
             f"options: {', '.join(unknown)}: not known to {method!r}; choose from "
             f"{', '.join([*OWN_OPTIONS, *sorted(options_of(method))])}"
         )
+    _check_values(passed)
     for name in ("warm_start", "compile"):
         if own.get(name) not in (None, True, False):
             raise ValueError(f"options={{{name!r}: {own[name]!r}}}; expected True or False")
@@ -106,6 +107,32 @@ def split_options(method: str, options: Any) -> tuple[dict[str, Any], dict[str, 
     if own["compile"] and own.get("steps") is None:
         raise ValueError("options={'compile': True} needs a fixed number of steps: add 'steps'")
     return own, passed
+
+
+_LENGTHS = {"step_size": "> 0", "first_step": "> 0", "max_step": "> 0", "min_step": ">= 0"}
+
+
+def _check_values(passed: Mapping[str, Any]) -> None:
+    for name, allowed in _LENGTHS.items():
+        given = passed.get(name)
+        if given is None:
+            continue
+        length = None if isinstance(given, bool) else number_of(given)
+        if length is None or not (length > 0 or (length == 0 and allowed == ">= 0")):
+            raise ValueError(
+                f"options={{{name!r}: {given!r}}}; expected a number {allowed}, the length of a "
+                "step, whichever way time runs"
+            )
+    grid = passed.get("grid_constructor")
+    if grid is not None and not callable(grid):
+        raise ValueError(
+            f"options={{'grid_constructor': {grid!r}}}; expected a function (field, x, t) that "
+            "returns the times of the steps, from t[0] to t[-1]"
+        )
+    if grid is not None and passed.get("step_size") is not None:
+        raise ValueError("options: step_size and grid_constructor: both choose the steps; give one")
+    if passed.get("interp", "linear") not in ("linear", "cubic"):
+        raise ValueError(f"options={{'interp': {passed['interp']!r}}}; choose linear or cubic")
 
 
 def check_gradient(gradient: str, method: str, passed: Mapping[str, Any]) -> None:

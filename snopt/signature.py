@@ -121,10 +121,11 @@ def _names(field: nn.Module) -> list[str]:
 
 
 def _swapped(field: nn.Module) -> str:
-    names = ", ".join(_names(field)[:2])
+    names = _names(field)[:2]
+    taken = f"has forward({', '.join(names)})" if len(names) == 2 else "works as field(x, t)"
     return (
-        f"field {_name(field)} has forward({names}), state first, but a field is called as "
-        "field(t, x), time first: write `def forward(self, t, x)`"
+        f"field {_name(field)} {taken}, state first, but a field is called as field(t, x), time "
+        "first: write `def forward(self, t, x)`"
     )
 
 

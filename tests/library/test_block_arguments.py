@@ -64,6 +64,28 @@ def test_options_of_the_wrong_kind(options: Any, words: str) -> None:
         ODEBlock(problems.field(), options=options)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"step_size": 0}, "'step_size': 0.*number > 0"),
+        ({"step_size": -0.1}, "'step_size': -0.1.*number > 0"),
+        ({"step_size": "a"}, "'step_size': 'a'.*number > 0"),
+        ({"step_size": True}, "'step_size': True.*number > 0"),
+        ({"step_size": float("nan")}, "'step_size': nan.*number > 0"),
+        ({"grid_constructor": 3}, "'grid_constructor': 3.*a function"),
+        ({"grid_constructor": lambda f, y, t: t, "step_size": 0.1}, "both choose the steps"),
+        ({"interp": "spline"}, "'interp': 'spline'.*linear or cubic"),
+        ({"first_step": -1.0}, "'first_step': -1.0.*number > 0"),
+        ({"max_step": 0.0}, "'max_step': 0.0.*number > 0"),
+        ({"min_step": -1}, "'min_step': -1.*number >= 0"),
+    ],
+)
+def test_values_of_torchdiffeqs_options(options: dict[str, Any], words: str) -> None:
+    fixed = {"step_size", "grid_constructor", "interp"} & options.keys()
+    with pytest.raises(ValueError, match=words):
+        ODEBlock(problems.field(), method="rk4" if fixed else "dopri5", options=options)
+
+
 @pytest.mark.parametrize("method", [None, 5, ["rk4"], "RK4"], ids=repr)
 def test_what_is_no_method(method: Any) -> None:
     with pytest.raises(ValueError, match=r"choose one of.*dopri5"):
@@ -177,6 +199,12 @@ def test_swapped_arguments_are_seen_at_the_first_evaluation(
     block = ODEBlock(field(forward), gradient=kind, **how)
     with pytest.raises(TypeError, match=r"Mine.*state first.*field\(t, x\), time first"):
         block((X, X) if parts else X)
+
+
+def test_swapped_arguments_behind_a_wrapper() -> None:
+    wrapped = nn.DataParallel(field(lambda self, a, b: -a))
+    with pytest.raises(TypeError, match=r"DataParallel works as field\(x, t\), state first"):
+        ODEBlock(wrapped)(X)
 
 
 def test_errors_of_fields_in_the_right_order_stay_theirs() -> None:
