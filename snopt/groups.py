@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
-import numbers
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from snopt.arguments import choose, number_of
 from snopt.damping import damping_at
 
 GROUP_SETTINGS = (
@@ -196,20 +196,6 @@ def _prefixed(prefix: str, root: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def choose(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raise a ``ValueError`` that lists the choices unless ``value`` is one of them."""
-    known = list(choices)
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name}={value!r}; choose one of {', '.join(known)}")
-
-
-def whole_number(name: str, value: Any, low: int) -> None:
-    """Raise a ``ValueError`` unless ``value`` is a whole number, at least ``low``."""
-    # Numbers of numpy and tensors of one element compare as numbers do.
-    if isinstance(value, bool) or number_of(value) is None or not (value >= low and value % 1 == 0):
-        raise ValueError(f"{name}={value!r}; expected a whole number >= {low}")
-
-
 def validate(settings: Mapping[str, Any]) -> None:
     """Check one group's settings.
 
@@ -260,13 +246,6 @@ _RANGES = {
     "eps": _POSITIVE,
     "damping": _POSITIVE,
 }
-
-
-def number_of(value: Any) -> float | None:
-    """A real number of Python, numpy or torch (one element) as a float, else ``None``."""
-    if isinstance(value, Tensor):
-        return float(value) if value.numel() == 1 and not value.is_complex() else None
-    return float(value) if isinstance(value, numbers.Real) else None
 
 
 def _plain(name: str, value: Any) -> float | None:

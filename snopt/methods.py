@@ -10,7 +10,7 @@ from typing import Any
 
 from torchdiffeq._impl.odeint import SOLVERS
 
-from snopt.groups import number_of
+from snopt.arguments import number_of
 
 REPLAYABLE = ("dopri5", "bosh3", "euler", "midpoint", "heun2", "heun3", "rk4")
 """Methods whose every step is a function of (t, dt, y) alone, so that it can be repeated."""

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from snopt import update
+from snopt.arguments import choose
 from snopt.carried import made_whole, with_whole
 from snopt.core import Core
 from snopt.coverage import Coverage
 from snopt.damping import Damping, LevenbergMarquardt, controller_at, damping_at
 from snopt.gauss_newton import GaussNewton
-from snopt.groups import GROUP_SETTINGS, choose, listed, named_groups, validate
+from snopt.groups import GROUP_SETTINGS, listed, named_groups, validate
 from snopt.kronecker import dense
 from snopt.likelihoods import LIKELIHOODS
 from snopt.members import Members

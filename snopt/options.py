@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from snopt.arguments import choose, number_of, whole_number
 from snopt.curvature import CURVATURES
 from snopt.damping import LevenbergMarquardt
-from snopt.groups import choose, number_of, whole_number
 from snopt.preconditioner import BASES
 from snopt.rules import RULES
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.groups import number_of
+from snopt.arguments import number_of
 
 _WITHOUT_FLOAT64 = {"mps"}
 """Kinds of device on which no float64 tensor can be made."""
