@@ -3,14 +3,14 @@
 Source: Liu, Chen and Theodorou, Second-Order Neural ODE Optimizer, NeurIPS 2021.
 """
 
-from snopt.block import ODEBlock, load_solver_state, solver_state
 from snopt.check import Deviation, LayerDeviation, check
-from snopt.coverage import Coverage
-from snopt.damping import LevenbergMarquardt
 from snopt.errors import FactorizationError, SolverError
-from snopt.horizon import Horizon
-from snopt.optimizer import SNOpt
-from snopt.standalone import SNOptPreconditioner
+from snopt.ode.block import ODEBlock, load_solver_state, solver_state
+from snopt.optim.coverage import Coverage
+from snopt.optim.damping import LevenbergMarquardt
+from snopt.optim.horizon import Horizon
+from snopt.optim.optimizer import SNOpt
+from snopt.optim.standalone import SNOptPreconditioner
 
 __all__ = [
     "Coverage",

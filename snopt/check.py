@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature import gather
-from snopt.kronecker import dense
-from snopt.layers import Layer
-from snopt.optimizer import SNOpt
-from snopt.preconditioner import Preconditioner
+from snopt.curvature.kronecker import dense
+from snopt.curvature.loss_hessian import gather
+from snopt.layers.base import Layer
+from snopt.optim.optimizer import SNOpt
+from snopt.optim.preconditioner import Preconditioner
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def check(
 
 
 def _roots(outputs: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """Columns (R, *outputs.shape) as :func:`snopt.curvature.loss_columns` gives, for any loss."""
+    """Columns (R, *outputs.shape) as :func:`loss_columns` gives, for any loss."""
     count = len(outputs)
     hessian = torch.autograd.functional.hessian(loss, outputs)
     size = outputs[0].numel()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import snopt
-from snopt.gauss_newton import GRADIENTS
+from snopt.optim.gauss_newton import GRADIENTS
 from tasks import checkpoint
 from tasks.checks import ConfigError, require_keys, require_type
 from tasks.clock import Clock

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import snopt
-from snopt.block import blocks
+from snopt.ode.block import blocks
 from tasks.optimizers import call
 from tasks.settings import ConfigError, HorizonSettings
 from tasks.task import Task

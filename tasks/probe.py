@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 import snopt
-from snopt.block import blocks
-from snopt.solve import Solver
+from snopt.ode.block import blocks
+from snopt.ode.integrate import Solver
 from tasks import checkpoint
 from tasks.parallel import World
 from tasks.task import Batch, Task

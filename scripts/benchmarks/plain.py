@@ -7,7 +7,7 @@ import torchdiffeq
 from torch import Tensor, nn
 
 from snopt import ODEBlock
-from snopt.state import State
+from snopt.ode.packing import State
 
 
 class PlainBlock(nn.Module):

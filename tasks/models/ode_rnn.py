@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from snopt import ODEBlock
-from snopt.compiled import Compiled
+from snopt.ode.compiled import Compiled
 
 
 class TanhField(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import snopt
-from snopt.block import blocks
+from snopt.ode.block import blocks
 from tasks import checkpoint
 from tasks.experiment import build_model, build_task, load_splits
 from tasks.parallel import World

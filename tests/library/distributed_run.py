@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from snopt import FactorizationError, Horizon, LevenbergMarquardt, ODEBlock, SNOpt, preconditioner
+from snopt import FactorizationError, Horizon, LevenbergMarquardt, ODEBlock, SNOpt
+from snopt.optim import preconditioner
 from tests.library import problems
 
 STEPS = 6

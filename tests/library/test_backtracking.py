@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt import SNOpt
-from snopt.backtracking import Backtracking
+from snopt.optim.backtracking import Backtracking
 from tests.library.classifiers import Classifier, backward, gauss_newton, series
 
 

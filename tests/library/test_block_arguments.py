@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt import ODEBlock, SolverError
-from snopt.gradients import GRADIENTS
+from snopt.ode.gradients import GRADIENTS
 from tests.library import problems
 
 X = torch.randn(4, 2, dtype=torch.float64)

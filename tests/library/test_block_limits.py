@@ -12,10 +12,10 @@ import torchdiffeq
 from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
 
-import snopt.times
+import snopt.ode.times
 from snopt import ODEBlock, SNOpt, SolverError
-from snopt.solve import Solver
-from snopt.state import Layout, batch_size
+from snopt.ode.integrate import Solver
+from snopt.ode.packing import Layout, batch_size
 from tests.library import problems
 from tests.library.problems import GRADIENTS
 
@@ -297,7 +297,7 @@ def test_times_of_any_kind() -> None:
     for times in ([0, 1], (0.0, 1.0), whole, whole.float(), np.array([0.0, 1.0]), [whole[0], 1]):
         assert torch.equal(block(x, times), want)
     torch.set_default_dtype(torch.float32)
-    assert snopt.times.times_of([0.1, 0.7]).tolist() == [0.1, 0.7]
+    assert snopt.ode.times.times_of([0.1, 0.7]).tolist() == [0.1, 0.7]
 
 
 @pytest.mark.parametrize(
@@ -335,8 +335,8 @@ def test_whole_numbers_of_other_types_count_steps() -> None:
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_devices_without_float64(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are then of single precision, in the solver too."""
-    assert snopt.times.time_dtype(torch.device("mps")) == torch.float32
-    assert snopt.times.time_dtype(torch.device("cpu")) == torch.float64
+    assert snopt.ode.times.time_dtype(torch.device("mps")) == torch.float32
+    assert snopt.ode.times.time_dtype(torch.device("cpu")) == torch.float64
     field, x = problems.field().float(), problems.data()[0].float()
     block = ODEBlock(field, gradient=kind)
     want = block(x)
@@ -347,7 +347,7 @@ def test_devices_without_float64(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
         return real(function, y0, t, **keywords)
 
     monkeypatch.setattr(torchdiffeq, "odeint", odeint)
-    monkeypatch.setattr(snopt.times, "_WITHOUT_FLOAT64", {"cpu"})
+    monkeypatch.setattr(snopt.ode.times, "_WITHOUT_FLOAT64", {"cpu"})
     got = block(x)
     got.sum().backward()
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

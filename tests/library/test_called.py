@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt import ODEBlock, SNOpt
-from snopt.rules import RULES
+from snopt.optim.rules import RULES
 from tests.library import problems
 from tests.library.problems import GRADIENTS
 from tests.library.training import flat

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from snopt import ODEBlock, SNOpt
-from snopt.compiled import CompileClock
+from snopt.ode.compiled import CompileClock
 from tests.library import problems
 from tests.library.problems import GRADIENTS
 

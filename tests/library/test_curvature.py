@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import jacrev
 
 from snopt import ODEBlock, SNOpt
-from snopt.curvature import loss_columns
+from snopt.curvature.loss_hessian import loss_columns
 from tests.library import problems
 from tests.library.problems import GRADIENTS
 

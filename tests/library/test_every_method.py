@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
 
-import snopt.solve
+import snopt.ode.integrate
 from snopt import ODEBlock, SolverError
-from snopt.gradients import GRADIENTS
-from snopt.methods import REPLAYABLE, callbacks_of, options_of
+from snopt.ode.gradients import GRADIENTS
+from snopt.ode.methods import REPLAYABLE, callbacks_of, options_of
 from tests.library import problems
 
 X = problems.data()[0][:2, :2].contiguous()
@@ -118,7 +118,7 @@ def test_a_span_that_no_step_crosses(
 ) -> None:
     if method == "scipy_solver" and kind in ("direct", "checkpoint"):
         kind = "adjoint"
-    monkeypatch.setattr(snopt.solve, "MOST_STEPS", 60)
+    monkeypatch.setattr(snopt.ode.integrate, "MOST_STEPS", 60)
     field = Field()
     block = ODEBlock(field, gradient=kind, method=method)
     with pytest.raises(
@@ -132,12 +132,12 @@ def test_a_span_that_no_step_crosses(
 def test_the_limit_is_for_each_output_and_for_error_control_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert snopt.solve.MOST_STEPS >= 10**6
+    assert snopt.ode.integrate.MOST_STEPS >= 10**6
     field = Field()
     block = ODEBlock(field, rtol=1e-6, atol=1e-6)
     times = torch.linspace(0, 3, 40, dtype=torch.float64)
     want = block(X, times)
-    monkeypatch.setattr(snopt.solve, "MOST_STEPS", 3)
+    monkeypatch.setattr(snopt.ode.integrate, "MOST_STEPS", 3)
     assert torch.equal(block(X, times), want)
     with pytest.raises(SolverError, match="limit 3"):
         block(X, [0.0, 3.0])

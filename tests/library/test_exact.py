@@ -12,8 +12,8 @@ from jaxtyping import jaxtyped
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
+from snopt.curvature.exact import low_rank, second_order
 from snopt.errors import SolverError
-from snopt.exact import low_rank, second_order
 
 M = 3  # state size
 LIMIT = 1e-7  # relative error that the issue asks for

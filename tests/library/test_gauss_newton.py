@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snopt import SNOpt, SNOptPreconditioner
-from snopt.gauss_newton import GaussNewton
-from snopt.likelihoods import sample_losses
+from snopt.curvature.likelihoods import sample_losses
+from snopt.optim.gauss_newton import GaussNewton
 from tests.library.classifiers import (
     CLASSES,
     Classifier,

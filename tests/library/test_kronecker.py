@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snopt import FactorizationError
-from snopt.kronecker import (
+from snopt.curvature.kronecker import (
     Basis,
     Factors,
     Modes,

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from snopt.layers import KINDS, layer_of
+from snopt.layers.kinds import KINDS, layer_of
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSES = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -134,7 +134,7 @@ def test_large_inputs_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     layer = layer_of("m", nn.Conv2d(3, 4, 3).double())
     x, g = torch.randn(7, 3, 6, 6).double(), torch.randn(7, 4, 4, 4).double()
     whole = layer.moments(x, g, None)
-    monkeypatch.setattr("snopt.layers._PATCH_ELEMENTS", 1000)
+    monkeypatch.setattr("snopt.layers.base._PATCH_ELEMENTS", 1000)
     for got, want in zip(layer.moments(x, g, None), whole, strict=True):
         torch.testing.assert_close(got, want)
 
@@ -184,7 +184,7 @@ def test_no_gradient_yet() -> None:
 
 def test_a_new_kind_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer whose weight is stored transposed, added from outside."""
-    from snopt.layers import LinearLayer
+    from snopt.layers.linear import LinearLayer
 
     class Transposed(nn.Module):
         def __init__(self) -> None:

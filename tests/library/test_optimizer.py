@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt import ODEBlock, SNOpt, SNOptPreconditioner
-from snopt.kronecker import Basis, Factors
+from snopt.curvature.kronecker import Basis, Factors
 from tests.library import problems, reference
 from tests.library.problems import GRADIENTS
 from tests.library.training import XS, YS, flat, net, train
@@ -133,9 +133,9 @@ def test_paper_rule_on_plain_parameters_is_sgd_with_momentum() -> None:
 def test_order_and_signs_of_eigenvectors_do_not_matter(
     rule: str, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import snopt.preconditioner
+    import snopt.optim.preconditioner
 
-    real = snopt.preconditioner.eigenbasis
+    real = snopt.optim.preconditioner.eigenbasis
     generator = torch.Generator().manual_seed(1)
 
     def scrambled(factors: Factors) -> Basis:
@@ -151,7 +151,7 @@ def test_order_and_signs_of_eigenvectors_do_not_matter(
 
     ends = []
     for function in (real, scrambled):
-        monkeypatch.setattr(snopt.preconditioner, "eigenbasis", function)
+        monkeypatch.setattr(snopt.optim.preconditioner, "eigenbasis", function)
         model = net()
         # Gradients of few steps leave a null space whose basis is chosen by rounding: one refresh.
         period = 2 if basis == "curvature" else 100
@@ -233,16 +233,16 @@ def test_gradient_basis_of_a_convolution_is_that_of_its_modes() -> None:
 
 def test_carry_over_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a basis that does not change, refreshing is not seen at all; dropping is."""
-    import snopt.preconditioner
+    import snopt.optim.preconditioner
 
-    real, ends = snopt.preconditioner.eigenbasis, {}
+    real, ends = snopt.optim.preconditioner.eigenbasis, {}
     for carry, period in ((True, 100), (True, 1), (False, 1)):
         found: dict[tuple[int, ...], Basis] = {}
 
         def first(factors: Factors, found: dict[tuple[int, ...], Basis] = found) -> Basis:
             return found.setdefault(tuple(factors.b.shape), real(factors))
 
-        monkeypatch.setattr(snopt.preconditioner, "eigenbasis", first)
+        monkeypatch.setattr(snopt.optim.preconditioner, "eigenbasis", first)
         block = ODEBlock(problems.field(), method="rk4", gradient="direct", options={"steps": 4})
         optimizer = SNOpt(block, 0.02, refresh_every=period, carry_over=carry)
         ends[carry, period] = train(block, optimizer, 6, X, Y)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from snopt import patches
-from snopt.layers import layer_of
+from snopt.layers import patches
+from snopt.layers.kinds import layer_of
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,7 +56,7 @@ def test_a_layer_takes_the_cheaper_way(
         taken.append(True)
         return moment(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("snopt.layers.patch_moment", watched)
+    monkeypatch.setattr("snopt.layers.convolution.patch_moment", watched)
     torch.manual_seed(0)
     module = nn.Conv2d(
         64, 3, kernel, stride, padding=1, dilation=dilation, padding_mode="reflect", bias=bias

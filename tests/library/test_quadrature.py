@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from snopt import ODEBlock, SNOpt
-from snopt.capture import FieldObserver
-from snopt.nodes import GridNodes, StepNodes
+from snopt.curvature.capture import FieldObserver
+from snopt.ode.quadrature import GridNodes, StepNodes
 from tests.library import problems, reference
 from tests.library.problems import GRADIENTS
 from tests.library.training import distance, measured

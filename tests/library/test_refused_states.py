@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt import SNOpt
-from snopt.rules import RULES
+from snopt.optim.rules import RULES
 from tests.library.training import XS, YS, flat, net
 
 State = dict[str, Any]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt import ODEBlock
-from snopt.gradients import GRADIENTS
+from snopt.ode.gradients import GRADIENTS
 
 
 class Plain(nn.Module):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from snopt import ODEBlock, SNOpt
-from snopt.joining import Place
-from snopt.kronecker import gradient_factors, gradient_moments
+from snopt.curvature.kronecker import gradient_factors, gradient_moments
+from snopt.ode.joining import Place
 from tests.library import problems
 from tests.library.problems import GRADIENTS
 from tests.library.training import Pairs, flat

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt import ODEBlock, SolverError
-from snopt.solve import Solver, integrate
+from snopt.ode.integrate import Solver, integrate
 from tests.library.problems import GRADIENTS
 
 

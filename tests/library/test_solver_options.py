@@ -12,7 +12,7 @@ from torchdiffeq._impl.dopri5 import Dopri5Solver
 from torchdiffeq._impl.odeint import SOLVERS
 
 from snopt import ODEBlock
-from snopt.solve import integrate
+from snopt.ode.integrate import integrate
 from tests.library import problems
 
 

@@ -13,10 +13,10 @@ import torchdiffeq
 from torch import Tensor, nn
 
 from snopt import ODEBlock
-from snopt.gradients import GRADIENTS
-from snopt.methods import REPLAYABLE
-from snopt.runge_kutta import TABLEAUS, clock
-from snopt.solve import step_grid
+from snopt.ode.gradients import GRADIENTS
+from snopt.ode.integrate import step_grid
+from snopt.ode.methods import REPLAYABLE
+from snopt.ode.runge_kutta import TABLEAUS, clock
 from tests.library import problems
 
 X = problems.data()[0]

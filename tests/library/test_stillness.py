@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from snopt import SNOpt
-from snopt.rules import RULES
+from snopt.optim.rules import RULES
 from tests.library import problems
 from tests.library.training import XS, flat, net, train
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from snopt import ODEBlock
-from snopt.gradients import GRADIENTS
+from snopt.ode.gradients import GRADIENTS
 
 
 class Field(nn.Module):

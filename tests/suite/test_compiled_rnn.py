@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from snopt import SNOpt, SolverError
-from snopt.compiled import CompileClock
+from snopt.ode.compiled import CompileClock
 from tasks.clock import compile_seconds
 from tasks.models.ode_rnn import ODERNN
 

@@ -11,8 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import snopt
-from snopt import preconditioner
-from snopt.gradients import GRADIENTS
+from snopt.ode.gradients import GRADIENTS
+from snopt.optim import preconditioner
 from tasks import cli, experiment, settings
 from tasks.checks import fits
 from tasks.report import read_run
@@ -155,7 +155,7 @@ def test_refused_before_data_are_touched(overrides, message, tmp_path) -> None:
 
 def test_gradients_are_those_of_the_library() -> None:
     assert set(settings.GRADIENTS) == set(GRADIENTS)
-    assert set(settings.SolverSettings.OPTIONS) == set(snopt.block._OWN_OPTIONS)
+    assert set(settings.SolverSettings.OPTIONS) == set(snopt.ode.block._OWN_OPTIONS)
 
 
 def test_types_of_yaml() -> None:

@@ -1,0 +1,1 @@
+"""Curvature: captured during the backward pass, factored, or exact for small models."""

@@ -1,0 +1,50 @@
+"""Running averages of G G^T and G^T G, and the factors that they give.
+
+Source: Gupta et al., Shampoo, 2018; Vyas et al., SOAP, 2024.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snopt.curvature.kronecker import Factors, Modes, Sum, gradient_factors, gradient_moments
+
+DECAY = 0.95
+"""Of the averages, SOAP's default."""
+
+
+class Average(NamedTuple):
+    """The averages of one layer, not corrected for their start at zero.
+
+    Attributes:
+        left: of G G^T, (groups, out, out).
+        right: of G^T G, as :func:`snopt.curvature.kronecker.gradient_moments` has it.
+        steps: gradients so far.
+    """
+
+    left: Tensor
+    right: Sum
+    steps: int
+
+
+def averaged(old: Average | None, grad: Tensor, modes: Modes) -> Average:
+    """The averages with one more gradient, (groups, out, in); those given are changed in place."""
+    left, right = gradient_moments(grad, modes)
+    if old is None:
+        zeros = tuple(tuple(torch.zeros_like(new) for new in term) for term in right)
+        old = Average(torch.zeros_like(left), zeros, 0)
+    old.left.lerp_(left, 1 - DECAY)
+    for means, news in zip(old.right, right, strict=True):
+        for mean, new in zip(means, news, strict=True):
+            mean.lerp_(new, 1 - DECAY)
+    return old._replace(steps=old.steps + 1)
+
+
+def gradient_average_factors(average: Average, samples: float) -> Factors:
+    """Factors from averages, with N samples behind one gradient."""
+    unbias = 1 - DECAY**average.steps
+    right = tuple(tuple(factor / unbias for factor in term) for term in average.right)
+    return gradient_factors(average.left / unbias, right, samples)

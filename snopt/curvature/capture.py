@@ -1,0 +1,395 @@
+"""Layer inputs and output cotangents, gathered while a backward pass runs.
+
+Layers outside ODE blocks are heard through a forward hook that sets a tensor hook on the output (so
+in-place activations are harmless). Layers inside a field are visited at the quadrature nodes of
+the backward solve: the field is evaluated once more at (t, y), its vector-Jacobian product with
+the adjoint taken, and hooks exist only during that visit. Compiled steps and the gradient
+never see one.
+
+With sums over nodes j (weight w_j), samples and locations,
+
+    S_A = sum w z z^T,  S_B = sum w c c^T,  W = sum w (samples),  R = sum w (rows),
+
+where c is autograd's cotangent of a mean loss, the factors of docs/method.md are
+A = S_A / W and B = W^2 S_B / R: for one solve W is N T, R / W the locations per sample, and N c
+the cotangent of one sample. Several solves, micro-batches and processes simply add up; backward
+passes through one graph are one pass with the sum of their cotangents (:mod:`snopt.ode.joining`).
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from snopt.curvature.hooks import Listener, audible
+from snopt.curvature.kronecker import Factors
+from snopt.curvature.processes import Processes
+from snopt.curvature.stopwatch import Stopwatch
+from snopt.curvature.sums import Sums
+from snopt.layers.base import Layer, input_of
+from snopt.ode.block import ODEBlock
+from snopt.ode.gradients import Solve, vector_jacobian
+from snopt.ode.joining import Passes, Place
+from snopt.ode.passes import Pass, cleared, current_pass, kind_of_pass
+from snopt.ode.quadrature import GridNodes, Nodes, StepNodes
+
+UNHEARD = (
+    "no backward pass went through the layer: it is used without being called, or the model ran "
+    "compiled before the optimizer was built (build the optimizer first)"
+)
+SOLVED_INSIDE = (
+    "its gradient came from a solve inside backward() (torchdiffeq.odeint_adjoint, or an ODEBlock "
+    "made in forward()); let an ODEBlock made in __init__() solve"
+)
+DIFFERENTIATED = "only a derivative that the model takes of itself reaches it"
+UNCALLED = "the field uses its weight without calling the layer"
+
+
+def _heard(
+    capture: weakref.ref[Capture], layer: Layer, passes: Passes, *args: Any
+) -> Tensor | None:
+    """A layer was called; nobody listens once the optimizer is gone."""
+    listening = capture()
+    return None if listening is None else listening._watch_output(layer, passes, *args)
+
+
+def _thrown_away(layer: Layer, sums: Sums) -> bool:
+    """Whether the gradient that belongs to the sums has been dropped or zeroed."""
+    if cleared(layer.parameters):
+        return True
+    if any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters):
+        return False
+    return bool(sums.a.any()) and bool(sums.b.any())
+
+
+class Capture:
+    """Gathers the statistics of armed layers during one or several backward passes.
+
+    Args:
+        layers: all layers by name.
+        blocks: the ODE blocks by name.
+        samples: samples per batch that enter the factors, the first ones; all by default.
+        grid: equally spaced nodes per solve, or ``None`` for the solver's own steps.
+        loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
+
+    Attributes:
+        active: whether the backward passes of losses count.
+        replaying: whether passes count that return gradients instead of adding to them.
+        replayed: samples whose cotangents such passes have brought, not divided by their number.
+        why: for the layers that brought nothing when last asked, what was heard of them instead.
+        with_inputs: whether the input side is counted too; off for further columns of one loss
+            Hessian, whose inputs are the same.
+        starts: initial states of backpropagated solves; a backward pass that asks for the gradients
+            of chosen tensors must ask for these too, or it stops short of the first nodes.
+        stopwatch: time spent gathering so far.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        blocks: Mapping[str, ODEBlock],
+        *,
+        samples: int | None = None,
+        grid: int | None = None,
+        loss_scale: Callable[[], float] | None = None,
+    ) -> None:
+        self.samples, self.grid, self.loss_scale = samples, grid, loss_scale
+        self.watch(layers, blocks)
+        self.active = True
+        self.replaying = False
+        self.replayed = 0
+        self.why: dict[str, str] = {}
+        self._observers: list[FieldObserver] = []
+        self.with_inputs = True
+        self.starts: list[Tensor] = []
+        self.stopwatch = Stopwatch()
+        self.sums: dict[str, Sums] = {}
+        self._passes: dict[str, Passes] = {}
+        self._origins: dict[int, int] = {}
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def armed(self) -> bool:
+        """Whether the next backward pass is watched."""
+        return bool(self.sums)
+
+    @property
+    def batch(self) -> int:
+        """Samples seen since the capture was armed."""
+        return max((p.samples for p in self._passes.values()), default=0)
+
+    @property
+    def disagreement(self) -> str:
+        """Who saw how many samples, where that differs: somebody's first dimension is another."""
+        # A single row stands for every sample.
+        seen = {name: p.samples for name, p in self._passes.items() if p.samples > 1}
+        if len({*seen.values()}) < 2:
+            return ""
+        return ", ".join(f"{name or 'the model'} {count}" for name, count in seen.items())
+
+    def watch(self, layers: Mapping[str, Layer], blocks: Mapping[str, ODEBlock]) -> None:
+        """Take these for the model's layers and blocks; nothing may be armed."""
+        self.layers, self.blocks = dict(layers), dict(blocks)
+        inside = {id(m) for block in self.blocks.values() for m in block.field.modules()}
+        self.outside = [n for n, layer in self.layers.items() if id(layer.module) not in inside]
+
+    def arm(self, names: Iterable[str]) -> None:
+        """Watch these layers from the next forward pass on, starting from nothing."""
+        self.disarm()
+        self.why = {}
+        self.sums = {name: Sums.zeros(self.layers[name]) for name in names}
+        for name in self.outside:
+            if name in self.sums:
+                layer = self.layers[name]
+                passes = self._passes.setdefault(name, Passes(self._origins))
+                hook = Listener(partial(_heard, weakref.ref(self), layer, passes))
+                self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+        for name, block in self.blocks.items():
+            modules = {id(m) for m in block.field.modules()}
+            inner = [self.layers[n] for n in self.sums if id(self.layers[n].module) in modules]
+            if inner:
+                passes = self._passes.setdefault(name, Passes(self._origins))
+                observer = FieldObserver(self, block, inner, passes)
+                self._observers.append(observer)  # the block itself does not keep it
+                block.observers.add(observer)
+
+    def clear(self) -> None:
+        """Forget what was gathered; forward passes already made still count when answered."""
+        self.sums = {name: Sums.zeros(self.layers[name]) for name in self.sums}
+        self.replayed = 0
+        self._origins.clear()
+        for passes in self._passes.values():
+            passes.clear()
+
+    def disarm(self) -> None:
+        """Remove every hook and observer; the sums are gone."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for observer in self._observers:
+            observer.block.observers.discard(observer)
+        self._observers.clear()
+        self.sums, self.starts = {}, []
+        self.clear()
+
+    def collect(self, processes: Processes | None = None) -> dict[str, Factors | None]:
+        """The factors of every armed layer, summed over processes if given; then disarm."""
+        found: dict[str, Factors | None] = {}
+        for name, sums in self.sums.items():
+            if name in self.outside:
+                sums.samples = float(self._passes[name].samples)
+            if self.replayed:
+                sums.b /= self.replayed**2
+            if processes is not None:
+                sums.reduce(processes)
+            found[name] = sums.factors()
+            if found[name] is not None:
+                self.why.pop(name, None)
+        self.disarm()
+        return found
+
+    def counts(self, layer: Layer, passes: Passes, inside: bool = False) -> bool:
+        """Whether the backward pass that runs now counts for a layer.
+
+        What it holds of a pass whose gradient has been thrown away is forgotten.
+
+        Args:
+            layer: the layer; not armed, it counts for nothing.
+            passes: the counter of its samples.
+            inside: whether the layer was used by a backward pass, in a solve of its own say.
+        """
+        if layer.name not in self.sums:
+            return False
+        if self.sums[layer.name].outdated(layer):
+            self._restart(layer, passes)
+        kind = kind_of_pass([layer.weight])
+        if inside and kind is not Pass.LOSS:
+            self.why.setdefault(layer.name, SOLVED_INSIDE)
+            return False
+        if kind is Pass.INNER:
+            self.why.setdefault(layer.name, DIFFERENTIATED)
+            return False
+        if self.replaying or not self.active:
+            return self.replaying and kind is Pass.GRADIENTS
+        sums, number = self.sums[layer.name], current_pass()
+        if 0 <= sums.last_pass != number:
+            if kind is Pass.GRADIENTS and sums.kind is Pass.LOSS:
+                return False
+            if kind is Pass.LOSS and (sums.kind is Pass.GRADIENTS or _thrown_away(layer, sums)):
+                sums = self._restart(layer, passes)
+        sums.last_pass, sums.kind = number, kind
+        return True
+
+    def _restart(self, layer: Layer, passes: Passes) -> Sums:
+        passes.clear()
+        self.sums[layer.name] = Sums.zeros(layer)
+        return self.sums[layer.name]
+
+    def count(self, passes: Passes, batch: int) -> None:
+        """Samples of the backward pass that runs now; those of further columns are the same."""
+        if self.with_inputs:
+            passes.count(batch)
+
+    def add(
+        self, layer: Layer, z: Tensor, g: Tensor, *, batch: int, weight: float, first: bool
+    ) -> None:
+        """One use of a layer.
+
+        Args:
+            layer: the layer.
+            z: its input.
+            g: autograd's cotangent of its output.
+            batch: samples behind this use.
+            weight: quadrature weight, 1 outside blocks; negative to take back.
+            first: whether this is the layer's first use in this node. Outside blocks samples are
+                counted by passes.
+        """
+        sums = self.sums[layer.name]
+        entries = 1 if layer.unbatched(z) else z.shape[0]
+        keep = None
+        if self.samples is not None and entries > 1:
+            keep = math.ceil(self.samples * entries / batch)
+        if entries == 0:
+            return
+        a, b, rows, used = layer.moments(z, g, keep, self.with_inputs)
+        scale = weight * entries / used
+        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale()
+        sums.b.add_(b, alpha=scale / loss_scale**2)
+        if a is not None:
+            # An input that the whole batch shares (a time, a constant) stands for every sample.
+            shared = batch if entries == 1 else 1
+            sums.a.add_(a, alpha=scale * shared)
+            sums.rows += scale * shared * rows
+            sums.samples += weight * batch if first else 0.0
+
+    def _watch_output(
+        self,
+        layer: Layer,
+        passes: Passes,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Tensor,
+    ) -> Tensor | None:
+        if not output.requires_grad:
+            return None
+        output = audible(output)
+        inside = current_pass() >= 0
+        z = input_of(args, kwargs).detach()
+        place = Place()
+
+        def record(g: Tensor) -> None:
+            if self.counts(layer, passes, inside):
+                with self.stopwatch.running(g.device):
+                    batch = 1 if layer.unbatched(z) else z.shape[0]
+                    self.count(passes, batch)
+                    for sign, c in place.answer(g, [] if self.replaying else [passes]):
+                        self.add(layer, z, c, batch=batch, weight=sign, first=False)
+
+        output.register_hook(record)
+        return output
+
+
+class FieldObserver:
+    """Visits one block's field at the nodes of its backward solves."""
+
+    def __init__(
+        self, capture: Capture, block: ODEBlock, layers: list[Layer], passes: Passes
+    ) -> None:
+        self.capture, self.block, self.layers, self.passes = capture, block, layers, passes
+
+    @property
+    def active(self) -> bool:
+        """Whether the backward pass that runs now counts."""
+        capture = self.capture
+        if not capture.armed or not (capture.active or capture.replaying):
+            return False
+        if kind_of_pass(x.weight for x in self.layers) is Pass.INNER:
+            return False
+        counting = [capture.counts(x, self.passes) for x in self.layers]  # every one hears of it
+        return any(counting)
+
+    def start(self, y0: Tensor) -> None:
+        """See :attr:`Capture.starts`."""
+        if not self.capture.active:  # a replay will ask for it
+            self.capture.starts.append(y0)
+
+    def counted(self) -> list[Passes]:
+        """See :class:`snopt.ode.gradients.Observer`."""
+        return [] if self.capture.replaying else [self.passes]
+
+    def nodes(self, solve: Solve, start: float, end: float) -> Nodes:
+        """The quadrature rule for one interval of one solve."""
+
+        def visit(t: float, y: Tensor, a: Tensor, weight: float) -> None:
+            with self.capture.stopwatch.running(y.device), solve.as_called():
+                self._visit(solve, t, y, a, solve.sign * weight)
+
+        if self.capture.grid is None:
+            return StepNodes(visit)
+
+        def slopes(t: float, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad(), solve.as_called():
+                y = y.detach().requires_grad_(True)
+                slope = solve.field(torch.tensor(t, dtype=y.dtype, device=y.device), y)
+            self.block.nfe_curvature += 1
+            return slope.detach(), vector_jacobian([slope], (y,), [-a])[0]
+
+        return GridNodes(visit, slopes, start, end, self.capture.grid)
+
+    def _visit(self, solve: Solve, t: float, y: Tensor, a: Tensor, weight: float) -> None:
+        if weight == 0.0:
+            return
+        uses: list[tuple[Layer, Tensor, GradientEdge]] = []
+
+        def watch(
+            layer: Layer,
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: Mapping[str, Any],
+            output: Tensor,
+        ) -> Tensor | None:
+            if not output.requires_grad:  # the field may call layers under no_grad
+                return None
+            # The place in the graph rather than the tensor: an in-place activation changes that.
+            output = audible(output)
+            uses.append((layer, input_of(args, kwargs).detach(), get_gradient_edge(output)))
+            return output
+
+        handles = [
+            x.module.register_forward_hook(partial(watch, x), with_kwargs=True) for x in self.layers
+        ]
+        try:
+            with torch.enable_grad():
+                y = y.detach().requires_grad_(True)
+                slope = solve.field(torch.tensor(t, dtype=y.dtype, device=y.device), y)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.block.nfe_curvature += 1
+        whole = bool(uses) and all(layer.unbatched(z) for layer, z, _ in uses)
+        batch = self.block.samples_of(solve.layout.unpack(y), whole)
+        counted = {x.name for x in self.layers if self.capture.counts(x, self.passes)}
+        for x in self.layers:
+            called = any(layer is x for layer, _, _ in uses)
+            self.capture.why.setdefault(x.name, DIFFERENTIATED if called else UNCALLED)
+        self.capture.count(self.passes, batch)
+        if not uses:
+            return
+        # One derivative, that of the slope: those a field takes itself (a divergence) are part of
+        # the graph, but no cotangents of theirs are counted.
+        cotangents = torch.autograd.grad(slope, [edge for _, _, edge in uses], a, allow_unused=True)
+        seen: set[str] = set()
+        for (layer, z, _), g in zip(uses, cotangents, strict=True):
+            if g is not None and layer.name in counted:
+                first = layer.name not in seen
+                seen.add(layer.name)
+                self.capture.add(layer, z, g, batch=batch, weight=weight, first=first)

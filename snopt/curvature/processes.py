@@ -1,0 +1,203 @@
+"""The processes whose gradients are averaged into one, and what they share.
+
+Whether there are any is asked when it matters, not when an optimizer is built: models are wrapped
+before or after that, whole or as a part of something larger. A group that is up proves nothing, as
+each of its processes may train a model of its own; so the model must be found in a
+``DistributedDataParallel``, or the user says which group averages the gradients.
+
+All share one loss, the mean of the processes' losses, each over its own batch. Curvature is what
+one process would gather of that loss, whether the batches are equal or not.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import chain
+from math import nan, prod
+from typing import Any, Literal
+from weakref import WeakSet
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from snopt.curvature.kronecker import Basis, Factors
+from snopt.errors import FactorizationError
+
+Group = Any
+"""A ``torch.distributed.ProcessGroup``; builds of torch without distributed have no such name."""
+
+_wrappers: WeakSet[nn.Module] | None = None
+
+
+def _note(module: nn.Module, name: str, child: nn.Module) -> None:
+    if _wrappers is not None and isinstance(module, DistributedDataParallel):
+        _wrappers.add(module)
+
+
+def _listen() -> WeakSet[nn.Module]:
+    """The wrappers there are: those made so far are looked for once, later ones are heard."""
+    global _wrappers
+    if _wrappers is None:
+        _wrappers = WeakSet()
+        nn.modules.module.register_module_module_registration_hook(_note)
+        if _up():  # no wrapper can be made without a group
+            kinds = (x for x in gc.get_objects() if issubclass(type(x), DistributedDataParallel))
+            _wrappers.update(kinds)
+    return _wrappers
+
+
+def _up() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+class Processes:
+    """The processes that train one model together; by itself, one.
+
+    Args:
+        parameters: the model's.
+        group: a process group whose gradients the training loop averages itself; ``False`` if
+            none are, ``None`` to look for the wrapper that averages them.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], group: Group | Literal[False] | None = None
+    ) -> None:
+        if group is not None and group is not False and not hasattr(group, "size"):
+            raise ValueError(
+                f"process_group={group!r}; expected a torch.distributed.ProcessGroup, False if "
+                "gradients are not averaged, or None to look for DistributedDataParallel"
+            )
+        self._ids = {id(p) for p in parameters}
+        self._given = group
+        self._wrapper: WeakSet[nn.Module] = WeakSet()
+        self._warned = False
+        _listen()
+
+    @property
+    def group(self) -> Group | None:
+        """The group that averages the gradients now, ``None`` where there is just this process."""
+        if self._given is False or not _up():
+            return None
+        group = self._given if self._given is not None else self._found()
+        return group if group is not None and group.size() > 1 else None
+
+    def _found(self) -> Group | None:
+        if not self._wrapper:
+            for wrapper in _listen():
+                if not self._ids.isdisjoint(map(id, wrapper.parameters())):
+                    self._wrapper.add(wrapper)
+        return next((wrapper.process_group for wrapper in self._wrapper), None)
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        group = self.group
+        return 1 if group is None else int(group.size())
+
+    @property
+    def rank(self) -> int:
+        """The number of this one."""
+        group = self.group
+        return 0 if group is None else int(group.rank())
+
+    def warn_if_unsure(self) -> None:
+        """Say once that a process group is up whose part in the gradients is unknown."""
+        unsure = self._given is None and _up() and dist.get_world_size() > 1
+        if unsure and not self._warned and self.group is None:
+            self._warned = True
+            warnings.warn(
+                f"a group of {dist.get_world_size()} processes is up, but this model is in no "
+                "DistributedDataParallel: it is taken for a model of this process alone, and its "
+                "curvature is not shared. If the training loop averages the gradients itself, pass "
+                "process_group=torch.distributed.group.WORLD; if not, process_group=False",
+                stacklevel=4,
+            )
+
+    def add_up(self, *tensors: Tensor) -> None:
+        """Replace tensors by their sums over the processes."""
+        group = self.group
+        if group is not None:
+            for tensor in tensors:
+                dist.all_reduce(tensor, group=group)
+
+    def total(self, numbers: Sequence[float], device: torch.device) -> list[float]:
+        """The sums of some numbers."""
+        if self.group is None:
+            return list(numbers)
+        shared = torch.tensor(numbers, dtype=torch.float64, device=device)
+        self.add_up(shared)
+        return [float(x) for x in shared.tolist()]
+
+    def mean(self, number: float, device: torch.device) -> float:
+        """The mean of a number."""
+        return self.total([number], device)[0] / self.size
+
+    def spread(self, tensors: Iterable[Tensor], source: int) -> None:
+        """Fill tensors with those of one process.
+
+        Args:
+            tensors: contiguous, overwritten in place where this is another process.
+            source: the number of that process.
+        """
+        group = self.group
+        if group is not None:
+            for tensor in tensors:
+                dist.broadcast(tensor, dist.get_global_rank(group, source), group=group)
+
+    def gather(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The rows of all processes below each other, in order of rank.
+
+        Args:
+            rows: shape (N of this process, ...).
+            sizes: N of every process.
+        """
+        group = self.group
+        if group is None:
+            return rows
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        all_rows = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(all_rows, padded, group=group)
+        return torch.cat([x[:size] for x, size in zip(all_rows, sizes, strict=True)])
+
+
+def shared_basis(
+    processes: Processes, worker: int, find: Callable[[Factors], Basis], factors: Factors
+) -> Basis:
+    """A basis that one process finds for all: rounding in another might turn it differently.
+
+    Args:
+        processes: all of them, with the same factors.
+        worker: the number of the one that finds it.
+        find: makes a basis of factors.
+        factors: one layer's.
+
+    Raises:
+        FactorizationError: it found none; all processes learn that.
+    """
+    if processes.size == 1:
+        return find(factors)
+    width = sum(prod(factor.shape[-1] for factor in term) for term in factors.a)
+    b = factors.b
+    # Not a number until it is known, so that a failure is told by the same message.
+    values_a, values_b = b.new_full((len(b), width), nan), b.new_full(b.shape[:2], nan)
+    u_a = tuple(tuple(torch.full_like(x, nan) for x in term) for term in factors.a)
+    basis = Basis(values_a, u_a, values_b, torch.full_like(b, nan))
+    tensors = _tensors(basis)
+    if processes.rank == worker:
+        with suppress(FactorizationError):
+            for tensor, found in zip(tensors, _tensors(find(factors)), strict=True):
+                tensor.copy_(found)
+    processes.spread(tensors, worker)
+    if not bool(torch.isfinite(basis.u_b).all()):
+        raise FactorizationError(f"process {worker} found no eigendecomposition")
+    return basis
+
+
+def _tensors(basis: Basis) -> list[Tensor]:
+    return [basis.values_a, *chain(*basis.u_a), basis.values_b, basis.u_b]

@@ -1,0 +1,1 @@
+"""Solving: the block, the solvers, and the gradients through them."""

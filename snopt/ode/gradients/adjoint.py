@@ -1,0 +1,165 @@
+"""The adjoint equation, solved backwards beside the state: O(1) memory in the number of steps."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snopt.ode.gradients.held import drawn, generators
+from snopt.ode.gradients.kept import Kept, first_order
+from snopt.ode.gradients.problem import Solve, vector_jacobian
+from snopt.ode.methods import REPLAYABLE
+from snopt.ode.packing import Layout
+from snopt.ode.runge_kutta import TABLEAUS
+
+
+class Adjoint(torch.autograd.Function):
+    """First order in docs/method.md: a' = -F_x^T a backwards, and its integral over F_theta."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Solve, kept: Kept, y0: Tensor, *inputs: Tensor) -> Tensor:
+        """States at every time, shape (T, *y0.shape)."""
+        ctx.problem = problem
+        ctx.save_for_backward(kept.times, kept.states, *inputs)
+        return kept.states
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for ``y0`` and the inputs."""
+        with ctx.problem.as_called():
+            return ctx.problem.answer(partial(_backward, ctx), grad_states)  # type: ignore[no-any-return]
+
+
+def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
+    """The forward solve, without a graph."""
+    held = problem.held
+    before = None if held is None or held.calm else generators(y0.device)
+    states = problem.integrate("forward", problem.field, y0, t, norm=problem.norm)
+    if held is None or before is None:
+        return Kept(t, states)
+    held.calm = not drawn(before, generators(y0.device))
+    if not held.calm:
+        warnings.warn(
+            f"field {type(problem.module).__name__} draws random numbers (dropout?) in each "
+            "evaluation, other ones in the backward solve, so that "
+            f"gradient={problem.gradient!r} is not the gradient of what was computed: choose "
+            "gradient='checkpoint' or 'direct', or draw them before each solve and set them on "
+            "the field",
+            stacklevel=2,
+        )
+    return Kept(t, states)
+
+
+def _backward(ctx: Any, problem: Solve, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+    t, states, *parameters = ctx.saved_tensors
+    if not bool(torch.isfinite(grad_states).all()):
+        # An overflow above the block is no failure of the solve: pass it on, as torch does.
+        lost = (torch.full_like(x, torch.nan) for x in (states[0], *parameters))
+        return None, None, *lost
+    system = _AdjointSystem(problem, tuple(parameters), states[0])
+    a = grad_states[-1]
+    times = t.tolist()
+    for i in range(len(times) - 1, 0, -1):
+        a = system.backwards(times[i], times[i - 1], states[i], states[i - 1], a)
+        a = a + grad_states[i - 1]
+    return None, None, a, *system.gradients
+
+
+class _AdjointSystem:
+    """The augmented equation of one block, solved interval by interval.
+
+    The parameters' adjoint is part of the state or, with a seminorm and a Runge-Kutta method, is
+    summed from the stages of each kept step with the method's own weights.
+    """
+
+    def __init__(self, problem: Solve, parameters: tuple[Tensor, ...], like: Tensor) -> None:
+        self.problem, self.parameters = problem, parameters
+        self.seminorm = problem.gradient == "adjoint-seminorm"
+        self.summed = self.seminorm and problem.solver.method in REPLAYABLE
+        self.carried_parameters = () if self.summed else parameters
+        self.layout = Layout([like.shape, like.shape, *(p.shape for p in self.carried_parameters)])
+        self.gradients = [torch.zeros_like(p) for p in parameters]
+        self.norm = problem.norm
+        self.stages: list[tuple[Tensor, Tensor]] = []
+        self.kept = self.inspected = False
+
+    def backwards(self, start: float, end: float, y: Tensor, y_end: Tensor, a: Tensor) -> Tensor:
+        """The adjoint at ``end`` from the adjoint ``a`` at ``start``; adds to the gradients."""
+        nodes = self.problem.watched(start, end)
+        carried = () if self.summed else tuple(self.gradients)
+
+        def on_step(time: float, flat: Tensor, dt: float) -> None:
+            if self.summed:
+                self._add_step(dt)
+            if nodes is not None:
+                y_now, a_now, *_ = self.layout.unpack(flat)
+                nodes.boundary(time, y_now, a_now)
+
+        self.stages.clear()
+        self.kept = False
+        final = self.problem.integrate(
+            "backward",
+            self,
+            self.layout.pack((y, a, *carried)),
+            torch.tensor([start, end], dtype=torch.float64),
+            norm=self._norm,
+            land=self.summed,
+            on_try=self._forget_stages if self.summed else None,
+            on_step=on_step,
+        )[-1]
+        _, a_end, *gradients = self.layout.unpack(final)
+        if not self.summed:
+            self.gradients = gradients
+        if nodes is not None:
+            nodes.boundary(end, y_end, a_end)
+            nodes.finish()
+        return a_end
+
+    def __call__(self, t: Tensor, flat: Tensor) -> Tensor:
+        y, a, *_ = self.layout.unpack(flat)
+        with torch.enable_grad():
+            y = y.detach().requires_grad_(True)
+            slope = self.problem.field(t, y)
+            if not self.inspected:
+                known = (y, *self.parameters)
+                self.problem.inspect(slope, known, lambda: self.problem.field(t, y))
+                self.inspected = True
+        grads = vector_jacobian([slope], (y, *self.carried_parameters), [-a], retain=self.summed)
+        if self.summed:
+            self.stages.append((slope, a))
+        return self.layout.pack((slope.detach(), *grads))
+
+    def _norm(self, flat: Tensor) -> Tensor:
+        y, a, *parameters = self.layout.unpack(flat)
+        norms = [self.norm(y), self.norm(a)]
+        if not self.seminorm:
+            norms += [p.square().mean().sqrt() for p in parameters if p.numel()]
+        return torch.stack(norms).max()
+
+    def _forget_stages(self) -> None:
+        # An adaptive method's first stage is the last one of the step it kept before, or, after a
+        # rejection, the one it had.
+        if self.problem.solver.adaptive:
+            self.stages = [self.stages[-1 if self.kept else 0]]
+        else:
+            self.stages = []
+        self.kept = False
+
+    def _add_step(self, dt: float) -> None:
+        self.kept = True
+        used = [
+            (slope, a * (-weight * dt))
+            for weight, (slope, a) in zip(
+                TABLEAUS[self.problem.solver.method].weights, self.stages, strict=False
+            )
+            if weight != 0.0
+        ]
+        slopes, cotangents = [slope for slope, _ in used], [a for _, a in used]
+        grads = vector_jacobian(slopes, self.parameters, cotangents, retain=True)
+        if grads:
+            torch._foreach_add_(self.gradients, grads)

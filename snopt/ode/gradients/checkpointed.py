@@ -1,0 +1,205 @@
+"""Kept steps are stored, then repeated and differentiated one by one on the way back.
+
+A field may draw random numbers, for dropout say. Then the states of the generators before each
+evaluation are kept too, and set again before it is repeated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from snopt.ode.gradients.held import drawn, generators, set_generators
+from snopt.ode.gradients.kept import Kept, Step, first_order
+from snopt.ode.gradients.problem import Solve, vector_jacobian
+from snopt.ode.integrate import Statistics
+from snopt.ode.runge_kutta import clock
+from snopt.ode.runge_kutta import step as runge_kutta_step
+
+_RANDOM: WeakSet[nn.Module] = WeakSet()
+"""Fields that were seen to draw random numbers."""
+
+
+class Checkpointed(torch.autograd.Function):
+    """Repeats and differentiates each kept step on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Solve, kept: Kept, y0: Tensor, *inputs: Tensor) -> Tensor:
+        """States at every time, shape (T, *y0.shape)."""
+        ctx.problem, ctx.steps = problem, kept.steps
+        # States are saved here alone: the output, held otherwise, would keep itself alive.
+        ctx.save_for_backward(kept.times, kept.states, *kept.starts, *inputs)
+        return kept.states
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for ``y0`` and the inputs."""
+        with ctx.problem.as_called():
+            return ctx.problem.answer(partial(_backward, ctx), grad_states)  # type: ignore[no-any-return]
+
+
+def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
+    """The forward solve, without a graph, and its steps."""
+    if problem.module in _RANDOM:
+        return _solved(problem, y0, t, _Recorder(problem, random=True))
+    held = problem.held
+    before = None if held is None or held.calm else generators(y0.device)
+    found = _solved(problem, y0, t, _Recorder(problem, random=False))
+    if held is None or before is None:
+        return found
+    held.calm = not drawn(before, generators(y0.device))
+    if held.calm:
+        return found
+    # Only now it is known that numbers must be recorded: the same ones, once more.
+    _RANDOM.add(problem.module)
+    set_generators(y0.device, before)
+    return _solved(problem, y0, t, _Recorder(problem, random=True))
+
+
+def _solved(problem: Solve, y0: Tensor, t: Tensor, recorder: _Recorder) -> Kept:
+    outputs: list[Tensor] = [y0]
+    steps: list[list[Step]] = []
+    for times in t.unfold(0, 2, 1):
+        recorder.begin()
+        found = problem.integrate(
+            "forward",
+            recorder.field,
+            outputs[-1],
+            times,
+            norm=problem.norm,
+            land=True,
+            on_try=recorder.on_try,
+            on_step=recorder.on_step,
+        )
+        outputs.append(found[-1])
+        steps.append(recorder.steps)
+    return Kept(t, torch.stack(outputs), steps, recorder.starts)
+
+
+class _Recorder:
+    """The steps that are kept of a solve.
+
+    Args:
+        problem: field and solver.
+        random: whether the states of random generators are recorded.
+
+    Attributes:
+        field: the field to solve over.
+        starts: the states at which the steps began.
+        steps: those of this interval.
+    """
+
+    def __init__(self, problem: Solve, random: bool) -> None:
+        self.problem, self.random = problem, random
+        self.field = self._recorded if random else problem.field
+        self.starts: list[Tensor] = []
+
+    def begin(self) -> None:
+        """A new interval."""
+        self.steps: list[Step] = []
+        self._states: list[list[Tensor]] = []
+        self._tried = 0
+        self._first = 0
+
+    def _recorded(self, t: Tensor, y: Tensor) -> Tensor:
+        self._states.append(generators(y.device))
+        return self.problem.field(t, y)
+
+    def on_try(self) -> None:
+        """The stages of a step come next."""
+        self._tried = len(self._states)
+
+    def on_step(self, time: float, y: Tensor, dt: float) -> None:
+        """The step that was tried last is kept."""
+        found: list[list[Tensor]] = []
+        if self.random:
+            stages = len(self.problem.tableau.nodes)
+            if self.problem.solver.adaptive:
+                # The first stage is the last evaluation of the step before.
+                own = self._states[self._tried : self._tried + stages - 1]
+                found = [self._states[self._first], *own]
+                self._first = len(self._states) - 1
+            else:
+                found = self._states[self._tried : self._tried + stages]
+        self.steps.append(Step(time, dt, tuple(found)))
+        self.starts.append(y)
+
+
+def _backward(ctx: Any, problem: Solve, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+    count = sum(map(len, ctx.steps))
+    t, states, *rest = ctx.saved_tensors
+    starts, inputs = list(rest[:count]), tuple(rest[count:])
+    gradients = [torch.zeros_like(x) for x in inputs]
+    times, a, statistics = t.tolist(), grad_states[-1], Statistics()
+    for i in range(len(times) - 1, 0, -1):
+        nodes = problem.watched(times[i], times[i - 1])
+        if nodes is not None:
+            nodes.boundary(times[i], states[i], a)
+        steps: list[Step] = ctx.steps[i - 1]
+        for index, step in reversed([*enumerate(steps)]):
+            y = starts.pop()
+            row = _stage_times(problem, steps, index, times[i], y)
+            a, *grads = _repeat(problem, step, row, y, a, inputs)
+            if grads:
+                torch._foreach_add_(gradients, grads)
+            statistics.nfe += len(problem.tableau.nodes)
+            if nodes is not None:
+                nodes.boundary(step.time, y, a)
+        if nodes is not None:
+            nodes.finish()
+        a = a + grad_states[i - 1]
+    problem.count("backward", statistics)
+    return None, None, a, *gradients
+
+
+def _stage_times(
+    problem: Solve, steps: list[Step], index: int, stop: float, like: Tensor
+) -> Tensor:
+    """A step's row of the clock, with the very times at which its stages were evaluated.
+
+    A field may jump between a time and its neighbour. torchdiffeq's rk4 takes the end of a step
+    from its grid, and a method with error control evaluates just before it; that evaluation serves
+    the next step as its first stage too.
+    """
+    solver, step, last = problem.solver, steps[index], index == len(steps) - 1
+    if solver.steps is not None or solver.method == "heun2":
+        own_end = stop if last and solver.steps is not None else None
+        return clock([step.time], step.dt, problem.tableau, like, own_end)[0]
+    nodes, end = problem.tableau.nodes, stop if last else steps[index + 1].time
+    times = [end if node == 1.0 else step.time + node * step.dt for node in nodes]
+    if not solver.adaptive:
+        return torch.tensor([*times, step.dt], dtype=like.dtype, device=like.device)
+    before = -math.copysign(math.inf, step.dt)
+    shared = [node == 1.0 or (node == 0.0 and index > 0) for node in nodes]
+    toward = [before if at_an_end else t for t, at_an_end in zip(times, shared, strict=True)]
+    row = torch.tensor([*times, step.dt], dtype=like.dtype)
+    return torch.nextafter(row, row.new_tensor([*toward, step.dt])).to(like.device)
+
+
+def _repeat(
+    problem: Solve, step: Step, row: Tensor, y: Tensor, a: Tensor, inputs: tuple[Tensor, ...]
+) -> list[Tensor]:
+    with torch.enable_grad():
+        y = y.detach().requires_grad_(True)
+        y_next = _stepped(problem, step, row, y)
+        problem.inspect(y_next, (y, *inputs), lambda: _stepped(problem, step, row, y))
+    return vector_jacobian([y_next], (y, *inputs), [a])
+
+
+def _stepped(problem: Solve, step: Step, row: Tensor, y: Tensor) -> Tensor:
+    if not step.generators:
+        return problem.step(row, step.dt, y)
+    states: Iterator[list[Tensor]] = iter(step.generators)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        set_generators(y.device, next(states))
+        return problem.field(t, y)
+
+    return runge_kutta_step(field, row, y, problem.tableau, step.dt)

@@ -1,0 +1,111 @@
+"""Ordinary backpropagation through the solver's operations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from snopt.errors import SolverError
+from snopt.ode.gradients.problem import Observer, Solve
+from snopt.ode.integrate import Statistics, step_grid
+from snopt.ode.joining import Place, Shares
+from snopt.ode.packing import all_finite
+from snopt.ode.quadrature import Nodes
+from snopt.ode.runge_kutta import clock
+
+
+def direct(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+    """Backpropagation through the solver's operations."""
+    if problem.observer is not None:
+        # A tensor of its own: hooks on it must not see what else the caller does with y0.
+        y0 = y0.clone() if y0.requires_grad else y0.detach().requires_grad_(True)
+        problem.observer.start(y0)
+    boundaries: list[tuple[float, Tensor]] = []
+    if problem.solver.steps is not None:
+        states = torch.stack(unrolled(problem, y0, t, boundaries))
+    else:
+        states = problem.integrate(
+            "forward",
+            problem.field,
+            y0,
+            t,
+            norm=problem.norm,
+            land=True,
+            on_step=lambda time, y, dt: boundaries.append((time, y)),
+        )
+    if problem.observer is not None and states.requires_grad:
+        _watch(problem, problem.observer, boundaries, states, float(t[-1]))
+    return states
+
+
+def unrolled(
+    problem: Solve, y0: Tensor, t: Tensor, boundaries: list[tuple[float, Tensor]] | None = None
+) -> list[Tensor]:
+    """Equal steps, ``solver.steps`` of them between output times, as one graph.
+
+    Args:
+        problem: field and solver.
+        y0: initial state.
+        t: output times.
+        boundaries: filled with start time and start state of every step.
+
+    Returns:
+        The states at the output times.
+
+    Raises:
+        SolverError: the last state is not finite.
+    """
+    outputs, y, statistics = [y0], y0, Statistics()
+    stages = len(problem.tableau.nodes)
+    for times, dt, end in step_grid(t, problem.solver.steps or 1):
+        rows = clock(times, dt, problem.tableau, y0, end).unbind()
+        for time, row in zip(times, rows, strict=True):
+            if boundaries is not None:
+                boundaries.append((time, y))
+            y = problem.step(row, dt, y)
+            statistics.nfe += stages
+        outputs.append(y)
+    problem.count("forward", statistics)
+    if not all_finite(y):
+        raise SolverError("non-finite state", times[-1], dt, statistics.nfe)
+    return outputs
+
+
+def _watch(
+    problem: Solve,
+    observer: Observer,
+    boundaries: list[tuple[float, Tensor]],
+    states: Tensor,
+    end: float,
+) -> None:
+    """Tensor hooks that report the boundaries of a backpropagated solve, last one first."""
+    rules: list[Nodes] = []
+    last, start = states[-1].detach(), boundaries[0][0]
+
+    def report(time: float, y: Tensor, shares: Shares) -> None:
+        for rule, (_, a) in zip(rules, shares, strict=True):
+            rule.boundary(time, y, a)
+
+    def at_end(grad: Tensor, place: Place) -> None:
+        rules.clear()
+        if observer.active:
+            shares = place.answer(grad[-1], observer.counted())
+            seen = [replace(problem, sign=sign) for sign, _ in shares]
+            rules.extend(observer.nodes(solve, end, start) for solve in seen)
+            report(end, last, shares)
+
+    def at_boundary(a: Tensor, place: Place, index: int, time: float, y: Tensor) -> None:
+        if rules and observer.active:
+            report(time, y, place.answer(a, observer.counted()))
+            if index == 0:
+                for rule in rules:
+                    rule.finish()
+                rules.clear()
+
+    states.register_hook(partial(at_end, place=Place()))
+    for index, (time, y) in enumerate(boundaries):
+        known = partial(at_boundary, place=Place(), index=index)
+        y.register_hook(partial(known, time=time, y=y.detach()))

@@ -1,0 +1,1 @@
+"""The optimizer, its update rules, and what surrounds a step."""

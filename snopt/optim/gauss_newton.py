@@ -1,0 +1,393 @@
+"""Gauss-Newton steps from the gradients of single samples: no Kronecker factors, no eigenbases.
+
+With l_i the loss of sample i and r_i = sqrt(2 l_i), the mean loss is (1/2N) sum r_i^2, and its
+Gauss-Newton matrix is R^T R, where row i of R is the gradient of l_i divided by r_i sqrt(N). With
+v_i = r_i / sqrt(N) the gradient is R^T v, and a step d, which is subtracted, solves
+
+    min |R d - v|^2 + max(near, 0.1) damping (d - p)^T W^-1 (d - p),
+    p = momentum d' + near decay W w,  near = min(1, |v|),
+
+d' being the step before, w the parameters and W the groups' learning rates over the largest of
+them. R has as many rows as the batch has samples, so the solution is a Cholesky factorisation of
+that size:
+
+    d = p + W R^T (R W R^T + max(near, 0.1) damping)^-1 (v - R p).
+
+Weights decay where that leaves the batch's outputs alone, and less as the losses fall, so that
+nothing holds the loss above zero. Rows are as small as roots, so damping falls with them, but not
+without end: steps would stay as long at losses of nothing, and jump.
+
+Source: Gauss-Newton on roots of losses is the textbook's (Nocedal and Wright 2006, section 10.3);
+damping by |v| is Fan and Yuan's (2005), a decay that fades Bakushinskii's (1992, iteratively
+regularised Gauss-Newton); the solution in the samples' space and the memory of the last step are
+those of minSR (Chen and Heyl 2024) and SPRING (Goldshlager, Abrahamsen and Lin 2024).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from snopt.curvature.hearing import ONE_PASS, Hearing
+from snopt.curvature.per_sample import Rows
+from snopt.curvature.row_check import EVERY, FIRST_STEPS, check_row, gradient_factor, tolerance
+from snopt.layers.base import Layer
+from snopt.optim.backtracking import Backtracking
+from snopt.optim.method import Core, Parts
+from snopt.optim.rules import Rule
+from snopt.optim.saving import copied, reading
+
+logger = logging.getLogger(__name__)
+
+GRADIENTS = ("direct", "checkpoint")
+"""Ways to the gradient whose backward pass goes through every use of a layer."""
+
+LEAST_NEAR = 0.1
+"""The share of the damping that stays however small the losses are."""
+
+
+def _moves(p: nn.Parameter) -> bool:
+    return p.requires_grad and p.grad is not None
+
+
+def _moving_part(layer: Layer, matrix: Tensor) -> Tensor:
+    """A matrix (..., in), a bias last, with zeros for what does not move."""
+    moves = [_moves(p) for p in layer.parameters]
+    if all(moves):
+        return matrix
+    kept = torch.zeros_like(matrix)
+    columns = slice(0, -1) if moves[0] else slice(-1, None)
+    kept[..., columns] = matrix[..., columns]
+    return kept
+
+
+class GaussNewton(Core):
+    """Rows of a batch, and the step they give.
+
+    Args:
+        parts: of the model; lr, momentum (how much of the last step is kept), damping and
+            weight_decay are read of its groups.
+        backtracking: judges steps by the losses after them.
+        loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
+
+    Raises:
+        ValueError: there are no layers, or a block's gradient comes from the adjoint equation,
+            which has no uses to watch.
+    """
+
+    whole: ClassVar[bool] = True
+    asks = "rule='gauss_newton'"
+
+    def __init__(
+        self,
+        parts: Parts,
+        backtracking: Backtracking,
+        loss_scale: Callable[[], float] | None = None,
+    ) -> None:
+        if not parts.layers:
+            raise ValueError(
+                "rule='gauss_newton' needs a linear layer or a convolution to train, and the model "
+                "has none"
+            )
+        for name, block in parts.blocks.items():
+            if block.gradient not in GRADIENTS:
+                raise ValueError(
+                    f"rule='gauss_newton' needs gradients of single samples, which gradient="
+                    f"{block.gradient!r} of block {name!r} does not have; choose one of "
+                    f"{', '.join(GRADIENTS)}"
+                )
+        self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
+        self.processes = parts.processes
+        self.backtracking, self.loss_scale = backtracking, loss_scale
+        repeated = {
+            id(m)
+            for block in parts.blocks.values()
+            if block.gradient == "checkpoint"
+            for m in block.field.modules()
+        }
+        self.capture = Rows(
+            self.layers, {n for n, x in self.layers.items() if id(x.module) in repeated}
+        )
+        self.stopwatch = self.capture.stopwatch
+        self.steps = self.failures = 0
+        self.refresh_every = 1
+        self.factors = {}
+        self.last: dict[str, Tensor] = {}
+        self._checked = 0
+        self.hearing = Hearing(self.capture, self.layers, self.blocks, loss_scale)
+        self._measured: dict[str, float] = {}
+
+    @classmethod
+    @override
+    def build(cls, parts: Parts, rule: Rule, options: Mapping[str, Any]) -> GaussNewton:
+        search = Backtracking(parts.parameters, options["backtrack"])
+        return cls(parts, search, options["loss_scale"])
+
+    @override
+    def look(
+        self,
+        outputs: Tensor,
+        likelihood: str,
+        parameters: Sequence[Tensor],
+        *,
+        targets: Tensor | None = None,
+        loss: Tensor | None = None,
+        batch_dim: int = 0,
+    ) -> None:
+        """Learn the samples' losses from the cotangent that the backward pass brings to outputs."""
+        self.processes.warn_if_unsure()
+        if self.processes.size > 1:
+            raise RuntimeError(
+                f"rule='gauss_newton' runs in one process, and {self.processes.size} average the "
+                "gradients of this model; use rule='adam', or train in one process"
+            )
+        if self.hearing.roots is not None and not any(
+            _moves(p) for layer in self.layers.values() for p in layer.parameters
+        ):
+            self.clear()  # that pass' gradients were thrown away
+        if self.hearing.roots is not None:
+            raise RuntimeError(ONE_PASS)
+        if not outputs.requires_grad:
+            return
+        if not any(layer.module.training for layer in self.layers.values()):
+            raise RuntimeError(
+                "rule='gauss_newton' listens in training mode only, and the model is in eval "
+                "mode: call model.train() before the forward pass"
+            )
+        self.hearing.listen(outputs, likelihood, targets, loss, batch_dim)
+
+    @override
+    def due(self) -> list[str]:
+        """All layers."""
+        return list(self.layers)
+
+    @override
+    def arm(self) -> None:
+        """Begin anew for the coming step."""
+        self.clear()
+        self.capture.sparing = False
+
+    @property
+    def _due(self) -> bool:
+        """Whether the coming step compares rows with gradients that autograd has made."""
+        return self._checked < FIRST_STEPS or self._checked % EVERY == 0
+
+    @property
+    @override
+    def forgotten(self) -> bool:
+        """Whether no backward pass has brought the samples' losses."""
+        return self.hearing.roots is None
+
+    @override
+    def clear(self) -> None:
+        """Forget rows and losses; until the step, training passes are taken to be for rows."""
+        self.capture.clear()
+        self.capture.sparing = not (self._due or self.capture.inner)
+        self.hearing.clear()
+
+    @override
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self.clear()
+        self.capture.close()
+
+    @override
+    def told(self, loss: Any) -> None:
+        """Compare the closure's loss with what the backward pass told, in a step that checks."""
+        if self.hearing.roots is None or not self._due or not isinstance(loss, Tensor | float):
+            return
+        value, mean = float(loss), float(self.hearing.roots.square().mean() / 2)
+        if math.isfinite(value + mean) and abs(value - mean) > 0.01 * (abs(value) + 1e-4):
+            raise ValueError(
+                f"the closure's loss is {value:.6g}, but the gradient at the outputs belongs to "
+                f"{mean:.6g}: pass targets= or loss= to curvature_pass(), and return the loss that "
+                "backward() was called on; penalties are weight_decay= here"
+            )
+
+    @override
+    def step_halved(self) -> bool:
+        if self.hearing.roots is None or not self.backtracking.halve(
+            self.hearing.roots.square() / 2
+        ):
+            return False
+        self.last = {name: d / 2 for name, d in self.last.items()}
+        self.steps += 1
+        return True
+
+    @override
+    def update(self) -> AbstractContextManager[None]:
+        return self.backtracking.update()
+
+    @override
+    def directions(self) -> dict[str, Tensor]:
+        """The step d, over its group's part in W, by layer name.
+
+        Returns:
+            Matrices shaped like :meth:`snopt.layers.base.Layer.gradient`.
+
+        Raises:
+            ValueError: rows are not the gradients of the samples' losses.
+        """
+        assert self.hearing.roots is not None  # `forgotten` is asked first
+        roots, self.hearing.roots = self.hearing.roots, None
+        alone, touched = self.hearing.alone, self.capture.touched
+        # A bias, the last column, may have been frozen since.
+        rows = {
+            name: products[..., : self.layers[name].shape[2]]
+            for name, products in self.capture.collect().items()
+        }
+        self.steps += 1
+        with self.stopwatch.running(roots.device):
+            factor = 1.0
+            if self._due or touched or self._unheard(rows):
+                factor = self._compared(rows, roots)
+            if alone is not None:
+                check_row(self.layers, rows, *alone, self.capture.unbatched)
+            self._checked += 1
+            self.hearing.first = False
+            rows = {n: r for n, r in rows.items() if n not in self.capture.unbatched}
+            return self._solve(self._moving(rows), roots, factor)
+
+    def _unheard(self, rows: Mapping[str, Tensor]) -> bool:
+        known = rows.keys() | self.capture.unbatched
+        return any(
+            _moves(p) for n, x in self.layers.items() if n not in known for p in x.parameters
+        )
+
+    def _compared(self, rows: Mapping[str, Tensor], roots: Tensor) -> float:
+        types = {x.dtype for x in (roots, *rows.values())} | self.capture.types
+        scale = 1.0 if self.loss_scale is None else self.loss_scale()
+        return gradient_factor(
+            self.layers, rows, scale, self.capture, tolerance(types, roots.device)
+        )
+
+    def _moving(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of what has a gradient and is not frozen: nothing else moves."""
+        return {
+            name: _moving_part(self.layers[name], products)
+            for name, products in rows.items()
+            if any(_moves(p) for p in self.layers[name].parameters)
+        }
+
+    def _solve(self, rows: Mapping[str, Tensor], roots: Tensor, factor: float) -> dict[str, Tensor]:
+        samples = len(roots)
+        scale = 1.0 if self.loss_scale is None else self.loss_scale()
+        # Cotangents of a mean loss carry 1/N; a loss of zero has no gradient either.
+        factors = samples**0.5 / scale / roots.clamp_min(torch.finfo(roots.dtype).tiny ** 0.5)
+        weights = self._weights()
+        gram = torch.zeros(samples, samples, dtype=torch.float64, device=roots.device)
+        target = (roots / samples**0.5).double()
+        near = min(1.0, float(target.norm()))
+        target = target * factor  # of a gradient that was clipped, by the same share
+        scaled, priors = {}, {}
+        for name, products in rows.items():
+            r = scaled[name] = products.flatten(1) * factors.to(products.dtype).unsqueeze(1)
+            gram += (r @ r.mT).double() * weights[name]
+            prior = priors[name] = self._prior(name, near * weights[name]).to(r.dtype)
+            target -= (r @ prior.flatten()).double()
+        solution = self._solved(gram, target, max(near, LEAST_NEAR) * self.damping)
+        if solution is None:
+            return {name: torch.zeros_like(products[0]) for name, products in rows.items()}
+        found = {}
+        for name, r in scaled.items():
+            d = ((solution.to(r.dtype) @ r) * weights[name]).view(rows[name].shape[1:])
+            self.last[name] = d.add_(priors[name])
+            # A group's rate is in d already, and the update multiplies by it again.
+            found[name] = d / weights[name] if weights[name] > 0 else d
+        return found
+
+    def _prior(self, name: str, strength: float) -> Tensor:
+        """The step that the solution stays near: what is left of the last one, and the decay."""
+        layer = self.layers[name]
+        decay = strength * float(self.settings(layer)["weight_decay"])
+        prior = decay * layer.value()
+        if name in self.last:
+            last = self.last[name]
+            if last.shape == prior.shape:  # else the bias was frozen or thawed in between
+                prior = prior + float(self.settings(layer)["momentum"]) * last.to(prior)
+        return _moving_part(layer, prior)
+
+    def _solved(self, gram: Tensor, target: Tensor, damping: float) -> Tensor | None:
+        """(gram + damping)^-1 target, more damping where rounding makes the sum indefinite.
+
+        ``None`` where there is nothing to solve: gradients that are not finite.
+        """
+        self._measured["gram_mean"] = float(gram.diagonal().mean())
+        if not math.isfinite(float(gram.sum() + target.sum())):
+            self.failures += 1
+            logger.warning("gradients of single samples are not finite: no step is taken")
+            return None
+        # Fitted samples have rows of zeros: any number above zero will do for them.
+        least = torch.finfo(torch.float32).eps * self._measured["gram_mean"]
+        damping = max(damping, torch.finfo(torch.float64).tiny)
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        while True:
+            factor, failed = torch.linalg.cholesky_ex(gram + damping * eye)
+            if not failed.item():
+                return torch.cholesky_solve(target.unsqueeze(1), factor).squeeze(1)
+            self.failures += 1
+            damping = max(10.0 * damping, least, torch.finfo(torch.float32).tiny)
+            logger.warning("Gauss-Newton matrix is indefinite by rounding: damping %g", damping)
+
+    @property
+    def damping(self) -> float:
+        """Damping of the coming step: that of the first layer's group."""
+        return float(self.settings(next(iter(self.layers.values())))["damping"])
+
+    def _weights(self) -> dict[str, float]:
+        rates = {name: float(self.settings(x)["lr"]) for name, x in self.layers.items()}
+        largest = max(rates.values(), default=0.0)
+        return {name: rate / largest if largest > 0 else 1.0 for name, rate in rates.items()}
+
+    @override
+    def diagnostics(self) -> dict[str, float]:
+        """Counts and sizes, for logs."""
+        return {
+            "refreshes": float(self.steps),
+            "refresh_failures": float(self.failures),
+            "steps_halved": float(self.backtracking.halvings),
+            **self._measured,
+        }
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The last step by layer name, what it is judged by, and counts."""
+        return {
+            "steps": self.steps,
+            "failures": self.failures,
+            "last": dict(self.last),
+            "backtracking": self.backtracking.state_dict(),
+        }
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: it belongs to a model with other layers.
+        """
+        with reading():
+            saved: Mapping[str, Tensor] = state["last"]
+            steps, failures = int(state["steps"]), int(state["failures"])
+        if not saved.keys() <= self.layers.keys():
+            raise ValueError(
+                f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"
+            )
+        for name, last in saved.items():
+            shape = self.layers[name].shape
+            if last.shape[:2] != shape[:2] or abs(last.shape[2] - shape[2]) > 1:
+                raise ValueError(
+                    f"the state was saved for another model: layer {name!r} has shape {shape} "
+                    f"here, and had {tuple(last.shape)}"
+                )
+        self.backtracking.load_state_dict(state["backtracking"])
+        self.steps, self.failures = steps, failures
+        self.last = {n: copied(d, self.layers[n].weight.device) for n, d in saved.items()}
+        self.arm()

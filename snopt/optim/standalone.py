@@ -1,0 +1,67 @@
+"""The preconditioner alone, in front of any other torch optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from snopt.optim.damping import LevenbergMarquardt
+from snopt.optim.optimizer import Model, SNOpt
+
+_UPDATE = {
+    "lr",
+    "momentum",
+    "weight_decay",
+    "warmup_steps",
+    "kl_clip",
+    "trust",
+    "backtrack",
+    "plain",
+}
+
+
+class SNOptPreconditioner:
+    """The preconditioner in front of any other torch optimizer.
+
+    Call :meth:`step` between ``backward()`` and the other optimizer's ``step()``: it replaces the
+    gradients of preconditioned layers by their directions and leaves all others alone.
+
+    Args:
+        model: as for :class:`SNOpt`.
+        **settings: the settings of :class:`SNOpt` that shape directions: damping, refresh_every,
+            alpha, betas, eps, rule, basis, precondition, curvature, curvature_samples, sampling,
+            grid_points, carry_over, stagger, grad_scaler, seed.
+
+    Raises:
+        TypeError: a setting belongs to the update (lr, momentum, weight_decay, warmup_steps,
+            kl_clip, trust, backtrack, plain), which is the other optimizer's.
+    """
+
+    def __init__(self, model: Model, **settings: Any) -> None:
+        foreign = _UPDATE & {*settings}
+        if foreign:
+            raise TypeError(f"{', '.join(sorted(foreign))}: set it on the optimizer that follows")
+        self._optimizer = SNOpt(model, lr=1.0, **settings)
+        dampings = [group["damping"] for group in self._optimizer.param_groups]
+        if any(isinstance(damping, LevenbergMarquardt) for damping in dampings):
+            raise TypeError("Levenberg-Marquardt damping needs SNOpt.step(closure)")
+        self.factors = self._optimizer.factors
+        self.coverage = self._optimizer.coverage
+        self.diagnostics = self._optimizer.diagnostics
+        self.curvature_pass = self._optimizer.curvature_pass
+        self.close = self._optimizer.close
+        self.state_dict = self._optimizer.state_dict
+        self.load_state_dict = self._optimizer.load_state_dict
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Replace the gradients of preconditioned layers by their directions."""
+        core = self._optimizer.preconditioner
+        if all(p.grad is None for p in self._optimizer.members.by_id.values()):
+            return
+        for name, matrix in self._optimizer.preconditioned().items():
+            for p, direction in core.layers[name].split(matrix):
+                if p.grad is not None:
+                    p.grad = direction.to(p.dtype).contiguous()
+        core.arm()

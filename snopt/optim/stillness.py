@@ -1,0 +1,70 @@
+"""A notice where curvature that is too large leaves a model standing still."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from snopt.layers.base import Layer
+from snopt.optim.update import norm
+
+_SHRINKING = ("paper", "kfac")
+
+_STILL = 2e-4
+"""A step that is a smaller part of the weights, in norm, hardly moves them."""
+
+_LARGE = 3.0
+"""A step along the gradient as many times as large as the weights would throw them away."""
+
+_IN_A_ROW = 3
+"""Refreshes that must show both before it is said."""
+
+
+class Stillness:
+    """Watches the steps of a rule that divides gradients by curvature.
+
+    A loss c times as large has c times the gradients, c^2 times the curvature, and steps as short
+    as one c-th. Small gradients make small steps too, and so does a small learning rate: it is
+    said only where the same rate would make a step along the gradient absurdly long.
+
+    Args:
+        rule: the rule's name.
+    """
+
+    def __init__(self, rule: str) -> None:
+        self.rule, self._seen, self._told = rule, 0, False
+
+    def observe(
+        self,
+        layers: Iterable[Layer],
+        directions: Mapping[Tensor, Tensor],
+        groups: Iterable[Mapping[str, Any]],
+    ) -> None:
+        """Look at the step of a refresh, and warn once.
+
+        Args:
+            layers: those that are preconditioned.
+            directions: by parameter.
+            groups: settings in force; the largest learning rate counts.
+        """
+        moved = [p for layer in layers for p in layer.parameters if p in directions]
+        if self._told or self.rule not in _SHRINKING or not moved:
+            return
+        rate = max(group["lr"] for group in groups)
+        weights = norm([p.detach() for p in moved])
+        step = rate * norm([directions[p] for p in moved])
+        gradient = rate * norm([p.grad for p in moved if p.grad is not None])
+        still = 0 < step < _STILL * weights and gradient > _LARGE * weights
+        self._seen = self._seen + 1 if still else 0
+        if self._seen == _IN_A_ROW:
+            self._told = True
+            warnings.warn(
+                f"steps of rule={self.rule!r} are {step / weights:.0e} of the weights although "
+                "gradients are large: curvature grows with the square of the loss's scale. If the "
+                "loss is a sum over samples or outputs, take the mean; else scale inputs and "
+                "targets, or take rule='adam', which does not depend on the scale",
+                stacklevel=3,
+            )
