@@ -2,10 +2,10 @@
 
 import sys
 
-from tasks import signals
+from tasks.engine.training import signals
 
 if __name__ == "__main__":
     signals.end_at_once()  # before the imports that take long
-    from tasks import cli
+    from tasks.engine import cli
 
     cli.run(sys.argv[1:])

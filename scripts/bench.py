@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.entry import at_least, status
-from tasks.cli import CONF
-from tasks.settings import ConfigError, require_choice
+from tasks.common.checks import ConfigError, require_choice
+from tasks.engine.cli import CONF
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
-    from tasks.report.console import console
+    from tasks.engine.report.console import console
 
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)

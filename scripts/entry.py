@@ -9,11 +9,11 @@ from collections.abc import Callable
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from tasks.cli import FAILED, REFUSED
+from tasks.common.checks import ConfigError
 from tasks.data.errors import DataError
-from tasks.results import ResultsError
-from tasks.settings import ConfigError
-from tasks.signals import INTERRUPTED
+from tasks.engine.cli import FAILED, REFUSED
+from tasks.engine.records.results import ResultsError
+from tasks.engine.training.signals import INTERRUPTED
 
 #: What a user can mend: a mistake, missing data, a file that cannot be written.
 MISTAKES = (

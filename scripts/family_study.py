@@ -14,20 +14,20 @@ import numpy as np
 import torch
 
 from scripts.published_families import LOGGED, SILVERBOX, Logged
-from tasks.report.family_figures import (
+from tasks.engine.records.runs import Key, Run
+from tasks.engine.report.family_figures import (
     by_model,
     forecast_figure,
     growth_figure,
     point_cloud_figure,
 )
-from tasks.report.figures import png
-from tasks.report.nfe import per_step
-from tasks.report.rebuilt import evaluations, rebuild
-from tasks.report.runs import Key, Run
-from tasks.report.spread import Spread
-from tasks.report.summary import as_csv
-from tasks.report.wording import metric_style, number, spread
-from tasks.report.write import save
+from tasks.engine.report.figures import png
+from tasks.engine.report.nfe import per_step
+from tasks.engine.report.rebuilt import evaluations, rebuild
+from tasks.engine.report.spread import Spread
+from tasks.engine.report.summary import as_csv
+from tasks.engine.report.wording import metric_style, number, spread
+from tasks.engine.report.write import save
 
 DRAWS = 10
 """Initialisations of the Silverbox study, as published."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.report.nfe import per_step
-from tasks.report.runs import Run
-from tasks.report.spread import Spread
-from tasks.report.wording import metric_style, number, spread
+from tasks.engine.records.runs import Run
+from tasks.engine.report.nfe import per_step
+from tasks.engine.report.spread import Spread
+from tasks.engine.report.wording import metric_style, number, spread
 
 _T = ("train", "horizon/T")
 

@@ -17,10 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tasks.cli import CONF, plain
-from tasks.record import parse_record
-from tasks.results import FINISHED, run_folder
-from tasks.settings import ConfigError, Settings
+from tasks.common.checks import ConfigError
+from tasks.engine.cli import CONF, plain
+from tasks.engine.config.settings import Settings
+from tasks.engine.records.record import parse_record
+from tasks.engine.records.results import FINISHED, run_folder
 
 #: Seconds of a step of the paper's experiments, and samples of an epoch, measured once: for the
 #: order of magnitude, where no earlier run tells. Four seconds of each on one thread of a

@@ -22,12 +22,12 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from scripts.entry import at_least, status
 from scripts.published_families import SOLVED
+from tasks.common.checks import require_choice
 from tasks.data.nested_spheres import make_nested_spheres
+from tasks.engine.report.console import console
+from tasks.engine.report.summary import Cell, as_csv
+from tasks.engine.report.write import save
 from tasks.models.families import SYSTEMS, PointNet
-from tasks.report.console import console
-from tasks.report.summary import Cell, as_csv
-from tasks.report.write import save
-from tasks.settings import require_choice
 
 STEPS, RATE, THRESHOLD = 300, 0.01, 1e-3
 FRESH = "drawn for each run"

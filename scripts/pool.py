@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.cli import CONF
+from tasks.engine.cli import CONF
 
 #: Exit code of a command that was interrupted.
 INTERRUPTED = 130

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.entry import status
-from tasks.cli import REFUSED
-from tasks.report import write_report
-from tasks.report.console import console, show
-from tasks.results import ResultsError
-from tasks.settings import ConfigError
+from tasks.common.checks import ConfigError
+from tasks.engine.cli import REFUSED
+from tasks.engine.records.results import ResultsError
+from tasks.engine.report import write_report
+from tasks.engine.report.console import console, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

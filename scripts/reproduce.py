@@ -25,15 +25,15 @@ from scripts.jobs import Job, chosen, estimate, experiments, plan, wall_factor
 from scripts.pool import INTERRUPTED, run_all
 from scripts.published import PUBLISHED, SOURCE
 from scripts.seeds import read_seeds
-from tasks.cli import DIVERGED, REFUSED, check_overrides, override
-from tasks.report import LeftOut, Report, Run, read_run, write_runs
-from tasks.report.console import console, show
-from tasks.report.runs import UnreadableRunError
-from tasks.report.summary import Row
-from tasks.report.wording import metric_style, number, spread
-from tasks.report.write import save
-from tasks.results import ResultsError
-from tasks.settings import ConfigError
+from tasks.common.checks import ConfigError
+from tasks.engine.cli import DIVERGED, REFUSED, check_overrides, override
+from tasks.engine.records.results import ResultsError
+from tasks.engine.records.runs import UnreadableRunError
+from tasks.engine.report import LeftOut, Report, Run, read_run, write_runs
+from tasks.engine.report.console import console, show
+from tasks.engine.report.summary import Row
+from tasks.engine.report.wording import metric_style, number, spread
+from tasks.engine.report.write import save
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

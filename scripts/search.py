@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from tasks import experiment
-from tasks.results import Outcome
-from tasks.settings import ConfigError, Settings, require_choice
-from tasks.shelf import Shelf
+from tasks.common.checks import ConfigError, require_choice
+from tasks.engine import experiment
+from tasks.engine.config.settings import Settings
+from tasks.engine.records.results import Outcome
+from tasks.engine.training.shelf import Shelf
 
 
 @dataclass(frozen=True)

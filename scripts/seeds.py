@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.settings import ConfigError
+from tasks.common.checks import ConfigError
 
 
 def read_seeds(typed: str) -> list[int]:

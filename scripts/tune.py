@@ -32,11 +32,11 @@ from scripts.entry import MISTAKES, status
 from scripts.pool import INTERRUPTED, run_all
 from scripts.search import RATES, Changes, Space, check_budget, record, render, search, steps_in
 from scripts.seeds import read_seeds
-from tasks import cli
-from tasks.files import written_whole
-from tasks.report.console import console
-from tasks.settings import ConfigError, require_choice
-from tasks.shelf import Shelf
+from tasks.common.checks import ConfigError, require_choice
+from tasks.common.files import written_whole
+from tasks.engine import cli
+from tasks.engine.report.console import console
+from tasks.engine.training.shelf import Shelf
 
 #: What is kept in the tuned file where it is given: settings of how a task is trained.
 KEPT = ("optim.", "schedule.", "task.batch_size")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tasks.classification import require_positive
+from tasks.common.checks import choices
+from tasks.common.seeding import stream_seed
 from tasks.data.tables import DIMENSIONS, READERS
 from tasks.models.cnf import ACTIVATIONS, DIVERGENCES, ContinuousFlow
-from tasks.seeding import stream_seed
-from tasks.settings import choices
 from tasks.task import Batch, Splits, Task
 
 

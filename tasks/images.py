@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tasks.classification import ClassificationTask, require_positive
+from tasks.common.checks import choices
 from tasks.data.images import READERS
 from tasks.data.splits import hold_out
 from tasks.models.convnet import ConvNet
-from tasks.settings import choices
 from tasks.task import Batch, Splits
 
 CLASSES = 10

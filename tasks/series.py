@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tasks.classification import ClassificationTask
+from tasks.common.checks import choices
 from tasks.data.spline import fill
 from tasks.data.splits import Indices, stratified_thirds
 from tasks.data.uea import FACTS, Series, read_uea
 from tasks.models.families import family_name
 from tasks.models.family_rnn import FamilyRNN
 from tasks.models.ode_rnn import ODERNN
-from tasks.settings import choices
 from tasks.task import Batch, Splits
 
 #: Names on the command line, and the archive's.

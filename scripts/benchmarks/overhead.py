@@ -13,11 +13,11 @@ from rich.console import Console
 from scripts.benchmarks.tables import Cell, present, range_text
 from scripts.benchmarks.timing import Timings
 from scripts.benchmarks.workloads import Workload, load
-from tasks.batches import Order
-from tasks.experiment import train
-from tasks.optimizers import build_optimizer
-from tasks.seeding import stream
-from tasks.settings import Settings
+from tasks.common.seeding import stream
+from tasks.engine.config.settings import Settings
+from tasks.engine.experiment import train
+from tasks.engine.optimizers.build import build_optimizer
+from tasks.engine.training.batches import Order
 
 HEADINGS = (
     "task", "steps", "s by hand", "s runner", "clock / hand", "with logging / hand",

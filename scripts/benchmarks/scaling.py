@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from scripts.benchmarks.memory import peak_bytes
 from scripts.benchmarks.tables import Cell, present
 from scripts.benchmarks.timing import interleave
+from tasks.engine.report.figures import new_figure, png
+from tasks.engine.report.palette import BUCKETS
+from tasks.engine.report.write import save
 from tasks.models.convnet import ConvNet
 from tasks.models.ode_rnn import ODERNN
-from tasks.report.figures import new_figure, png
-from tasks.report.palette import BUCKETS
-from tasks.report.write import save
 
 GRADIENTS = ("adjoint", "adjoint-seminorm", "checkpoint", "direct")
 

@@ -12,8 +12,8 @@ from scripts.benchmarks.bare import bare_work, field_call, solves
 from scripts.benchmarks.tables import Cell, present, range_text
 from scripts.benchmarks.timing import interleave
 from scripts.benchmarks.workloads import Workload, load, ode_blocks, training_step
-from tasks.cli import CONF
 from tasks.data.errors import DataError
+from tasks.engine.cli import CONF
 
 HEADINGS = (
     "task", "batch", "gradient", "NFE f/b", "s/step", "s field", "step / field",

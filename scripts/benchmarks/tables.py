@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tasks.report.wording import number
-from tasks.report.write import save
+from tasks.engine.report.wording import number
+from tasks.engine.report.write import save
 
 Cell = str | float | int | None
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from scripts.benchmarks.tables import Cell, present
 from scripts.benchmarks.workloads import Weights, Workload, load, ode_blocks, trained
 from snopt import ODEBlock
-from tasks.batches import Order
+from tasks.engine.training.batches import Order
 
 STEPS = 5
 """Training steps that are counted, after one that leaves a step size behind."""

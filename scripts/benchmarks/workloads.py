@@ -13,12 +13,12 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from snopt import ODEBlock, SNOpt
-from tasks.batches import Order
-from tasks.cli import CONF, plain
-from tasks.experiment import build_model, build_task, default_data_root
-from tasks.parallel import World
-from tasks.seeding import stream
-from tasks.settings import Settings
+from tasks.common.seeding import stream
+from tasks.engine.cli import CONF, plain
+from tasks.engine.config.settings import Settings
+from tasks.engine.experiment import build_model, build_task, default_data_root
+from tasks.engine.training.batches import Order
+from tasks.engine.training.parallel import World
 from tasks.task import Batch, Splits, Task
 
 NETS = ("mnist", "japanese_vowels")

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.common.files import may_write, sha256, written_whole
 from tasks.data.integrity import fingerprint
-from tasks.files import may_write, written_whole
-from tasks.record import sha256
 
 _DIGEST = "digest"
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.common.files import may_write
 from tasks.data.download import obtain
 from tasks.data.errors import DataError, brief
 from tasks.data.integrity import digest, require_published, require_shape
 from tasks.data.torchvision_compat import torchvision_datasets
 from tasks.data.unpack import read_npz, unpack
-from tasks.files import may_write
 
 Part = tuple[NDArray[np.uint8], NDArray[Any]]
 ROWS = 10000  # of a batch file

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.common.files import written_whole
 from tasks.data.errors import DataError, brief
-from tasks.files import written_whole
 
 #: Bytes that one member may grow to; the largest member of any data set here is 1.2 GB.
 MOST_BYTES = 4 << 30

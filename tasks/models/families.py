@@ -30,7 +30,7 @@ from snopt.dynamics import (
     FirstPart,
     InitialState,
 )
-from tasks.settings import choices
+from tasks.common.checks import choices
 
 SYSTEMS: dict[str, type[nn.Module]] = {
     "node": NODE,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from snopt import ODEBlock
 from snopt.dynamics import AdamInitialState, Augment, Constant, InitialState
+from tasks.common.checks import choices
 from tasks.models.families import PARTS, build_system, family_name
-from tasks.settings import choices
 
 FORCINGS = ("interpolated", "ramp_as_published")
 FORCED_SCALARS = {"ghbnode": {"xi": math.log(2.0), "learn_xi": False, "activation": "hardtanh"}}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from hydra.core.global_hydra import GlobalHydra
 
-from tasks import cli
+from tasks.engine import cli
 
 #: A run of one small step on data that need no download.
 ONE_STEP = (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks import checkpoint
+from tasks.engine.records import checkpoint
 from tests.suite import fake
 
 ADAM = {"_target_": "torch.optim.Adam", "name": "adam", "lr": 0.01}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import snopt
-from tasks.seeding import stream
+from tasks.common.seeding import stream
 from tasks.task import Batch, Splits, Task
 
 
@@ -118,16 +118,16 @@ def config(root: Path | str, **changes: Any) -> dict[str, Any]:
 
 def train(root: Path | str, **changes: Any) -> dict[str, Any]:
     """Train the fake task in this process; returns what ``run.json`` holds."""
-    from tasks import experiment
-    from tasks.settings import Settings
+    from tasks.engine import experiment
+    from tasks.engine.config.settings import Settings
 
     return dict(experiment.train(Settings.read(config(root, **changes))))
 
 
 def folder(root: Path | str, **changes: Any) -> Path:
     """Where such a run is kept."""
-    from tasks.results import run_folder
-    from tasks.settings import Settings
+    from tasks.engine.config.settings import Settings
+    from tasks.engine.records.results import run_folder
 
     return run_folder(Settings.read(config(root, **changes)))
 

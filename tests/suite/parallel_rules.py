@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tasks.parallel import World
+from tasks.engine.training.parallel import World
 from tests.suite import fake
 
 RULES = [

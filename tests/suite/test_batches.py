@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from tasks.batches import Order, evenly_spaced
+from tasks.engine.training.batches import Order, evenly_spaced
 from tasks.task import Batch
 
 

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 import snopt
-from tasks.optimizers import Schedule, build_optimizer
-from tasks.settings import ConfigError, ScheduleSettings
+from tasks.common.checks import ConfigError
+from tasks.engine.config.settings import ScheduleSettings
+from tasks.engine.optimizers.build import Schedule, build_optimizer
 from tests.suite import fake
 
 CONFIG = {
-    "_target_": "tasks.by_part.ByPart",
+    "_target_": "tasks.engine.optimizers.by_part.ByPart",
     "name": "sgd",
     "field": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1, "momentum": 0.9},
     "rest": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01},

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import cli
-from tasks.settings import ConfigError
+from tasks.common.checks import ConfigError
+from tasks.engine import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +74,9 @@ def test_what_is_right_passes(overrides) -> None:
 
 
 def test_check_does_not_import_torch() -> None:
-    code = "import sys, tasks.cli as c; c.check_overrides(['task=digits']); print(*sys.modules)"
+    code = (
+        "import sys, tasks.engine.cli as c; c.check_overrides(['task=digits']); print(*sys.modules)"
+    )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "torch" not in answer.stdout.split()
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks import experiment  # noqa: F401 - imported before a clock starts
-from tasks.clock import BUCKETS, TRAINING, Clock, compile_seconds
+from tasks.engine import experiment  # noqa: F401 - imported before a clock starts
+from tasks.engine.records.clock import BUCKETS, TRAINING, Clock, compile_seconds
 from tasks.task import Batch
 from tests.suite import fake
 

@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 
 from snopt import SNOpt, SolverError
 from snopt.ode.compiled import CompileClock
-from tasks.clock import compile_seconds
+from tasks.engine.records.clock import compile_seconds
 from tasks.models.ode_rnn import ODERNN
 
 # The compiler's own imports, first of all in a process.

@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tasks import cli, experiment
-from tasks.settings import ConfigError, Settings
+from tasks.common.checks import ConfigError
+from tasks.engine import cli, experiment
+from tasks.engine.config.settings import Settings
 
 GROUPS = ("task", "optim", "model", "solver")
 CHOICES = {g: sorted(p.stem for p in (cli.CONF / g).glob("*.yaml")) for g in GROUPS}

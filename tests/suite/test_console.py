@@ -13,10 +13,11 @@ from hydra import compose, initialize_config_dir
 import snopt
 from snopt.ode.gradients import GRADIENTS
 from snopt.optim import preconditioner
-from tasks import cli, experiment, settings
-from tasks.checks import fits
-from tasks.report import read_run
-from tasks.settings import ConfigError, Settings
+from tasks.common.checks import ConfigError, fits
+from tasks.engine import cli, experiment
+from tasks.engine.config import settings
+from tasks.engine.config.settings import Settings
+from tasks.engine.report import read_run
 from tests.suite import console, fake
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,7 +156,7 @@ def test_refused_before_data_are_touched(overrides, message, tmp_path) -> None:
 
 def test_gradients_are_those_of_the_library() -> None:
     assert set(settings.GRADIENTS) == set(GRADIENTS)
-    assert set(settings.SolverSettings.OPTIONS) == set(snopt.ode.block._OWN_OPTIONS)
+    assert set(settings.SolverSettings.OPTIONS) == set(snopt.ode.methods.OWN_OPTIONS)
 
 
 def test_types_of_yaml() -> None:

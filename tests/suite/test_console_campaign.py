@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from tasks import cli
+from tasks.engine import cli
 from tests.suite import console
 
 SEED, COMMANDS, CHUNKS = 20260417, 500, 10

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks import checkpoint
-from tasks.results import ResultsError
+from tasks.engine.records import checkpoint
+from tasks.engine.records.results import ResultsError
 from tests.suite import damaged, fake
 from tests.suite.test_resume import assert_equal
 
@@ -214,7 +214,7 @@ def test_an_identity_in_run_json_that_is_another(runs, tmp_path) -> None:
 def test_the_command_line_says_it_in_one_message(runs, tmp_path, what) -> None:
     from omegaconf import OmegaConf
 
-    from tasks import cli
+    from tasks.engine import cli
 
     path = take_up(runs, "adam", tmp_path) / what
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from scripts.report import main
-from tasks.report import read_runs
-from tasks.results import ResultsError
+from tasks.engine.records.results import ResultsError
+from tasks.engine.report import read_runs
 from tests.suite import damaged, fake
 
 Lines = list[bytes]

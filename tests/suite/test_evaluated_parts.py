@@ -2,9 +2,11 @@
 
 import pytest
 
-from tasks import runner
-from tasks.batches import evenly_spaced
-from tasks.settings import ConfigError, Settings, config_hash
+from tasks.common.checks import ConfigError
+from tasks.engine.config.identity import config_hash
+from tasks.engine.config.settings import Settings
+from tasks.engine.training import runner
+from tasks.engine.training.batches import evenly_spaced
 from tests.suite import fake
 
 

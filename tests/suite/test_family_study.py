@@ -15,11 +15,11 @@ from torch import nn
 from scripts import family_study, point_cloud
 from scripts.family_study import write_study
 from scripts.jobs import TRIAL_SEED, chosen, experiments, plan
-from tasks import experiment
+from tasks.engine import experiment
+from tasks.engine.config.settings import Settings
+from tasks.engine.records.runs import Run, read_runs
+from tasks.engine.report.rebuilt import evaluations, rebuild
 from tasks.models.families import SYSTEMS, PointNet
-from tasks.report.rebuilt import evaluations, rebuild
-from tasks.report.runs import Run, read_runs
-from tasks.settings import Settings
 
 QUICK = ["train.max_epochs=2", "solver.rtol=1e-3", "solver.atol=1e-3", "logger.progress=off"]
 

@@ -9,14 +9,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from tasks import cli, experiment
+from tasks.common.checks import ConfigError
+from tasks.engine import cli, experiment
+from tasks.engine.config.settings import Settings
 from tasks.images import ImageClassification
 from tasks.models.convnet import ConvNet
 from tasks.models.families import EXTRA, SYSTEMS
 from tasks.models.family_rnn import FamilyRNN
 from tasks.models.ode_rnn import ODERNN, GatedCell
 from tasks.series import SeriesClassification
-from tasks.settings import ConfigError, Settings
 from tests.suite.task_cases import NAMES
 from tests.suite.test_config import ONE_STEP, TINY
 

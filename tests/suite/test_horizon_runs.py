@@ -8,8 +8,10 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 import snopt
-from tasks import cli, experiment
-from tasks.settings import ConfigError, Settings, config_hash
+from tasks.common.checks import ConfigError
+from tasks.engine import cli, experiment
+from tasks.engine.config.identity import config_hash
+from tasks.engine.config.settings import Settings
 from tests.suite import fake
 from tests.suite.test_config import CHOICES, ONE_STEP, TINY
 

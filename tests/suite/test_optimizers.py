@@ -5,8 +5,15 @@ import torch
 from torch import nn
 
 import snopt
-from tasks.optimizers import Schedule, build_optimizer, factor, needs_closure, ode_fields
-from tasks.settings import ConfigError, ScheduleSettings
+from tasks.common.checks import ConfigError
+from tasks.engine.config.settings import ScheduleSettings
+from tasks.engine.optimizers.build import (
+    Schedule,
+    build_optimizer,
+    factor,
+    needs_closure,
+    ode_fields,
+)
 from tests.suite import fake
 
 SGD = {"_target_": "torch.optim.SGD", "name": "sgd", "lr": 0.1}

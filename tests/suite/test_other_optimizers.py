@@ -6,9 +6,10 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 import snopt
-from tasks import cli, experiment
-from tasks.optimizers import build_optimizer
-from tasks.settings import ConfigError, Settings
+from tasks.common.checks import ConfigError
+from tasks.engine import cli, experiment
+from tasks.engine.config.settings import Settings
+from tasks.engine.optimizers.build import build_optimizer
 from tests.suite import fake
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.jobs import experiments, plan
-from tasks.settings import Settings
+from tasks.engine.config.settings import Settings
 
 INTEGRATION_TIME = experiments().get("paper/integration_time", [])
 CHOICES = [c for c in experiments().get("paper", []) if c not in INTEGRATION_TIME]

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 import snopt
-from tasks import checkpoint
+from tasks.engine.records import checkpoint
 from tests.suite import fake, parallel_rules
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,9 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import snopt
-from tasks import checkpoint
-from tasks.parallel import World
-from tasks.probe import GradientProbe, compare
+from tasks.engine.records import checkpoint
+from tasks.engine.training.parallel import World
+from tasks.engine.training.probe import GradientProbe, compare
 from tests.suite import fake
 
 SNOPT = {"_target_": "snopt.SNOpt", "name": "snopt", "lr": 0.02, "refresh_every": 3}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from scripts.report import main
-from tasks.report import read_runs, write_report
+from tasks.engine.report import read_runs, write_report
 from tests.suite.made_up_runs import made_up_run, made_up_suite
 
 
@@ -276,6 +276,9 @@ def test_command_says_what_is_missing(tmp_path, capsys):
 
 
 def test_training_does_not_import_what_only_the_report_needs():
-    code = "import sys, tasks.experiment; print({'matplotlib', 'tasks.report'} & set(sys.modules))"
+    code = (
+        "import sys, tasks.engine.experiment; "
+        "print({'matplotlib', 'tasks.engine.report'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tasks import cli, experiment
-from tasks.report import densities, read_run, write_report
-from tasks.report.comparison import compare
-from tasks.settings import Settings
+from tasks.engine import cli, experiment
+from tasks.engine.config.settings import Settings
+from tasks.engine.report import densities, read_run, write_report
+from tasks.engine.report.comparison import compare
 
 TINY = [
     "task=circle",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from scripts.horizon_study import horizon_markdown
-from tasks.report.comparison import compare
-from tasks.report.horizon_figure import has_horizon, horizon_figure
-from tasks.report.nfe import per_step
-from tasks.report.runs import read_runs
-from tasks.report.write import write_report
+from tasks.engine.records.runs import read_runs
+from tasks.engine.report.comparison import compare
+from tasks.engine.report.horizon_figure import has_horizon, horizon_figure
+from tasks.engine.report.nfe import per_step
+from tasks.engine.report.write import write_report
 from tests.suite.made_up_runs import made_up_run
 
 PARTS = ("T", "q_t", "q_tt", "open", "feedback")

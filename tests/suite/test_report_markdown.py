@@ -1,6 +1,6 @@
 """One table over all tasks: what a row says, and what it does not hide."""
 
-from tasks.report import write_report
+from tasks.engine.report import write_report
 from tests.suite.made_up_runs import made_up_run
 
 

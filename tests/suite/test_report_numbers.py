@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.report.comparison import compare
-from tasks.report.runs import Curve, read_runs
-from tasks.report.spread import Spread, band, spans_decades
-from tasks.report.summary import tabulate
-from tasks.report.targets import first_reach
+from tasks.engine.records.runs import Curve, read_runs
+from tasks.engine.report.comparison import compare
+from tasks.engine.report.spread import Spread, band, spans_decades
+from tasks.engine.report.summary import tabulate
+from tasks.engine.report.targets import first_reach
 from tests.suite.made_up_runs import made_up_run
 
 

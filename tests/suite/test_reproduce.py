@@ -7,8 +7,8 @@ import yaml
 
 from scripts import jobs, reproduce
 from scripts.published import PUBLISHED, SOURCE
-from tasks.report import write_runs
-from tasks.report.runs import read_runs
+from tasks.engine.records.runs import read_runs
+from tasks.engine.report import write_runs
 from tests.suite.made_up_runs import made_up_run
 
 BASE = {

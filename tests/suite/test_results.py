@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks import checkpoint
-from tasks.files import written_whole
-from tasks.results import ResultsError, Row, RunFolder, finite, write_atomically
-from tasks.settings import config_hash
+from tasks.common.files import written_whole
+from tasks.engine.config.identity import config_hash
+from tasks.engine.records import checkpoint
+from tasks.engine.records.results import ResultsError, Row, RunFolder, finite, write_atomically
 from tests.suite import fake
 
 ROW_KEYS = [

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks import checkpoint
+from tasks.engine.records import checkpoint
 from tests.suite import fake
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tasks.experiment import train
-from tasks.settings import Settings
-from tasks.shelf import Shelf
+from tasks.engine.config.settings import Settings
+from tasks.engine.experiment import train
+from tasks.engine.training.shelf import Shelf
 from tests.suite import fake
 
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from scripts import search, tune
-from tasks.settings import ConfigError
-from tasks.shelf import Shelf
+from tasks.common.checks import ConfigError
+from tasks.engine.training.shelf import Shelf
 from tests.suite import fake
 
 LIMITS = {"train": {"max_steps": 5, "eval_every_epochs": None, "eval_at_start": False}}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tasks import wandb_log
+from tasks.engine.records import wandb_log
 from tests.suite import fake
 
 LOGGER = {

@@ -1,0 +1,1 @@
+"""What tasks and the engine share: checks of settings, random streams, whole files."""

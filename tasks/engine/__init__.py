@@ -1,0 +1,1 @@
+"""What runs the tasks: configuration, optimizers, training, records and the report."""

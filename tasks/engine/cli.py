@@ -1,0 +1,374 @@
+"""The command line's manners: mistakes are explained before anything runs, without a traceback."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.errors import CompactHydraException, HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tasks.common.checks import ConfigError, choices
+from tasks.engine.config.settings import NEEDED, Settings
+from tasks.engine.training.signals import INTERRUPTED, end_by_exception
+
+logger = logging.getLogger(__name__)
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+#: Sweeps are checked job by job, up to so many, and no key has more values than that.
+MOST_JOBS, MOST_VALUES = 256, 100_000
+
+#: Exit codes beside 0, for what ended as it was asked to, and 130, for what was interrupted.
+FAILED, REFUSED, DIVERGED = 1, 2, 3
+CODES = (0, FAILED, REFUSED, DIVERGED, INTERRUPTED)
+
+#: Signs that mean something inside a value.
+_STRUCTURE = "()[]{},'\"$"
+#: Where Hydra would write, or go.
+_FOLDERS = ("hydra.run", "hydra.sweep", "hydra.output_subdir", "hydra.job.chdir")
+
+
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Do what the command line asks for, and end the process with one of :data:`CODES`.
+
+    Args:
+        arguments: what stands after ``run.py``.
+    """
+    try:
+        sys.argv[1:] = checked(arguments)
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra leaves exceptions to us
+        task()
+    except JobError as error:
+        end(error.code, "\n".join(["Of this sweep did not end well:", *(_ended or [str(error)])]))
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        end(REFUSED, f"{error}\nHelp: python run.py --help")
+    except KeyboardInterrupt:
+        end(INTERRUPTED, "stopped; the same command begins again, or resumes.")
+    except OSError as error:  # of Hydra's own files
+        end(REFUSED, f"{error.filename}: {error.strerror}. Choose another results.root.")
+    sys.exit(0)
+
+
+def end(code: int, message: str) -> NoReturn:
+    """End the process with a message and a code."""
+    sys.stderr.write(f"{message}\n")
+    sys.exit(code)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def task(config: DictConfig) -> None:
+    """What Hydra runs, once for every job: train what the composed configuration asks for."""
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+    code, message = main(config, sweeping)
+    if not code:
+        return
+    if code == INTERRUPTED or not sweeping:
+        end(code, message)
+    logger.error("%s", message)
+    _ended.append(message)
+    raise JobError(message, code)  # Hydra passes on the first, once all jobs have run
+
+
+#: Messages of the jobs of a sweep that failed in this process.
+_ended: list[str] = []
+
+
+class JobError(CompactHydraException):
+    """A job of a sweep that did not end as it was asked to."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message, code)
+        self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def checked(arguments: Sequence[str]) -> list[str]:
+    """Compose every job that the arguments ask for.
+
+    Args:
+        arguments: what stands after ``run.py``. With other flags than ``-m`` Hydra has the word.
+
+    Returns:
+        The arguments as Hydra reads them.
+
+    Raises:
+        ConfigError: the first mistake.
+    """
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if all(flag in ("-m", "--multirun") for flag in flags):
+        return [*flags, *check_overrides(overrides, sweep=bool(flags))]
+    if not any(flag.startswith(("--config", "-c")) and flag != "-c" for flag in flags):
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            _parsed([text for text in overrides if _parses(text)], sweep=True)
+    return list(arguments)
+
+
+def check_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
+    """Compose and validate what overrides ask for, without importing torch.
+
+    Args:
+        overrides: in Hydra's grammar, but for values with letters or signs that it does not know.
+        sweep: whether commas mean several jobs.
+
+    Returns:
+        The overrides in Hydra's grammar.
+
+    Raises:
+        ConfigError: something is unknown or cannot be; the message lists what can.
+    """
+    readable = [_readable(override) for override in overrides]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        parsed = _parsed(readable, sweep)
+        jobs = _jobs(parsed) if sweep else iter([readable])
+        for job in itertools.islice(jobs, MOST_JOBS):
+            try:
+                config = compose("config", overrides=job)
+            except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+                _check_keys(OverridesParser.create().parse_overrides(job))
+                raise ConfigError(str(error)) from error
+            Settings.read(plain(config))
+    return readable
+
+
+def _parsed(overrides: Sequence[str], sweep: bool) -> list[Override]:
+    """Overrides in whose form and choices there is no mistake."""
+    loader = GlobalHydra.instance().config_loader()
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    for override in parsed:
+        _check_form(override, sweep)
+    if not any(override.key_or_group == "hydra.searchpath" for override in parsed):
+        for override in parsed:
+            _check_choice(override)
+    return parsed
+
+
+def quoted(key: str, value: object) -> str:
+    """An override that gives a key this very text, whatever letters and signs it has."""
+    # Of backslashes only those before a quote count twice.
+    text = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), str(value))
+    return f"{key}='{text}'"
+
+
+def override(key: str, value: object) -> str:
+    """As :func:`quoted`, with quotes only where the text would be read as something else."""
+    plain = f"{key}={value}"
+    same = _parses(plain) and OverridesParser.create().parse_override(plain).value() == str(value)
+    return plain if same else quoted(key, value)
+
+
+def _readable(typed: str) -> str:
+    """An override in Hydra's grammar, its value in quotes where it has other letters or signs.
+
+    Raises:
+        ConfigError: no override at all, or one whose quotes the user must set.
+    """
+    key, _, value = typed.partition("=")
+    if not key:
+        raise ConfigError(f"{typed!r}: not an override. Write key=value.")
+    if _parses(typed):
+        return typed
+    text = quoted(key, value)
+    if not value or not _parses(text):
+        raise ConfigError(f"{typed}: not an override. Write key=value.")
+    if set(value) & set(_STRUCTURE):
+        raise ConfigError(f'{typed}: not an override. Write key=value; as plain text "{text}".')
+    return text
+
+
+def _parses(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def _check_form(override: Override, sweep: bool) -> None:
+    """Raise for several values of a single run, values without number, and Hydra's own folders."""
+    key, typed = override.key_or_group, override.input_line
+    if any(key == own or key.startswith(f"{own}.") for own in _FOLDERS):
+        raise ConfigError(f"{key}: runs write below results.root alone. Set results.root=...")
+    if override.type is OverrideType.DEL and key in NEEDED:
+        raise ConfigError(f"~{key}: no run can do without {key}. Set it instead, {key}=...")
+    if not override.is_sweep_override():
+        return
+    if not sweep:
+        text = quoted(key, str(typed).partition("=")[2])
+        raise ConfigError(
+            f"{typed}: several values. Add -m for a run of each; a list is written {key}=[...], "
+            f'text with such signs in quotes, "{text}".'
+        )
+    if override.is_discrete_sweep():
+        if next(_values(override), None) is None:
+            options = ", ".join(_options(key))
+            valid = f" Choices of {key}: {options}." if options else ""
+            raise ConfigError(f"{typed}: stands for no value.{valid}")
+    elif override.value_type is ValueType.INTERVAL_SWEEP:
+        raise ConfigError(
+            f"{typed}: an interval has no end of values. Write some, {key}=a,b,c, or a "
+            f"range(start,stop,step)."
+        )
+
+
+def _values(override: Override) -> Iterator[str]:
+    """The values of a discrete sweep, as typed.
+
+    Raises:
+        ConfigError: they cannot be listed.
+    """
+    try:
+        yield from itertools.islice(override.sweep_string_iterator(), MOST_VALUES)
+    except (HydraException, ValueError, TypeError, ZeroDivisionError) as error:
+        raise ConfigError(f"{override.input_line}: {error}") from error
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain mappings and lists.
+
+    Raises:
+        ConfigError: an interpolation cannot be resolved, or a mandatory value is missing.
+    """
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"configuration: {error}") from error
+    return {str(key): value for key, value in dict(container).items()}  # type: ignore[arg-type]
+
+
+def _jobs(parsed: Sequence[Override]) -> Iterator[list[str]]:
+    """The overrides of every job of a sweep; seeds do not make a difference here."""
+    alternatives: list[list[str]] = []
+    for override in parsed:
+        key = override.get_key_element()
+        if override.is_hydra_override() and key != "hydra.searchpath":
+            continue
+        if override.is_sweep_override() and override.is_discrete_sweep():
+            values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            alternatives.append(values[:1] if key == "seed" else values)
+        elif not override.is_sweep_override():
+            alternatives.append([str(override.input_line)])
+    for job in itertools.product(*alternatives):
+        yield list(job)
+
+
+def _options(group: str) -> list[str]:
+    return list(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def _check_choice(override: Override) -> None:
+    """Raise unless every value given for a group is one of its choices."""
+    options = _options(override.key_or_group)
+    if not options or override.type is OverrideType.DEL or override.is_hydra_override():
+        return
+    for value in _values(override) if override.is_sweep_override() else [override.value()]:
+        if not isinstance(value, str):
+            typed = str(override.input_line).partition("=")[2]
+            raise ConfigError(choices(override.key_or_group, typed, options))
+        if value not in options:
+            # A choice may lie in a folder: experiment=paper/images/mnist-adam.
+            folder, _, name = value.rpartition("/")
+            inside = _options(f"{override.key_or_group}/{folder}") if folder else []
+            if name not in inside:
+                # Or it is a folder itself.
+                below = _options(f"{override.key_or_group}/{value}") if value else []
+                valid = (
+                    [f"{value}/{option}" for option in below]
+                    or [f"{folder}/{option}" for option in inside]
+                    or options
+                )
+                raise ConfigError(choices(override.key_or_group, value, valid))
+
+
+def _check_keys(parsed: Sequence[Override]) -> None:
+    """Raise for the first override whose key is not in the configuration."""
+    groups = [override for override in parsed if _options(override.key_or_group)]
+    try:
+        config = compose("config", overrides=[str(group.input_line) for group in groups])
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    for override in parsed:
+        if override in groups or override.type is not OverrideType.CHANGE:
+            continue
+        node: Any = config
+        parents: list[str] = []
+        for part in override.key_or_group.split("."):
+            keys = [str(key) for key in node] if isinstance(node, DictConfig) else []
+            if part not in keys:
+                where = ".".join(parents)
+                asked = ".".join([*parents, part])
+                missing = choices(where or "configuration", part, keys).split(":", 1)[1]
+                raise ConfigError(
+                    f"{asked}: no such key.{missing.removeprefix(' no such choice.')}".replace(
+                        "Choices:", f"Keys of {where}:" if where else "Keys:"
+                    )
+                )
+            node = node[part]
+            parents.append(part)
+
+
+def main(config: DictConfig, sweeping: bool = False) -> tuple[int, str]:
+    """Train what a composed configuration asks for.
+
+    Args:
+        config: as Hydra composed it.
+        sweeping: whether it is one job of several.
+
+    Returns:
+        One of :data:`CODES`, and what to say.
+    """
+    import torch
+
+    from tasks.data.errors import DataError
+    from tasks.engine.experiment import train
+    from tasks.engine.records.results import Outcome, ResultsError
+
+    end_by_exception()
+    try:
+        values = plain(config)
+        settings = Settings.read(values)
+        if sweeping and values["logger"].get("progress") == "auto":
+            values["logger"]["progress"] = "plain"  # several bars would draw over each other
+        summary = train(settings)
+    except (ConfigError, DataError, ResultsError) as error:
+        return REFUSED, str(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED, "stopped at once; the same command begins again, or resumes."
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
+            raise
+        return FAILED, (
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}. "
+            "Choose a smaller task.batch_size or net, or solver.gradient=adjoint."
+        )
+    title = f"{'/'.join(settings.names)} seed {settings.seed}"
+    if summary["outcome"] == Outcome.INTERRUPTED:
+        return INTERRUPTED, f"{title}: interrupted."
+    if summary["outcome"] == Outcome.DIVERGED:
+        return DIVERGED, f"{title}: diverged. {summary['message']}"
+    return 0, ""
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed; on the CPU torch has no class of its own for that."""
+    import torch
+
+    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)

@@ -1,0 +1,46 @@
+"""What makes two runs the same computation: a hash of the configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.engine.config.settings import SPLITS, HorizonSettings
+
+#: Parts of the configuration that do not change what is computed, and so not a run's identity.
+NOT_IDENTITY = ("data", "results", "seed", "logger")
+
+#: Values of later keys of ``train`` that leave everything as it was, identities included.
+_ADDED_LATER = (
+    ("eval_valid_samples", None),
+    ("eval_test_samples", None),
+    ("eval_splits", list(SPLITS)),
+)
+
+#: Names of a ``_target_`` that moved, and where it is now. Runs from before are found by the first.
+MOVED = {
+    "tasks.by_part.ByPart": "tasks.engine.optimizers.by_part.ByPart",
+    "tasks.muon.muon": "tasks.engine.optimizers.muon.muon",
+}
+_FIRST_NAMES = {now: then for then, now in MOVED.items()}
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that identify what is computed, apart from the seed."""
+    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) not in _ADDED_LATER}
+    if kept.get("probe") == {"every": None}:  # as if there were no such part
+        del kept["probe"]
+    if not HorizonSettings(**kept.get("horizon", {})).asked_for:
+        kept.pop("horizon", None)
+    kept = _by_first_names(kept)
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _by_first_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _by_first_names(entry) for key, entry in value.items()}
+    return _FIRST_NAMES.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,394 @@
+"""From settings to a finished run: build what the configuration names, train it, write it down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+import snopt
+from snopt.optim.gauss_newton import GRADIENTS
+from tasks.common.checks import ConfigError, require_keys, require_type
+from tasks.common.seeding import stream_seed
+from tasks.engine.config.identity import config_hash
+from tasks.engine.config.settings import Settings
+from tasks.engine.optimizers.build import (
+    build_optimizer,
+    call,
+    check_keywords,
+    check_optimizer,
+    resolve,
+)
+from tasks.engine.records import checkpoint
+from tasks.engine.records.clock import Clock
+from tasks.engine.records.environment import environment
+from tasks.engine.records.results import FINISHED, Outcome, ResultsError, RunFolder, run_folder
+from tasks.engine.records.resuming import require_fit
+from tasks.engine.records.writer import RowLog, Writer
+from tasks.engine.training.horizon import build_horizon, check_horizon
+from tasks.engine.training.parallel import World
+from tasks.engine.training.progress import Progress
+from tasks.engine.training.runner import Runner, State
+from tasks.engine.training.shelf import Loaded, Shelf
+from tasks.models.families import FUNCTIONS, OPTIONS, SCALARS, SYSTEMS
+from tasks.task import Splits, Task
+
+logger = logging.getLogger(__name__)
+
+NOT_CONSTRUCTOR = ("_target_", "name")
+
+
+def build_task(settings: Settings) -> Task:
+    """Construct the task, and try optimizer and solver on something tiny; no data are touched.
+
+    Raises:
+        ConfigError: a key or a value that cannot be.
+    """
+    config = settings.config
+    target = resolve("task", config["task"]["_target_"])
+    keywords = {k: v for k, v in config["task"].items() if k not in NOT_CONSTRUCTOR}
+    check_keywords("task", target, keywords, own=NOT_CONSTRUCTOR)
+    task = call("task", target, **keywords)
+    if not isinstance(task, Task):
+        raise ConfigError(f"task._target_={config['task']['_target_']}: not a tasks.task.Task.")
+    check_optimizer(config["optim"])
+    if config["optim"].get("curvature") in ("fisher", "ggn") and task.likelihood is None:
+        raise ConfigError(
+            f"optim.curvature={config['optim']['curvature']}: this task has no likelihood to "
+            "sample from. Use optim.curvature=empirical."
+        )
+    if config["optim"].get("rule") == "gauss_newton":
+        _check_gauss_newton(settings, task)
+    solver = config["solver"]
+    if config["optim"].get("create_graph") and (
+        solver["gradient"] != "direct" or solver.get("compile")
+    ):
+        raise ConfigError(
+            f"optim={settings.names[2]}: differentiates the gradient again, which "
+            f"solver.gradient={solver['gradient']}, solver.compile={solver.get('compile', False)} "
+            "cannot. Use solver.gradient=direct solver.compile=false."
+        )
+    check_solver(settings)
+    check_horizon(settings.horizon, task)
+    check_model(settings, task)
+    return task
+
+
+@torch.enable_grad()
+def check_solver(settings: Settings) -> None:
+    """Try the solver on something tiny: torchdiffeq looks at its options when it solves.
+
+    Raises:
+        ConfigError: it refuses a value.
+    """
+    solver = settings.solver()
+    options = dict(solver["options"] or {})
+    call("solver", snopt.ODEBlock, _Decay(), (0.0, 1.0), **solver)
+    quick = {**solver, "options": {k: v for k, v in options.items() if k != "compile"}}
+    block = snopt.ODEBlock(_Decay(), (0.0, 0.01), **quick)
+    try:
+        block(torch.ones(1, 1)).sum().backward()
+    except snopt.SolverError:  # that one solve fails says nothing of the next
+        pass
+    except Exception as error:  # whatever a method makes of options of another type
+        given = ", ".join(f"{key}={value}" for key, value in settings.config["solver"].items())
+        raise ConfigError(
+            f"solver: a solve with these settings cannot be made: {error}. Given: {given}"
+        ) from error
+
+
+class _Decay(nn.Module):
+    """A field that every solver has an easy time with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return -self.rate * x
+
+
+def check_model(settings: Settings, task: Task) -> None:
+    """Build the model once, before any data are touched.
+
+    Raises:
+        ConfigError: an unknown family, or a setting that it does not take or refuses.
+    """
+    config = settings.config["model"]
+    family = config.get("name")
+    if family in SYSTEMS:
+        options = (*SCALARS.get(family, ()), *OPTIONS.get(family, ()))
+        require_keys("model", config, ("name", *options))
+        numbers = {k: config[k] for k in SCALARS.get(family, ()) if k in config}
+        named = {k: v for k, v in numbers.items() if v is not None and k not in FUNCTIONS}
+        check_keywords("model", SYSTEMS[family], named)
+        for key in OPTIONS.get(family, ()):
+            require_type(f"model.{key}", config.get(key), bool | None)
+        for key in FUNCTIONS:
+            require_type(f"model.{key}", config.get(key), str | None)
+    with suppress(AttributeError):  # a task may know its sizes only once it has loaded its data
+        build_model(settings, task, World(0, 1, torch.device("cpu")))
+
+
+def _check_gauss_newton(settings: Settings, task: Task) -> None:
+    optim, gradient = settings.names[2], settings.config["solver"]["gradient"]
+    if task.likelihood is None:
+        raise ConfigError(
+            f"optim={optim}, optim.rule=gauss_newton: needs the samples' losses, which this task "
+            "has no likelihood to tell by. Use optim=snopt."
+        )
+    if gradient not in GRADIENTS:
+        raise ConfigError(
+            f"solver.gradient={gradient}: optim.rule=gauss_newton needs gradients of single "
+            f"samples. Use solver.gradient={' or '.join(GRADIENTS)}."
+        )
+
+
+def build_model(settings: Settings, task: Task, world: World) -> nn.Module:
+    """Build the model from its own random stream; the same weights for every optimizer."""
+    torch.manual_seed(stream_seed(settings.seed, "init"))
+    try:
+        model = task.build_model(settings.config["model"], settings.solver())
+    except (ValueError, TypeError, OverflowError) as error:
+        model_settings = settings.config["model"].items()
+        given = [f"{k}={v}" for k, v in model_settings if k != "name" and v is not None]
+        also = f" Given: {', '.join(given)}." if given else ""
+        raise ConfigError(f"model: {error}{also}") from error
+    return model.to(world.device, getattr(torch, settings.dtype))
+
+
+def load_splits(settings: Settings, task: Task, world: World) -> Splits:
+    """Load the data, on rank 0 first, so that one process downloads what is missing."""
+    root = settings.config["data"]["root"]
+    folder = Path(root).expanduser() if root else default_data_root()
+    if world.rank > 0:
+        world.any([False])
+    splits = task.load(folder, settings.seed, world.device, getattr(torch, settings.dtype))
+    if world.rank == 0:
+        world.any([False])
+    if task.batch_size % world.size:
+        raise ConfigError(
+            f"{world.size} processes cannot share batches of {task.batch_size} equally: choose a "
+            f"task.batch_size divisible by {world.size}."
+        )
+    return splits
+
+
+def default_data_root() -> Path:
+    """The user's cache folder for data sets."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("snopt", appauthor=False)
+
+
+def train(settings: Settings, shelf: Shelf | None = None) -> Mapping[str, Any]:
+    """Train what the settings describe, or say that it has been done.
+
+    Args:
+        settings: the validated configuration.
+        shelf: keeps the data for the next run of this process.
+
+    Returns:
+        The content of ``run.json``.
+
+    Raises:
+        ConfigError: a setting that cannot be.
+        ResultsError: the run's files cannot be written or read.
+        DataError: the data are missing or not what they should be.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    world = World.join(settings.device)
+    try:
+        clock = Clock(world.device)
+        task = build_task(settings)
+        if world.size > 1 and settings.config["optim"].get("rule") == "gauss_newton":
+            raise ConfigError(
+                f"optim={settings.names[2]}: optim.rule=gauss_newton runs in one process, not "
+                f"{world.size}. Start it without torchrun, or use optim=snopt."
+            )
+        folder = RunFolder(run_folder(settings)) if world.rank == 0 else None
+        try:
+            done = world.gather(_finished(folder, settings))[0]
+            if done is not None:
+                logger.info("already finished: %s", done["message"])
+                return cast(Mapping[str, Any], done)
+            return _train(settings, task, world, clock, folder, shelf or Shelf())
+        finally:
+            if folder is not None:
+                folder.close()
+    finally:
+        world.leave()
+
+
+def _finished(folder: RunFolder | None, settings: Settings) -> dict[str, Any] | None:
+    summary = folder.summary() if folder is not None else None
+    if folder is None or summary is None:
+        return None
+    for key, wanted in _names(settings).items():
+        if summary[key] != wanted:
+            raise ResultsError(
+                f"{folder.path}: run.json is of another run ({key} is {summary[key]!r} there, and "
+                f"{wanted!r} here). Remove the folder to begin the run anew."
+            )
+    return summary if summary.get("outcome") in FINISHED else None
+
+
+def _names(settings: Settings) -> dict[str, Any]:
+    """What tells a run from all others."""
+    names = dict(zip(("task", "model", "optim"), settings.names, strict=True))
+    return {**names, "seed": settings.seed, "config_hash": config_hash(settings.config)}
+
+
+def _train(
+    settings: Settings,
+    task: Task,
+    world: World,
+    clock: Clock,
+    folder: RunFolder | None,
+    shelf: Shelf,
+) -> Mapping[str, Any]:
+    path = run_folder(settings)
+
+    def load() -> Loaded:
+        return task, load_splits(settings, task, world)
+
+    task, splits = shelf.take(settings.config, load)
+    model = build_model(settings, task, world)
+    optimizer = build_optimizer(settings.config["optim"], model)
+    horizon = build_horizon(settings.horizon, model, optimizer)
+    state = checkpoint.load(path / "checkpoint.pt")
+    about = _identity(settings, task, splits, model, world)
+    identity = {
+        **_names(settings),
+        "batch_size": task.batch_size,
+        "samples": about["samples"],
+        "processes": world.size,
+    }
+    if state is not None:
+        require_fit(
+            state,
+            path=path / "checkpoint.pt",
+            identity=identity,
+            model=model,
+            optimizer=optimizer,
+            horizon=horizon,
+            counters=State(),
+        )
+    if folder is not None:
+        seen = (0,) if state is None else (state["metrics_bytes"], state.get("metrics_sha256"))
+        folder.open_metrics(*seen)
+        folder.write_config(settings.config)
+        running = "Running, or killed; the same command resumes it."
+        folder.write_summary({**about, "outcome": Outcome.INTERRUPTED.value, "message": running})
+    title = f"{'/'.join(settings.names)} seed {settings.seed}"
+    logger.info("%s: %s in %s", title, "begins" if state is None else "resumes", path)
+    style: Any = settings.config["logger"].get("progress", "auto")
+    progress = Progress(title, style if world.rank == 0 else "off")
+    writer = Writer(folder, _logs(settings, path) if folder is not None else [])
+    runner: Runner | None = None
+    try:
+        runner = Runner(
+            settings,
+            task,
+            splits,
+            model,
+            optimizer,
+            world=world,
+            clock=clock,
+            writer=writer,
+            progress=progress,
+            horizon=horizon,
+            identity=identity,
+        )
+        if state is not None:
+            runner.resume(state)
+        outcome, message = runner.run()
+        summary = {**about, **_totals(runner, clock), "outcome": outcome.value, "message": message}
+        writer.summarise(summary)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        outcome = Outcome.INTERRUPTED if stopped else Outcome.ERROR
+        message = "Stopped at once." if stopped else f"{type(error).__name__}: {error}"
+        summary = {**about, **_totals(runner, clock), "outcome": outcome.value, "message": message}
+        with suppress(ResultsError):  # a full disk may be what the error is about
+            writer.summarise(summary)
+        raise
+    finally:
+        progress.close()
+        writer.finish(summary)
+    measured = {} if outcome is Outcome.DIVERGED else summary["final"].get("test", {})
+    test = "".join(f" Test {name} {value:.4g}." for name, value in measured.items())
+    if failed := summary.get("refresh_failures"):
+        logger.warning(
+            "%s: curvature could not be factorized %d times, and was left out or replaced",
+            title,
+            failed,
+        )
+    logger.info("%s: %s. %s%s", title, outcome, message, test)
+    return summary
+
+
+def _identity(
+    settings: Settings, task: Task, splits: Splits, model: nn.Module, world: World
+) -> dict[str, Any]:
+    """What ``run.json`` says of a run before it has begun."""
+    return {
+        **_names(settings),
+        "metric": task.metric,
+        "higher_is_better": task.higher_is_better,
+        "provenance": task.provenance,
+        "batch_size": task.batch_size,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "samples": {split: len(getattr(splits, split)[0]) for split in ("train", "valid", "test")},
+        "environment": environment(world.device, world.size),
+        "started": _now(),
+    }
+
+
+def _logs(settings: Settings, path: Path) -> list[RowLog]:
+    config = settings.config["logger"]
+    if config["name"] != "wandb":
+        return []
+    from tasks.engine.records.wandb_log import WandbLog
+
+    return [WandbLog(config, path, path.name, settings.names, settings.config)]
+
+
+def _totals(runner: Runner | None, clock: Clock) -> dict[str, Any]:
+    totals: dict[str, Any] = {
+        "finished": _now(),
+        "seconds": clock.seconds,
+        "buckets": clock.buckets(),
+    }
+    totals["wall"] = sum(totals["buckets"].values())
+    if runner is None:
+        return {**totals, "steps": 0, "final": {}, "best": None}
+    nfe = runner.nfe()
+    diagnostics: Mapping[str, float] = getattr(runner.optimizer, "diagnostics", dict)()
+    for key in ("refreshes", "refresh_failures"):
+        if key in diagnostics:
+            totals[key] = int(diagnostics[key])
+    if runner.horizon is not None:
+        totals["horizon"] = runner.horizon.T
+    return {
+        **totals,
+        "steps": runner.state.step,
+        "epochs": runner.order.epoch,
+        "steps_per_epoch": runner.order.steps_per_epoch,
+        "skipped_steps": runner.state.skipped,
+        "nfe_forward": nfe[0],
+        "nfe_backward": nfe[1],
+        "final": runner.state.final,
+        "best": runner.state.best,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

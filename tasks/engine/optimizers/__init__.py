@@ -1,0 +1,1 @@
+"""Optimizers by their ``_target_``, and those that no package has."""

@@ -1,0 +1,314 @@
+"""Reading what runs wrote: ``config.yaml``, ``run.json`` and ``metrics.jsonl`` of each folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from tasks.common.files import sha256
+from tasks.engine.records.record import FILES, RecordError
+from tasks.engine.records.record import read_record as read_sealed
+from tasks.engine.records.results import FINISHED, Outcome
+
+Axis = Literal["seconds", "steps", "nfe"]
+"""What a curve is drawn against: training clock, optimizer steps, or evaluations of the field."""
+
+Key = tuple[str, str]
+"""Split and metric, as in ``metrics.jsonl``."""
+
+LOWER_IS_BETTER = ("loss", "nll", "error", "mse", "rmse", "mae", "bits", "perplexity")
+
+UNKNOWN_PROVENANCE = "provenance not recorded"
+
+
+class UnreadableRunError(ValueError):
+    """A run's folder does not hold what a finished run leaves; the message says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one run, in the order of its steps.
+
+    Attributes:
+        steps: optimizer steps done at each measurement, shape (K,).
+        seconds: training clock at each measurement, in seconds, shape (K,).
+        nfe: field evaluations so far, forward and backward together, shape (K,).
+        values: the measured values, shape (K,); may hold NaN where a run diverged.
+    """
+
+    steps: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+    nfe: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+    def along(self, axis: Axis) -> NDArray[np.float64]:
+        """The measurements' positions on one axis, shape (K,)."""
+        return {"seconds": self.seconds, "steps": self.steps, "nfe": self.nfe}[axis]
+
+    def finite(self) -> Curve:
+        """The same curve without the measurements that are NaN or infinite."""
+        keep = np.isfinite(self.values)
+        return Curve(self.steps[keep], self.seconds[keep], self.nfe[keep], self.values[keep])
+
+    @property
+    def final(self) -> float:
+        """The last measured value; NaN where there is none."""
+        return float(self.values[-1]) if len(self.values) else math.nan
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run as read from its folder; see the contract of the results folder.
+
+    Attributes:
+        provenance: what the data was ("complete", "first 5000 images", "synthetic").
+        metric: the task's headline metric.
+        curves: every metric that was logged, by split and name.
+        remarks: what was odd about the files, one sentence each.
+    """
+
+    path: Path
+    task: str
+    model: str
+    optim: str
+    seed: int
+    config_hash: str
+    outcome: str
+    message: str
+    steps: int
+    seconds: float
+    buckets: Mapping[str, float]
+    environment: Mapping[str, Any]
+    provenance: str
+    metric: str
+    higher_is_better: bool
+    config: Mapping[str, Any]
+    curves: Mapping[Key, Curve]
+    remarks: tuple[str, ...] = field(default=())
+
+    @property
+    def nfe(self) -> float:
+        """Field evaluations of the whole run, forward and backward."""
+        return max((float(c.nfe[-1]) for c in self.curves.values() if len(c.nfe)), default=math.nan)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A folder that looks like a run but is not in the report, and why."""
+
+    path: Path
+    reason: str
+
+
+def read_runs(
+    root: Path, *, tasks: Iterable[str] | None = None, partial: bool = False
+) -> tuple[list[Run], list[LeftOut]]:
+    """Read every run below a folder.
+
+    Args:
+        root: a results folder, or any folder inside one.
+        tasks: keep these tasks only; all by default.
+        partial: keep interrupted runs and runs that are still going as well.
+
+    Returns:
+        The runs, sorted by identity, and the folders that were left out with the reason.
+    """
+    wanted = None if tasks is None else set(tasks)
+    runs: dict[tuple[str, str, str, str, int], Run] = {}
+    left_out: list[LeftOut] = []
+    for folder in run_folders(root):
+        try:
+            run = read_run(folder)
+        except UnreadableRunError as error:
+            left_out.append(LeftOut(folder, str(error)))
+            continue
+        if wanted is not None and run.task not in wanted:
+            continue
+        identity = (run.task, run.model, run.optim, run.config_hash, run.seed)
+        if not partial and run.outcome not in FINISHED:
+            left_out.append(LeftOut(folder, _unfinished(run)))
+        elif identity in runs:
+            left_out.append(LeftOut(folder, f"the same run as {runs[identity].path}"))
+        else:
+            runs[identity] = run
+    return [runs[key] for key in sorted(runs)], left_out
+
+
+def run_folders(root: Path) -> Iterator[Path]:
+    """Folders below ``root`` that hold any of a run's files, hidden folders left aside."""
+    names = ("run.json", "metrics.jsonl", "config.yaml")
+    found = {path.parent for name in names for path in root.rglob(name)}
+    for folder in sorted(found):
+        if not any(part.startswith(".") for part in folder.relative_to(root).parts):
+            yield folder
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run.
+
+    Raises:
+        UnreadableRunError: a file is missing or damaged, or the run measured nothing.
+    """
+    record = _read_record(folder / "run.json")
+    config = _read_config(folder / "config.yaml")
+    curves, remarks = _read_curves(folder / "metrics.jsonl")
+    try:
+        if failed := int(record.get("refresh_failures") or 0):
+            remarks.append(
+                f"curvature could not be factorized {failed} times, and was left out or replaced"
+            )
+        outcome = str(record.get("outcome") or "unfinished")
+        if outcome in FINISHED:
+            _require_unchanged(folder, record)
+            _require_whole(record, curves)
+        metric, higher = _headline(record, config, curves)
+        return Run(
+            path=folder,
+            task=str(record["task"]),
+            model=str(record["model"]),
+            optim=str(record["optim"]),
+            seed=int(record["seed"]),
+            config_hash=str(record["config_hash"]),
+            outcome=outcome,
+            message=str(record.get("message") or ""),
+            steps=int(record.get("steps") or 0),
+            seconds=_number(record.get("seconds")),
+            buckets={str(k): _number(v) for k, v in (record.get("buckets") or {}).items()},
+            environment=dict(record.get("environment") or {}),
+            provenance=str(record.get("provenance") or UNKNOWN_PROVENANCE),
+            metric=metric,
+            higher_is_better=higher,
+            config=config,
+            curves=curves,
+            remarks=tuple(remarks),
+        )
+    except UnreadableRunError:
+        raise
+    except KeyError as error:
+        raise UnreadableRunError(f"run.json has no {error.args[0]!r}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UnreadableRunError(f"run.json holds something unexpected: {error}") from error
+
+
+def _unfinished(run: Run) -> str:
+    sentence = f": {run.message}" if run.message else ""
+    return f"{run.outcome} at step {run.steps}, not a result (--partial shows it){sentence}"
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return read_sealed(path, list(Outcome))
+    except FileNotFoundError:
+        raise UnreadableRunError("no run.json: the run has not ended, or was killed") from None
+    except RecordError as error:
+        raise UnreadableRunError(str(error)) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnreadableRunError("no config.yaml") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnreadableRunError(f"config.yaml cannot be read: {reason}") from error
+    if not isinstance(config, dict):
+        raise UnreadableRunError("config.yaml is empty or not a mapping")
+    for part in ("task", "model", "optim", "solver", "train"):
+        if not isinstance(config.get(part, {}), dict):
+            raise UnreadableRunError(
+                f"config.yaml holds something unexpected: {part} is no mapping"
+            )
+    return config
+
+
+def _read_curves(path: Path) -> tuple[dict[Key, Curve], list[str]]:
+    """Curves by split and metric; a later row of the same step replaces an earlier one."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UnreadableRunError(f"metrics.jsonl cannot be read: {error.strerror}") from error
+    table: dict[Key, dict[int, tuple[float, float, float]]] = defaultdict(dict)
+    damaged = 0
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            nfe = _number(row.get("nfe_forward"), 0.0) + _number(row.get("nfe_backward"), 0.0)
+            key = (str(row["split"]), str(row["metric"]))
+            table[key][_step(row["step"])] = (_number(row["seconds"]), nfe, _number(row["value"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            damaged += 1
+    if not table:
+        raise UnreadableRunError("metrics.jsonl has no readable row")
+    remarks = [f"{damaged} unreadable line(s) in metrics.jsonl ignored"] if damaged else []
+    return {key: _curve(rows) for key, rows in table.items()}, remarks
+
+
+def _require_unchanged(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raise unless the files beside ``run.json`` have the digests that it notes."""
+    for name, noted in (record.get(FILES) or {}).items():
+        content = (folder / name).read_bytes()
+        if noted not in (sha256(content), sha256(content.replace(b"\r\n", b"\n"))):
+            raise UnreadableRunError(f"{name} was changed or damaged after the run wrote it")
+
+
+def _require_whole(record: Mapping[str, Any], curves: Mapping[Key, Curve]) -> None:
+    """Raise unless the curves end with what the run noted at its end."""
+    for split, values in (record.get("final") or {}).items():
+        for metric, value in values.items():
+            curve = curves.get((split, metric))
+            last = math.nan if curve is None else curve.final
+            noted = _number(value)
+            if not (last == noted or (math.isnan(last) and math.isnan(noted))):
+                raise UnreadableRunError(
+                    f"metrics.jsonl is not whole: its last {split} {metric} is {last:.6g}, "
+                    f"the run ended with {noted:.6g}"
+                )
+
+
+def _curve(rows: Mapping[int, tuple[float, float, float]]) -> Curve:
+    steps = sorted(rows)
+    columns = np.array([rows[step] for step in steps], dtype=np.float64)
+    return Curve(np.array(steps, dtype=np.float64), columns[:, 0], columns[:, 1], columns[:, 2])
+
+
+def _headline(
+    record: Mapping[str, Any], config: Mapping[str, Any], curves: Mapping[Key, Curve]
+) -> tuple[str, bool]:
+    """The headline metric and its direction, as recorded or else as the names suggest."""
+    task = config.get("task")
+    settings = task if isinstance(task, Mapping) else {}
+    named = record.get("metric") or settings.get("metric")
+    if named is None:
+        tested = sorted(name for split, name in curves if split == "test" and name != "loss")
+        named = "accuracy" if "accuracy" in tested else (tested or ["loss"])[0]
+    metric = str(named)
+    higher = record.get("higher_is_better", settings.get("higher_is_better"))
+    if higher is None:
+        higher = not any(word in metric.lower() for word in LOWER_IS_BETTER)
+    return metric, bool(higher)
+
+
+def _number(value: object, default: float = math.nan) -> float:
+    if value is None:
+        return default
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise ValueError(f"expected a number, found {value!r}")
+
+
+def _step(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError(f"expected a number of steps, found {value!r}")

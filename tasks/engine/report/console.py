@@ -1,0 +1,58 @@
+"""The comparison as a table on the console; plain columns where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from tasks.engine.records.runs import LeftOut
+from tasks.engine.report.page import relative
+from tasks.engine.report.palette import colour
+from tasks.engine.report.summary import Row, Table
+from tasks.engine.report.wording import columns, spread
+
+# Without a terminal there is no width to respect: a log is better searched with unbroken rows.
+_PLAIN_WIDTH = 240
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that does not break rows when its output goes to a file or a pipe."""
+    found = Console(stderr=stderr, highlight=False)
+    return found if found.is_terminal else Console(
+        stderr=stderr, highlight=False, width=_PLAIN_WIDTH, color_system=None
+    )  # fmt: skip
+
+
+def show(tables: Iterable[Table], left_out: Sequence[LeftOut], root: Path, out: Console) -> None:
+    """Print a table a comparison, then what was left out."""
+    for table in tables:
+        comparison = table.comparison
+        out.print(Text(f"\n{comparison.title}  (data: {comparison.provenance})", style="bold"))
+        out.print(_rich_table(table, plain=not out.is_terminal))
+        if table.loss_race is not None:
+            target = f"target: final training loss of {table.loss_race.reference}"
+            against = f"ratio: seconds to it over those of {table.loss_race.reference}, same seed"
+            out.print(Text(f"{target}, {spread(table.loss_race.target)}; {against}", style="dim"))
+        for note in comparison.notes:
+            out.print(Text(note, style="yellow"))
+    for entry in left_out:
+        out.print(Text(f"left out {relative(entry.path, root)}: {entry.reason}", style="yellow"))
+
+
+def _rich_table(table: Table, *, plain: bool) -> RichTable:
+    shown = [column for column in columns(table) if column.console]
+    grid = RichTable(box=None, pad_edge=False) if plain else RichTable()
+    for index, column in enumerate(shown):
+        grid.add_column(column.heading, justify="left" if index == 0 else "right", no_wrap=plain)
+    for row in table.rows:
+        grid.add_row(*_cells(row, [column.cell(row) for column in shown]))
+    return grid
+
+
+def _cells(row: Row, texts: Sequence[str]) -> list[Text]:
+    tint = colour(row.series.optim)
+    return [Text(text, style=f"bold {tint}" if i == 0 else "") for i, text in enumerate(texts)]

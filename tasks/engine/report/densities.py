@@ -1,0 +1,159 @@
+"""Pictures of two-dimensional densities: what a flow has learned, and what it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tasks.common.checks import ConfigError
+from tasks.engine.records.runs import Run
+from tasks.engine.report.comparison import Comparison, Series
+from tasks.engine.report.figures import new_figure
+from tasks.engine.report.palette import colour
+
+Points = NDArray[np.float64]
+
+_GRID = 200  # points along each side of a density's picture
+_SAMPLES = 4000
+_MOST = 7  # optimizers in a figure
+_COLOURS = "magma"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one trained flow looks like.
+
+    Attributes:
+        low: left and lower end of what is drawn.
+        high: right and upper end.
+        test: the run's own test points, shape (N, 2).
+        density: on the grid, shape (G, G), the second coordinate first.
+        samples: draws, shape (N, 2).
+        nll: mean negative log-likelihood of the test points, in nats.
+    """
+
+    low: Points
+    high: Points
+    test: Points
+    density: Points
+    samples: Points
+    nll: float
+
+
+def density_figure(comparison: Comparison) -> Figure | None:
+    """Density and samples of every series' first seed beside the data.
+
+    Returns:
+        ``None`` for what is not a flow in two dimensions, and where no run can be drawn: its
+        checkpoint or its data are gone, or its weights are those of another network.
+    """
+    shown: list[tuple[Series, Picture]] = []
+    for series in comparison.series:
+        if len(shown) < _MOST and _is_planar(series.runs[0]):
+            picture = _picture(series.runs[0])
+            shown += [] if picture is None else [(series, picture)]
+    return _draw(comparison, shown) if shown else None
+
+
+def _is_planar(run: Run) -> bool:
+    from tasks.data.tables import DIMENSIONS
+
+    task = run.config.get("task")
+    if not isinstance(task, dict) or task.get("_target_") != "tasks.flows.DensityEstimation":
+        return False
+    return DIMENSIONS.get(str(task.get("dataset"))) == 2
+
+
+def _picture(run: Run) -> Picture | None:
+    import torch
+
+    from snopt import SolverError
+    from tasks.common.seeding import stream
+    from tasks.data.errors import DataError
+    from tasks.engine.report.rebuilt import rebuild
+
+    try:
+        made = rebuild(run, solver={"compile": False})  # not worth it for a few solves
+        model: Any = made.model.eval()
+        for block in model.blocks:  # two columns of a Jacobian cost little, and have no noise
+            block.field.divergence = "exact"
+        noise = stream(run.seed, "noise")
+        test = made.splits.test[0]
+        low, high = _square(test.double().numpy())
+        axes = [torch.linspace(float(low[i]), float(high[i]), _GRID) for i in range(2)]
+        grid = torch.cartesian_prod(*axes[::-1]).flip(1).to(test.dtype)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            density = model(grid, noise).exp().reshape(_GRID, _GRID)
+            nll = -float(model(test, noise).mean())
+            samples, _ = model.sample(_SAMPLES, noise)
+    except (OSError, UnpicklingError, RuntimeError, KeyError, DataError, ConfigError, SolverError):
+        return None
+    return Picture(
+        low, high, test.double().numpy(), density.double().numpy(), samples.double().numpy(), nll
+    )
+
+
+def _square(points: Points) -> tuple[Points, Points]:
+    """Corners of a square around nearly all points."""
+    low, high = np.quantile(points, [0.001, 0.999], axis=0)
+    middle, half = (low + high) / 2, float((high - low).max()) / 2
+    return middle - 1.15 * half, middle + 1.15 * half
+
+
+def _draw(comparison: Comparison, shown: Sequence[tuple[Series, Picture]]) -> Figure:
+    first = shown[0][1]
+    test, low, high = first.test, first.low, first.high
+    columns = 1 + len(shown)
+    figure = new_figure(2.75 * columns + 1.1, 6.3)
+    figure.suptitle(
+        f"{comparison.title}    (data: {comparison.provenance})", fontsize=12, fontweight="bold"
+    )
+    grid = figure.subplots(2, columns, sharex=True, sharey=True)
+    bins = [np.linspace(low[i], high[i], 61) for i in range(2)]
+    counted = np.histogram2d(test[:, 0], test[:, 1], bins=bins, density=True)[0].T
+    # One scale for all, so that a density that is too flat looks it.
+    top = float(np.quantile(counted[counted > 0], 0.99))
+
+    def paint(axes: Axes, values: Points, low: Points, high: Points) -> Any:
+        return axes.imshow(
+            values,
+            origin="lower",
+            extent=(float(low[0]), float(high[0]), float(low[1]), float(high[1])),
+            cmap=_COLOURS,
+            vmin=0.0,
+            vmax=top,
+            interpolation="bilinear",
+        )
+
+    def scatter(axes: Axes, points: Points, tint: str) -> None:
+        axes.plot(*points.T, ".", color=tint, markersize=2, alpha=0.5, markeredgewidth=0)
+        axes.set_xlim(float(low[0]), float(high[0]))
+        axes.set_ylim(float(low[1]), float(high[1]))
+        axes.set_aspect("equal")
+
+    painted = paint(grid[0, 0], counted, low, high)
+    grid[0, 0].set_title(f"test data\n{len(test)} points", fontsize=10)
+    scatter(grid[1, 0], test[:_SAMPLES], "#444444")
+    for column, (series, picture) in enumerate(shown, start=1):
+        paint(grid[0, column], picture.density, picture.low, picture.high)
+        seed = series.runs[0].seed
+        grid[0, column].set_title(
+            f"{series.label}, seed {seed}\ntest nll {picture.nll:.3f}",
+            fontsize=10,
+            color=colour(series.optim),
+        )
+        scatter(grid[1, column], picture.samples, colour(series.optim))
+    grid[0, 0].set_ylabel("density", fontsize=10)
+    grid[1, 0].set_ylabel(f"{_SAMPLES} samples", fontsize=10)
+    for axes in grid.ravel():
+        axes.tick_params(labelsize=8)
+    bar = figure.colorbar(painted, ax=grid.ravel().tolist(), shrink=0.42, anchor=(0.0, 0.95))
+    bar.set_label("probability per unit area", fontsize=9)
+    return figure

@@ -1,0 +1,196 @@
+"""One HTML page with everything in it: tables as text, pictures embedded, nothing to fetch."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from tasks.engine.records.clock import BUCKETS
+from tasks.engine.records.runs import LeftOut, Run
+from tasks.engine.report.costs import step_cost, untimed_cost
+from tasks.engine.report.palette import colour
+from tasks.engine.report.summary import Row, Table
+from tasks.engine.report.wording import (
+    NOTHING,
+    Column,
+    columns,
+    number,
+    race_columns,
+    race_sentence,
+)
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto;
+       padding: 0 1.2em; }
+h1 { font-size: 1.5em; } h2 { margin-top: 2.2em; border-bottom: 2px solid #ddd; }
+h3 { margin-bottom: .3em; font-size: 1.05em; }
+table { border-collapse: collapse; font-size: .88em; margin: .6em 0 1em; }
+th, td { padding: .3em .8em; text-align: right; border-bottom: 1px solid #e5e5e5;
+         font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { background: #f6f6f6; vertical-align: bottom; } th:first-child, td:first-child
+{ text-align: left; }
+.wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
+.data { display: inline-block; background: #eef3f8; border-radius: 4px; padding: 0 .5em; }
+.data.part { background: #fdeeda; } .note { color: #8a4b00; } .quiet { color: #666; }
+.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
+details { margin: .6em 0; } summary { cursor: pointer; }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One comparison's part of the page: numbers, and PNG files by caption."""
+
+    table: Table
+    figure: bytes
+    diagnostics: bytes | None
+    pictures: Mapping[str, bytes]
+
+
+def render(root: Path, sections: Sequence[Section], left_out: Sequence[LeftOut]) -> str:
+    """The whole page.
+
+    Args:
+        root: the results folder, to name runs relative to it.
+        sections: one per comparison, in the order of the page.
+        left_out: folders that look like runs and are not in the numbers.
+    """
+    runs = sum(len(s.runs) for section in sections for s in section.table.comparison.series)
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>Training Neural ODEs: {escape(_titles(sections))}</title>",
+        f"<style>{_STYLE}</style></head><body>",
+        f"<h1>Training Neural ODEs: {runs} runs</h1>",
+        _contents(sections),
+    ]
+    parts.extend(_section(index, section) for index, section in enumerate(sections))
+    parts.extend((_left_out(root, left_out), _runs(root, sections), "</body></html>"))
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _titles(sections: Sequence[Section]) -> str:
+    return ", ".join(section.table.comparison.title for section in sections)
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    if len(sections) < 2:
+        return ""
+    items = (
+        f'<li><a href="#c{i}">{escape(s.table.comparison.title)}</a> {_provenance(s.table)}</li>'
+        for i, s in enumerate(sections)
+    )
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _provenance(table: Table) -> str:
+    text = table.comparison.provenance
+    kind = "data" if text.startswith("complete") else "data part"
+    return f'<span class="{kind}">data: {escape(text)}</span>'
+
+
+def _section(index: int, section: Section) -> str:
+    table = section.table
+    comparison = table.comparison
+    parts = [
+        f'<h2 id="c{index}">{escape(comparison.title)}</h2>',
+        f"<p>{_provenance(table)}</p>",
+        *(f'<p class="note">{escape(note)}</p>' for note in comparison.notes),
+        _image(section.figure, f"curves of {comparison.title}"),
+        "<h3>Results at the end of training</h3>",
+        _table(table, [column for column in columns(table) if column.page]),
+        "<h3>Time to target: training loss</h3>",
+        f"<p>{escape(race_sentence(table, on_loss=True))}</p>",
+        _table(table, race_columns(on_loss=True)) if table.loss_race else "",
+        f"<h3>Time to target: test {escape(comparison.metric)}</h3>",
+        f"<p>{escape(race_sentence(table, on_loss=False))}</p>",
+        _table(table, race_columns(on_loss=False)) if table.metric_race else "",
+        "<h3>Where the time goes: milliseconds a step, median over seeds</h3>",
+        '<p class="quiet">Evaluation, logging and other lie outside of the training clock.</p>',
+        _table(table, _bucket_columns(table)),
+    ]
+    for caption, picture in section.pictures.items():
+        parts.append(f"<h3>{escape(caption)}</h3>{_image(picture, caption)}")
+    if section.diagnostics is not None:
+        image = _image(section.diagnostics, f"other metrics of {comparison.title}")
+        parts.append(
+            f"<details><summary>Everything else that was logged</summary>{image}</details>"
+        )
+    return "\n".join(part for part in parts if part)
+
+
+def _bucket_columns(table: Table) -> list[Column]:
+    def cell(bucket: str) -> Column:
+        return Column(bucket, lambda r: _per_step(step_cost(r.series.runs, (bucket,)).median))
+
+    used = [
+        b for b in BUCKETS if any(step_cost(r.series.runs, (b,)).median > 0 for r in table.rows)
+    ]
+    return [
+        Column("optimizer", lambda r: r.series.label),
+        *(cell(bucket) for bucket in used),
+        Column("training", lambda r: _per_step(r.step_seconds.median)),
+        Column("outside", lambda r: _per_step(untimed_cost(r.series.runs).median)),
+    ]
+
+
+def _per_step(seconds: float) -> str:
+    return number(1000 * seconds) if seconds else NOTHING
+
+
+def _table(table: Table, shown: Sequence[Column]) -> str:
+    head = "".join(f"<th>{escape(column.heading)}</th>" for column in shown)
+    body = "".join(_table_row(row, shown) for row in table.rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _table_row(row: Row, shown: Sequence[Column]) -> str:
+    dot = f'<span class="dot" style="background:{colour(row.series.optim)}"></span>'
+    cells = [escape(column.cell(row)) for column in shown]
+    return "<tr>" + "".join(f"<td>{c}</td>" for c in (dot + cells[0], *cells[1:])) + "</tr>"
+
+
+def _image(content: bytes, alt: str) -> str:
+    data = base64.b64encode(content).decode("ascii")
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _left_out(root: Path, left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return ""
+    items = (
+        f"<li><code>{escape(relative(entry.path, root))}</code>: {escape(entry.reason)}</li>"
+        for entry in left_out
+    )
+    return f"<h2>Left out</h2><ul>{''.join(items)}</ul>"
+
+
+def _runs(root: Path, sections: Iterable[Section]) -> str:
+    rows = "".join(
+        f"<tr><td><code>{escape(relative(run.path, root))}</code></td><td>{run.seed}</td>"
+        f"<td>{escape(run.outcome)}</td><td>{run.steps}</td><td>{number(run.seconds)}</td>"
+        f'<td style="text-align:left">{escape(run.message)}</td>'
+        f'<td style="text-align:left">{escape(_machine(run))}</td></tr>'
+        for section in sections
+        for series in section.table.comparison.series
+        for run in series.runs
+    )
+    head = "<tr><th>folder</th><th>seed</th><th>outcome</th><th>steps</th><th>seconds</th>"
+    head += "<th>how it ended</th><th>made on</th>"
+    table = f'<div class="wide"><table>{head}</tr>{rows}</table></div>'
+    return f"<h2>Runs</h2><details><summary>Every run in these numbers</summary>{table}</details>"
+
+
+def _machine(run: Run) -> str:
+    names = ("device_name", "threads", "torch", "snopt")
+    known = ((name, run.environment.get(name)) for name in names)
+    return ", ".join(f"{name} {value}" for name, value in known if value is not None)
+
+
+def relative(path: Path, root: Path) -> str:
+    """The path as seen from the results folder, so that a page can travel."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

@@ -1,0 +1,178 @@
+"""Writes ``comparison.png``, ``summary.csv``, ``summary.md``, ``runs.csv`` and ``report.html``.
+
+Flows in two dimensions also leave ``density-<task>-<model>.png``, runs with an integration time of
+their own ``horizon-<task>-<model>.png``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tasks.common.checks import require_choice
+from tasks.engine.records.results import write_atomically
+from tasks.engine.records.runs import LeftOut, Run, read_runs
+from tasks.engine.report.comparison import Comparison, compare, is_first_order
+from tasks.engine.report.densities import density_figure
+from tasks.engine.report.figures import comparison_figure, diagnostics_figure, overview_figure, png
+from tasks.engine.report.horizon_figure import has_horizon, horizon_figure
+from tasks.engine.report.markdown import summary_markdown
+from tasks.engine.report.page import Section, render
+from tasks.engine.report.summary import Table, runs_csv, summary_csv, tabulate
+
+# Density plots and the like that a task left in a run's folder; more would drown the curves.
+_MOST_PICTURES = 6
+_DENSITY = "Densities and samples at the end of training"
+_HORIZON = "Integration time"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was read and written.
+
+    Attributes:
+        tables: one per comparison, empty if there was nothing to compare.
+        left_out: folders that are not in the numbers, and why.
+        files: what was written.
+    """
+
+    tables: tuple[Table, ...]
+    left_out: tuple[LeftOut, ...]
+    files: tuple[Path, ...]
+
+
+def write_report(
+    root: Path,
+    out: Path | None = None,
+    *,
+    tasks: Iterable[str] | None = None,
+    metric: str | None = None,
+    partial: bool = False,
+    beside: Path | None = None,
+) -> Report:
+    """Read every run below ``root`` and draw the report.
+
+    Nothing is written where no run could be read.
+
+    Args:
+        root: a results folder.
+        out: where the files go; ``root`` by default. Created where missing.
+        tasks: only these tasks.
+        metric: test metric to show instead of each task's own.
+        partial: show runs that have not ended as well.
+        beside: another results folder, whose first-order runs of the same tasks are compared with:
+            those of full length, where ``root`` has runs with half the seconds.
+
+    Raises:
+        ConfigError: no run measured the metric.
+        ResultsError: a file cannot be written.
+    """
+    runs, left_out = read_runs(root, tasks=tasks, partial=partial)
+    if beside is not None:
+        others, more = read_runs(beside, tasks={run.task for run in runs}, partial=partial)
+        runs += [run for run in others if is_first_order(run)]
+        left_out += more
+    return write_runs(runs, left_out, root, root if out is None else out, metric=metric)
+
+
+def write_runs(
+    runs: Iterable[Run],
+    left_out: Iterable[LeftOut],
+    root: Path,
+    folder: Path,
+    *,
+    metric: str | None = None,
+) -> Report:
+    """Draw the report of some runs.
+
+    Args:
+        runs: what to show.
+        left_out: what to name as missing.
+        root: folder that runs are named relative to.
+        folder: where the files go.
+        metric: test metric to show instead of each task's own.
+
+    Raises:
+        ConfigError: no run measured the metric.
+        ResultsError: a file cannot be written.
+    """
+    runs, left_out = list(runs), tuple(left_out)
+    measured = {name for run in runs for split, name in run.curves if split == "test"}
+    if metric is not None and runs:
+        require_choice("metric", metric, measured)
+    comparisons = compare(runs, metric=metric)
+    tables = tuple(tabulate(comparison) for comparison in comparisons)
+    if not tables:
+        return Report((), left_out, ())
+    sections = [_section(table) for table in tables]
+    files = {
+        "comparison.png": _overview(comparisons, sections),
+        "summary.csv": summary_csv(tables).encode(),
+        "summary.md": summary_markdown(tables).encode(),
+        "runs.csv": runs_csv(comparisons).encode(),
+        "report.html": render(root, sections, left_out).encode(),
+        **_named("density", _DENSITY, sections),
+        **_named("horizon", _HORIZON, sections),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        save(folder / name, content)
+    return Report(tables, left_out, tuple(folder / name for name in files))
+
+
+def _overview(comparisons: Sequence[Comparison], sections: Sequence[Section]) -> bytes:
+    return sections[0].figure if len(sections) == 1 else png(overview_figure(comparisons))
+
+
+def _section(table: Table) -> Section:
+    diagnostics = diagnostics_figure(table.comparison)
+    return Section(
+        table=table,
+        figure=png(comparison_figure(table.comparison)),
+        diagnostics=None if diagnostics is None else png(diagnostics, dpi=90),
+        pictures={
+            **_density(table.comparison),
+            **_horizon(table.comparison),
+            **_pictures(table.comparison),
+        },
+    )
+
+
+def _density(comparison: Comparison) -> dict[str, bytes]:
+    figure = density_figure(comparison)
+    return {} if figure is None else {_DENSITY: png(figure)}
+
+
+def _horizon(comparison: Comparison) -> dict[str, bytes]:
+    return {_HORIZON: png(horizon_figure(comparison))} if has_horizon(comparison) else {}
+
+
+def _named(name: str, caption: str, sections: Sequence[Section]) -> dict[str, bytes]:
+    """Pictures under one caption as files of their own, one a comparison."""
+    return {
+        f"{name}-{section.table.comparison.slug}.png": section.pictures[caption]
+        for section in sections
+        if caption in section.pictures
+    }
+
+
+def _pictures(comparison: Comparison) -> dict[str, bytes]:
+    """Pictures in the folders of each series' first seed, by a caption that says whose they are."""
+    found: dict[str, bytes] = {}
+    for series in comparison.series:
+        run = series.runs[0]
+        for path in sorted(run.path.glob("*.png")):
+            if len(found) < _MOST_PICTURES:
+                found[f"{path.stem}: {series.label}, seed {run.seed}"] = path.read_bytes()
+    return found
+
+
+def save(path: Path, content: bytes) -> None:
+    """Create or replace a file, whole or not at all."""
+    write_atomically(path, lambda file: _write(file, content))
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)

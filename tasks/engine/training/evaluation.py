@@ -1,0 +1,49 @@
+"""Measures a model on a split without leaving a trace in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+import snopt
+from tasks.common.seeding import stream
+from tasks.task import Batch, Task
+
+
+@contextmanager
+def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluate inside: mode, random streams, NFE counters and warm starts are put back after."""
+    training = model.training
+    solver = snopt.solver_state(model)
+    devices = [device] if device.type == "cuda" else []
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        snopt.load_solver_state(model, solver)
+
+
+def evaluate(task: Task, model: nn.Module, data: Batch, seed: int) -> dict[str, float]:
+    """Means over a split of everything that the task measures.
+
+    Args:
+        task: says how to run the model and what to measure.
+        model: the model, in whatever mode :func:`untouched` has put it.
+        data: tensors of shape (N, ...), sample first.
+        seed: the run's root seed; every evaluation draws the same noise.
+    """
+    noise = stream(seed, "noise", data[0].device)
+    samples = len(data[0])
+    sums: dict[str, torch.Tensor] = {}
+    for start in range(0, samples, task.eval_batch_size):
+        batch = tuple(tensor[start : start + task.eval_batch_size] for tensor in data)
+        values = task.measure(task.forward(model, batch, noise), batch)
+        for name, value in values.items():
+            total = value.detach().to(torch.float64).sum()
+            sums[name] = sums[name] + total if name in sums else total
+    return {name: float(total) / samples for name, total in sums.items()}

@@ -1,6 +1,0 @@
-"""The report: reads what runs wrote, compares and draws it. ``run.py`` never imports it."""
-
-from tasks.report.runs import LeftOut, Run, read_run, read_runs
-from tasks.report.write import Report, write_report, write_runs
-
-__all__ = ["LeftOut", "Report", "Run", "read_run", "read_runs", "write_report", "write_runs"]
