@@ -19,7 +19,7 @@ from snopt.ode.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end,
 from snopt.ode.gradients.held import Held
 from snopt.ode.integrate import Solver, Statistics, step_grid
 from snopt.ode.joining import Place
-from snopt.ode.methods import check_gradient, split_options
+from snopt.ode.methods import split_options
 from snopt.ode.packing import Layout, State, all_finite, batch_size, checked, is_vector
 from snopt.ode.passes import Pass, kind_of_pass
 from snopt.ode.runge_kutta import TABLEAUS, clock, step
@@ -41,7 +41,8 @@ class ODEBlock(nn.Module):
             a tensor or a tuple of tensors whose first dimension is the sample, (N,) for one number
             per sample. It must treat samples alike and return x's shape(s) in x's dtype.
         t_span: start and end time; the end may lie before the start.
-        method: a method of torchdiffeq, ``"dopri5"`` by default.
+        method: a method of torchdiffeq, ``"dopri5"`` by default, or of our own with ``steps``, a
+            row of :data:`snopt.ode.runge_kutta.TABLEAUS`.
         rtol: relative tolerance, of the state's unit per unit.
         atol: absolute tolerance, in the state's unit. Loosen both to run faster, tighten them for
             better gradients.
@@ -99,7 +100,7 @@ class ODEBlock(nn.Module):
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient={gradient!r}; choose one of {', '.join(GRADIENTS)}")
         own, passed = split_options(method, options)
-        check_gradient(gradient, method, passed)
+        GRADIENTS[gradient].check(gradient, method, passed)
         check_names(field)
         self.field = field
         self.t_span = t_span
@@ -205,7 +206,8 @@ class ODEBlock(nn.Module):
         watches the solve.
         """
         training = self.training and torch.is_grad_enabled()
-        return training and self.compile_step and self.gradient == "direct" and not self.observers
+        plain = GRADIENTS[self.gradient].through_solver and not self.observers
+        return training and self.compile_step and plain
 
     def grid(self, like: Tensor) -> Tensor:
         """Stage times of the equal steps over ``t_span``: see :func:`snopt.ode.runge_kutta.clock`.

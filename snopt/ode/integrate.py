@@ -18,7 +18,7 @@ import torchdiffeq
 from torch import Tensor
 
 from snopt.errors import SolverError
-from snopt.ode.methods import REPLAYABLE, callbacks_of, check_method, count, tolerance
+from snopt.ode.methods import callbacks_of, check_method, check_steps, count, tolerance
 from snopt.ode.packing import all_finite
 from snopt.ode.runge_kutta import TABLEAUS, Field, clock, step
 from snopt.ode.times import time_dtype
@@ -75,11 +75,7 @@ class Solver:
                 f"options: {', '.join(sorted(self.options))}: without effect beside steps="
                 f"{self.steps}, which takes equal steps; leave out one or the other"
             )
-        if self.steps is not None and self.method not in REPLAYABLE:
-            raise ValueError(
-                f"steps={self.steps} needs an explicit Runge-Kutta method, not {self.method!r}; "
-                f"choose one of {', '.join(REPLAYABLE)}"
-            )
+        check_steps(self.method, self.steps)
 
     def with_options(self, **options: Any) -> Solver:
         """A copy with further torchdiffeq options."""

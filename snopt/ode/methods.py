@@ -1,4 +1,4 @@
-"""What can be asked of torchdiffeq's methods: options, tolerances, counts, kinds of gradient."""
+"""What can be asked of a method: options, tolerances, counts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import Any
 from torchdiffeq._impl.odeint import SOLVERS
 
 from snopt.arguments import number_of
-
-REPLAYABLE = ("dopri5", "bosh3", "euler", "midpoint", "heun2", "heun3", "rk4")
-"""Methods whose every step is a function of (t, dt, y) alone, so that it can be repeated."""
+from snopt.ode.runge_kutta import TABLEAUS
 
 OWN_OPTIONS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
 """Options of a block that are this library's, not torchdiffeq's."""
@@ -21,16 +19,18 @@ OWN_OPTIONS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
 
 @cache
 def callbacks_of(method: str) -> frozenset[str]:
-    """What torchdiffeq's solver of this name reports; one with error control, its kept steps."""
+    """What a method's solver reports; one with error control, its kept steps."""
+    if method not in SOLVERS:  # our own equal steps
+        return frozenset({"callback_step"})
     return frozenset(SOLVERS[method].valid_callbacks())
 
 
 def options_of(method: str) -> set[str]:
-    """Names of the options that torchdiffeq's solver of this name takes."""
+    """Names of the options that torchdiffeq's solver of this name takes, if it has one."""
     taken = {"self", "func", "y0", "rtol", "atol"}
     return {
         name
-        for kind in SOLVERS[method].__mro__
+        for kind in getattr(SOLVERS.get(method), "__mro__", ())
         if "__init__" in vars(kind)
         for name, parameter in inspect.signature(vars(kind)["__init__"]).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
@@ -42,10 +42,29 @@ def check_method(method: Any) -> None:
     """Refuse what is no method.
 
     Raises:
-        ValueError: torchdiffeq has none of this name.
+        ValueError: neither torchdiffeq nor the table of tableaus has one of this name.
     """
-    if not isinstance(method, str) or method not in SOLVERS:
-        raise ValueError(f"method={method!r}; choose one of {', '.join(sorted(SOLVERS))}")
+    known = {*SOLVERS, *TABLEAUS}
+    if not isinstance(method, str) or method not in known:
+        raise ValueError(f"method={method!r}; choose one of {', '.join(sorted(known))}")
+
+
+def check_steps(method: str, steps: int | None) -> None:
+    """Refuse equal steps of a method that has no tableau, and a method that has nothing else.
+
+    Raises:
+        ValueError: it cannot be; the message says what can.
+    """
+    if steps is not None and method not in TABLEAUS:
+        raise ValueError(
+            f"steps={steps} needs an explicit Runge-Kutta method, not {method!r}; "
+            f"choose one of {', '.join(TABLEAUS)}"
+        )
+    if steps is None and method not in SOLVERS:
+        raise ValueError(
+            f"method={method!r} is a tableau that torchdiffeq does not know, and takes equal steps "
+            "alone: add options={'steps': ...}, their number"
+        )
 
 
 def tolerance(name: str, value: Any) -> float:
@@ -133,27 +152,3 @@ def _check_values(passed: Mapping[str, Any]) -> None:
         raise ValueError("options: step_size and grid_constructor: both choose the steps; give one")
     if passed.get("interp", "linear") not in ("linear", "cubic"):
         raise ValueError(f"options={{'interp': {passed['interp']!r}}}; choose linear or cubic")
-
-
-def check_gradient(gradient: str, method: str, passed: Mapping[str, Any]) -> None:
-    """Refuse a gradient that a method, with these options of torchdiffeq's, does not allow.
-
-    Raises:
-        ValueError: it does not; the message names what does.
-    """
-    if gradient == "checkpoint" and method not in REPLAYABLE:
-        raise ValueError(
-            f"gradient='checkpoint' repeats single steps, which {method!r} does not allow; "
-            f"choose method from {', '.join(REPLAYABLE)}, or another gradient"
-        )
-    if gradient == "direct" and not callbacks_of(method):
-        raise ValueError(
-            f"gradient='direct' goes through the solver's operations, and {method!r} does not "
-            "work on tensors with a graph: choose gradient='adjoint', or another method"
-        )
-    exposed = sorted({"jump_t", "perturb"} & passed.keys())
-    if gradient == "checkpoint" and exposed:
-        raise ValueError(
-            f"options: {', '.join(exposed)}: gradient='checkpoint' repeats steps without "
-            "them, which is another solve; choose gradient='direct' or 'adjoint'"
-        )

@@ -38,10 +38,6 @@ TABLEAUS: dict[str, Tableau] = {
     "euler": Tableau((0.0,), (), (1.0,)),
     "midpoint": Tableau((0.0, 1 / 2), ((1 / 2,),), (0.0, 1.0)),
     "heun2": Tableau((0.0, 1.0), ((1.0,),), (1 / 2, 1 / 2)),
-    "adaptive_heun": Tableau((0.0, 1.0), ((1.0,),), (1 / 2, 1 / 2)),
-    "fehlberg2": Tableau(
-        (0.0, 1 / 2, 1.0), ((1 / 2,), (1 / 256, 255 / 256)), (1 / 512, 255 / 256, 1 / 512)
-    ),
     "heun3": Tableau((0.0, 1 / 3, 2 / 3), ((1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4)),
     "bosh3": Tableau((0.0, 1 / 2, 3 / 4), ((1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9)),
     "rk4": Tableau(
@@ -61,8 +57,11 @@ TABLEAUS: dict[str, Tableau] = {
         (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
     ),
 }
-"""Methods that can be stepped here, by torchdiffeq's names and with its coefficients (rk4 is the
-3/8 rule).
+"""Methods whose every step is a function of (t, dt, y) alone, so that it can be taken here: equal
+steps, compiled and exported ones, and those that ``gradient="checkpoint"`` repeats.
+
+Those of torchdiffeq have its names and coefficients (rk4 is the 3/8 rule); a name that it does not
+know is a method of our own, for equal steps alone. A further one is one row more.
 
 Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.1 to II.5."""
 

@@ -39,15 +39,13 @@ from snopt.curvature.hearing import ONE_PASS, Hearing
 from snopt.curvature.per_sample import Rows
 from snopt.curvature.row_check import EVERY, FIRST_STEPS, check_row, gradient_factor, tolerance
 from snopt.layers.base import Layer
+from snopt.ode.gradients import GRADIENTS, through_layers
 from snopt.optim.backtracking import Backtracking
 from snopt.optim.method import Core, Parts
 from snopt.optim.rules import Rule
 from snopt.optim.saving import copied, reading
 
 logger = logging.getLogger(__name__)
-
-GRADIENTS = ("direct", "checkpoint")
-"""Ways to the gradient whose backward pass goes through every use of a layer."""
 
 LEAST_NEAR = 0.1
 """The share of the damping that stays however small the losses are."""
@@ -97,11 +95,11 @@ class GaussNewton(Core):
                 "has none"
             )
         for name, block in parts.blocks.items():
-            if block.gradient not in GRADIENTS:
+            if block.gradient not in through_layers():
                 raise ValueError(
                     f"rule='gauss_newton' needs gradients of single samples, which gradient="
                     f"{block.gradient!r} of block {name!r} does not have; choose one of "
-                    f"{', '.join(GRADIENTS)}"
+                    f"{', '.join(through_layers())}"
                 )
         self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
         self.processes = parts.processes
@@ -109,7 +107,7 @@ class GaussNewton(Core):
         repeated = {
             id(m)
             for block in parts.blocks.values()
-            if block.gradient == "checkpoint"
+            if GRADIENTS[block.gradient].repeats_steps
             for m in block.field.modules()
         }
         self.capture = Rows(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import snopt
-from snopt.optim.gauss_newton import GRADIENTS
+from snopt.ode.gradients import through_layers
 from tasks.common.checks import ConfigError, require_keys, require_type
 from tasks.common.seeding import stream_seed
 from tasks.engine.config.identity import config_hash
@@ -143,10 +143,10 @@ def _check_gauss_newton(settings: Settings, task: Task) -> None:
             f"optim={optim}, optim.rule=gauss_newton: needs the samples' losses, which this task "
             "has no likelihood to tell by. Use optim=snopt."
         )
-    if gradient not in GRADIENTS:
+    if gradient not in through_layers():
         raise ConfigError(
             f"solver.gradient={gradient}: optim.rule=gauss_newton needs gradients of single "
-            f"samples. Use solver.gradient={' or '.join(GRADIENTS)}."
+            f"samples. Use solver.gradient={' or '.join(through_layers())}."
         )
 
 

@@ -11,7 +11,7 @@ from tests.library.classifiers import Classifier, backward, gauss_newton, series
 
 
 def test_adjoint_gradients_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose one of direct, checkpoint"):
+    with pytest.raises(ValueError, match="choose one of checkpoint, direct"):
         gauss_newton(Classifier("adjoint", "dopri5"))
 
 

@@ -1,4 +1,4 @@
-"""Gradients through a solve, four ways, behind one call.
+"""Gradients through a solve: one table of methods, behind one call.
 
 ``adjoint``
     The adjoint equation is solved backwards beside the state (Chen et al. 2018). Memory does not
@@ -19,28 +19,50 @@ adjoint; the gradient itself is computed by the same operations either way.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from snopt.ode.gradients import adjoint, checkpointed
-from snopt.ode.gradients.adjoint import Adjoint
-from snopt.ode.gradients.checkpointed import Checkpointed
-from snopt.ode.gradients.direct import direct, unrolled
+from snopt.ode.gradients import adjoint, checkpointed, direct
+from snopt.ode.gradients.detached import detached
+from snopt.ode.gradients.entry import Gradient
 from snopt.ode.gradients.problem import Observer, Solve, vector_jacobian
 from snopt.ode.gradients.watching import together
 from snopt.ode.tracing import exporting, transformed
 
 __all__ = [
     "GRADIENTS",
+    "Gradient",
     "Observer",
     "Solve",
+    "detached",
     "solve",
     "solve_to_end",
+    "through_layers",
     "together",
     "vector_jacobian",
 ]
 
-GRADIENTS = ("adjoint", "adjoint-seminorm", "checkpoint", "direct")
+GRADIENTS: dict[str, Gradient] = {
+    "adjoint": Gradient(partial(detached, forward=adjoint.solved, backward=adjoint.backward)),
+    "adjoint-seminorm": Gradient(
+        partial(detached, forward=adjoint.solved, backward=partial(adjoint.backward, seminorm=True))
+    ),
+    "checkpoint": Gradient(
+        partial(detached, forward=checkpointed.solved, backward=checkpointed.backward),
+        through_layers=True,
+        repeats_steps=True,
+    ),
+    "direct": Gradient(direct.solved, through_layers=True, through_solver=True),
+}
+"""Gradient methods by name: what :class:`snopt.ODEBlock` takes as ``gradient``. A further one is
+one row more."""
+
+
+def through_layers() -> list[str]:
+    """Names of the methods whose backward pass goes through every use of a layer."""
+    return [name for name, kind in GRADIENTS.items() if kind.through_layers]
 
 
 def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
@@ -62,49 +84,31 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
         return _seen_through(problem, y0, t)
     if not torch.is_grad_enabled():
         return evaluated(problem, y0, t)
-    if _returns(problem):
+    kind = GRADIENTS[problem.gradient]
+    if problem.observer is not None or not kind.through_solver:
+        # Somebody will evaluate the field again for this solve.
         problem.held = problem.hold(y0.device)
-    if problem.gradient == "direct":
-        # A compiler would hide the boundaries of steps from those who watch them.
-        watched = problem.observer is not None
-        states = (torch.compiler.disable(direct) if watched else direct)(problem, y0, t)
-        if problem.held is not None:
-            problem.held = problem.held.settled()
-        return states
-    again = problem.gradient == "checkpoint"
-    with torch.no_grad():
-        kept = (checkpointed.solved if again else adjoint.solved)(problem, y0, t)
-    assert problem.held is not None
-    problem.held = problem.held.settled()
-    known = problem.parameters
-    others = problem.held.others(known)
-    function = Checkpointed if again else Adjoint
-    return function.apply(problem, kept, y0, *known, *others)  # type: ignore[no-untyped-call,no-any-return]
-
-
-def _returns(problem: Solve) -> bool:
-    """Whether somebody will evaluate the field again for this solve."""
-    return problem.gradient != "direct" or problem.observer is not None
+    return kind.solve(problem, y0, t)
 
 
 def _seen_through(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
     """Plain operations only, and none that looks at a number: for torch.export and torch.func."""
     if problem.solver.steps is not None:
-        return torch.stack(unrolled(problem, y0, t))
-    if problem.solver.adaptive or problem.gradient != "direct" or exporting():
+        return torch.stack(direct.unrolled(problem, y0, t))
+    through_solver = GRADIENTS[problem.gradient].through_solver
+    if problem.solver.adaptive or not through_solver or exporting():
         raise ValueError(
             "torch.func and torch.export see through a solve only if the number of its steps is "
             "fixed: give options={'steps': ...}"
         )
-    return (direct if torch.is_grad_enabled() else evaluated)(problem, y0, t)
+    return (direct.direct if torch.is_grad_enabled() else evaluated)(problem, y0, t)
 
 
 def evaluated(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
     """:func:`solve` without a graph, by the very steps that the gradient would be taken through."""
-    field, norm = problem.field, problem.norm
-    if problem.gradient != "checkpoint":
-        land = problem.gradient == "direct"
-        return problem.integrate("forward", field, y0, t, norm=norm, land=land)
+    field, norm, kind = problem.field, problem.norm, GRADIENTS[problem.gradient]
+    if not kind.repeats_steps:
+        return problem.integrate("forward", field, y0, t, norm=norm, land=kind.through_solver)
     states = [y0]
     for times in t.unfold(0, 2, 1):
         found = problem.integrate("forward", field, states[-1], times, norm=norm, land=True)
@@ -117,7 +121,7 @@ def solve_to_end(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
 
     What follows may change it in place: the backward pass does not need it.
     """
-    steps = problem.solver.steps is not None and problem.gradient == "direct"
+    steps = problem.solver.steps is not None and GRADIENTS[problem.gradient].through_solver
     if steps and problem.observer is None and torch.is_grad_enabled():
-        return unrolled(problem, y0, t)[-1]
+        return direct.unrolled(problem, y0, t)[-1]
     return solve(problem, y0, t)[-1].clone()

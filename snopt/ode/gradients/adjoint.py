@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from snopt.ode.gradients.held import drawn, generators
-from snopt.ode.gradients.kept import Kept, first_order
+from snopt.ode.gradients.kept import Kept
 from snopt.ode.gradients.problem import Solve, vector_jacobian
-from snopt.ode.methods import REPLAYABLE
 from snopt.ode.packing import Layout
 from snopt.ode.runge_kutta import TABLEAUS
 
 
-class Adjoint(torch.autograd.Function):
-    """First order in docs/method.md: a' = -F_x^T a backwards, and its integral over F_theta."""
-
-    @staticmethod
-    def forward(ctx: Any, problem: Solve, kept: Kept, y0: Tensor, *inputs: Tensor) -> Tensor:
-        """States at every time, shape (T, *y0.shape)."""
-        ctx.problem = problem
-        ctx.save_for_backward(kept.times, kept.states, *inputs)
-        return kept.states
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients for ``y0`` and the inputs."""
-        with ctx.problem.as_called():
-            return ctx.problem.answer(partial(_backward, ctx), grad_states)  # type: ignore[no-any-return]
-
-
 def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
-    """The forward solve, without a graph."""
+    """The states alone."""
     held = problem.held
     before = None if held is None or held.calm else generators(y0.device)
     states = problem.integrate("forward", problem.field, y0, t, norm=problem.norm)
@@ -55,19 +34,34 @@ def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
     return Kept(t, states)
 
 
-def _backward(ctx: Any, problem: Solve, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-    t, states, *parameters = ctx.saved_tensors
-    if not bool(torch.isfinite(grad_states).all()):
+def backward(
+    problem: Solve,
+    kept: Kept,
+    inputs: tuple[Tensor, ...],
+    cotangent: Tensor,
+    *,
+    seminorm: bool = False,
+) -> tuple[Tensor, ...]:
+    """First order in docs/method.md: a' = -F_x^T a backwards, and its integral over F_theta.
+
+    Args:
+        problem: field and solver.
+        kept: the forward solve.
+        inputs: whose gradients are wanted beside the initial state's.
+        cotangent: of the states.
+        seminorm: whether the inputs' adjoints leave the step size alone.
+    """
+    states = kept.states
+    if not bool(torch.isfinite(cotangent).all()):
         # An overflow above the block is no failure of the solve: pass it on, as torch does.
-        lost = (torch.full_like(x, torch.nan) for x in (states[0], *parameters))
-        return None, None, *lost
-    system = _AdjointSystem(problem, tuple(parameters), states[0])
-    a = grad_states[-1]
-    times = t.tolist()
+        return tuple(torch.full_like(x, torch.nan) for x in (states[0], *inputs))
+    system = _AdjointSystem(problem, inputs, states[0], seminorm)
+    a = cotangent[-1]
+    times = kept.times.tolist()
     for i in range(len(times) - 1, 0, -1):
         a = system.backwards(times[i], times[i - 1], states[i], states[i - 1], a)
-        a = a + grad_states[i - 1]
-    return None, None, a, *system.gradients
+        a = a + cotangent[i - 1]
+    return (a, *system.gradients)
 
 
 class _AdjointSystem:
@@ -77,10 +71,11 @@ class _AdjointSystem:
     summed from the stages of each kept step with the method's own weights.
     """
 
-    def __init__(self, problem: Solve, parameters: tuple[Tensor, ...], like: Tensor) -> None:
-        self.problem, self.parameters = problem, parameters
-        self.seminorm = problem.gradient == "adjoint-seminorm"
-        self.summed = self.seminorm and problem.solver.method in REPLAYABLE
+    def __init__(
+        self, problem: Solve, parameters: tuple[Tensor, ...], like: Tensor, seminorm: bool
+    ) -> None:
+        self.problem, self.parameters, self.seminorm = problem, parameters, seminorm
+        self.summed = seminorm and problem.solver.method in TABLEAUS
         self.carried_parameters = () if self.summed else parameters
         self.layout = Layout([like.shape, like.shape, *(p.shape for p in self.carried_parameters)])
         self.gradients = [torch.zeros_like(p) for p in parameters]

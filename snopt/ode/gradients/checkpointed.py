@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from snopt.ode.gradients.held import drawn, generators, set_generators
-from snopt.ode.gradients.kept import Kept, Step, first_order
+from snopt.ode.gradients.kept import Kept, Step
 from snopt.ode.gradients.problem import Solve, vector_jacobian
 from snopt.ode.integrate import Statistics
 from snopt.ode.runge_kutta import clock
@@ -26,27 +24,8 @@ _RANDOM: WeakSet[nn.Module] = WeakSet()
 """Fields that were seen to draw random numbers."""
 
 
-class Checkpointed(torch.autograd.Function):
-    """Repeats and differentiates each kept step on the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, problem: Solve, kept: Kept, y0: Tensor, *inputs: Tensor) -> Tensor:
-        """States at every time, shape (T, *y0.shape)."""
-        ctx.problem, ctx.steps = problem, kept.steps
-        # States are saved here alone: the output, held otherwise, would keep itself alive.
-        ctx.save_for_backward(kept.times, kept.states, *kept.starts, *inputs)
-        return kept.states
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients for ``y0`` and the inputs."""
-        with ctx.problem.as_called():
-            return ctx.problem.answer(partial(_backward, ctx), grad_states)  # type: ignore[no-any-return]
-
-
 def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
-    """The forward solve, without a graph, and its steps."""
+    """The states, and the steps between them."""
     if problem.module in _RANDOM:
         return _solved(problem, y0, t, _Recorder(problem, random=True))
     held = problem.held
@@ -132,17 +111,25 @@ class _Recorder:
         self.starts.append(y)
 
 
-def _backward(ctx: Any, problem: Solve, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-    count = sum(map(len, ctx.steps))
-    t, states, *rest = ctx.saved_tensors
-    starts, inputs = list(rest[:count]), tuple(rest[count:])
+def backward(
+    problem: Solve, kept: Kept, inputs: tuple[Tensor, ...], cotangent: Tensor
+) -> tuple[Tensor, ...]:
+    """Each kept step is repeated and differentiated, the last one first.
+
+    Args:
+        problem: field and solver.
+        kept: the forward solve.
+        inputs: whose gradients are wanted beside the initial state's.
+        cotangent: of the states.
+    """
+    states, starts = kept.states, list(kept.starts)
     gradients = [torch.zeros_like(x) for x in inputs]
-    times, a, statistics = t.tolist(), grad_states[-1], Statistics()
+    times, a, statistics = kept.times.tolist(), cotangent[-1], Statistics()
     for i in range(len(times) - 1, 0, -1):
         nodes = problem.watched(times[i], times[i - 1])
         if nodes is not None:
             nodes.boundary(times[i], states[i], a)
-        steps: list[Step] = ctx.steps[i - 1]
+        steps = kept.steps[i - 1]
         for index, step in reversed([*enumerate(steps)]):
             y = starts.pop()
             row = _stage_times(problem, steps, index, times[i], y)
@@ -154,9 +141,9 @@ def _backward(ctx: Any, problem: Solve, grad_states: Tensor) -> tuple[Tensor | N
                 nodes.boundary(step.time, y, a)
         if nodes is not None:
             nodes.finish()
-        a = a + grad_states[i - 1]
+        a = a + cotangent[i - 1]
     problem.count("backward", statistics)
-    return None, None, a, *gradients
+    return (a, *gradients)
 
 
 def _stage_times(

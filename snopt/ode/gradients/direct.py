@@ -17,6 +17,16 @@ from snopt.ode.quadrature import Nodes
 from snopt.ode.runge_kutta import clock
 
 
+def solved(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+    """:func:`direct`, in a compiled program too."""
+    # A compiler would hide the boundaries of steps from those who watch them.
+    watched = problem.observer is not None
+    states = (torch.compiler.disable(direct) if watched else direct)(problem, y0, t)
+    if problem.held is not None:
+        problem.held = problem.held.settled()
+    return states
+
+
 def direct(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
     """Backpropagation through the solver's operations."""
     if problem.observer is not None:

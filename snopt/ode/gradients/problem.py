@@ -47,7 +47,7 @@ class Solve:
         module: the field as the caller's module.
         layout: shapes behind the tensor.
         solver: how to solve.
-        gradient: one of :data:`GRADIENTS`.
+        gradient: the name of one of :data:`snopt.ode.gradients.GRADIENTS`.
         count: called with (direction, statistics) after every solve.
         first_step: returns the step to start a solve of that direction with, or ``None``.
         hold: returns what the field holds now, called with the device.
