@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 
 from scripts.published_families import LOGGED, SILVERBOX, Logged
-from tasks.engine.records.runs import Key, Run
+from tasks.engine.records.metrics import Key
+from tasks.engine.records.runs import Run
 from tasks.engine.report.family_figures import (
     by_model,
     forecast_figure,
@@ -128,12 +128,12 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
         rows.append(
             [
                 name,
-                str(_record(members[0]).get("parameters", "")),
+                str(members[0].record.get("parameters", "")),
                 str(len(members)),
                 _result(members, study.key),
                 _late(members),
                 *(measured[_shown(members).path.name, t] for t in study.tolerances),
-                spread(Spread.of(r.seconds / r.steps * _per_epoch(r) for r in members)),
+                spread(Spread.of(r.seconds / r.steps * r.steps_per_epoch for r in members)),
                 theirs.value,
                 theirs.nfe,
                 theirs.seconds,
@@ -271,15 +271,6 @@ def _optimizers(task: str, runs: Sequence[Run]) -> str:
         "by the training loss at the end on a seed of its own. Steps cost differently, see ms.\n"
     )
     return _table(title, heads, rows) + note
-
-
-def _per_epoch(run: Run) -> int:
-    return int(_record(run).get("steps_per_epoch") or 0)
-
-
-def _record(run: Run) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
-    return record
 
 
 def _pair(forward: float, backward: float) -> str:

@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tasks.common.checks import ConfigError
 from tasks.engine.cli import CONF, plain
 from tasks.engine.config.settings import Settings
-from tasks.engine.records.record import parse_record
-from tasks.engine.records.results import FINISHED, run_folder
+from tasks.engine.records.record import FINISHED, RecordError, read_record
+from tasks.engine.records.results import run_folder
 
 #: Seconds of a step of the paper's experiments, and samples of an epoch, measured once: for the
 #: order of magnitude, where no earlier run tells. Four seconds of each on one thread of a
@@ -233,6 +233,6 @@ def _relatives(job: Job, root: Path, *, any_optim: bool) -> list[dict[str, Any]]
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        return parse_record(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_record(path)
+    except (FileNotFoundError, RecordError):
         return {}

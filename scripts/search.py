@@ -15,7 +15,7 @@ import torch
 from tasks.common.checks import ConfigError, require_choice
 from tasks.engine import experiment
 from tasks.engine.config.settings import Settings
-from tasks.engine.records.results import Outcome
+from tasks.engine.records.record import Outcome
 from tasks.engine.training.shelf import Shelf
 
 

@@ -338,7 +338,8 @@ def main(config: DictConfig, sweeping: bool = False) -> tuple[int, str]:
 
     from tasks.data.errors import DataError
     from tasks.engine.experiment import train
-    from tasks.engine.records.results import Outcome, ResultsError
+    from tasks.engine.records.record import Outcome
+    from tasks.engine.records.results import ResultsError
 
     end_by_exception()
     try:

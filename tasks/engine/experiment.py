@@ -28,7 +28,8 @@ from tasks.engine.optimizers.build import (
 from tasks.engine.records import checkpoint
 from tasks.engine.records.clock import Clock
 from tasks.engine.records.environment import environment
-from tasks.engine.records.results import FINISHED, Outcome, ResultsError, RunFolder, run_folder
+from tasks.engine.records.record import FINISHED, Outcome
+from tasks.engine.records.results import ResultsError, RunFolder, run_folder
 from tasks.engine.records.resuming import require_fit
 from tasks.engine.records.writer import RowLog, Writer
 from tasks.engine.training.horizon import build_horizon, check_horizon

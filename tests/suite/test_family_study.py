@@ -55,7 +55,9 @@ def test_the_best_rate_of_each_pair_goes_on_to_the_reported_seeds(tmp_path: Path
         own = [job for job in trials if job.config["model"]["name"] == name]
         for job, loss in zip(own, values, strict=True):
             job.folder.mkdir(parents=True)
-            record = {"outcome": "completed", "final": {"train": {"loss": loss}}}
+            names = {part: job.config[part]["name"] for part in ("task", "model", "optim")}
+            identity = {**names, "seed": TRIAL_SEED, "config_hash": job.folder.name[:8]}
+            record = {**identity, "outcome": "completed", "final": {"train": {"loss": loss}}}
             (job.folder / "run.json").write_text(json.dumps(record))
     found = chosen(trials, [0, 1])
     assert [

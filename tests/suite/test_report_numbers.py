@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.engine.records.runs import Curve, read_runs
+from tasks.engine.records.metrics import Curve
+from tasks.engine.records.runs import read_runs
 from tasks.engine.report.comparison import compare
 from tasks.engine.report.spread import Spread, band, spans_decades
 from tasks.engine.report.summary import tabulate
@@ -17,7 +18,7 @@ from tests.suite.made_up_runs import made_up_run
 
 def curve(x, values):
     x = np.asarray(x, dtype=float)
-    return Curve(x, x / 10, x * 30, np.asarray(values, dtype=float))
+    return Curve(x, x / 10, x * 14, x * 16, np.asarray(values, dtype=float))
 
 
 def table(root):

@@ -11,7 +11,8 @@ import torch
 from tasks.common.files import written_whole
 from tasks.engine.config.identity import config_hash
 from tasks.engine.records import checkpoint
-from tasks.engine.records.results import ResultsError, Row, RunFolder, finite, write_atomically
+from tasks.engine.records.metrics import Measurement, finite
+from tasks.engine.records.results import ResultsError, RunFolder, write_atomically
 from tests.suite import fake
 
 ROW_KEYS = [
@@ -21,8 +22,8 @@ ROW_KEYS = [
 RUN_KEYS = "task model optim seed outcome message steps seconds buckets final best environment"
 
 
-def row(step: int) -> Row:
-    return Row(
+def row(step: int) -> Measurement:
+    return Measurement(
         step=step,
         epoch=0,
         split="train",

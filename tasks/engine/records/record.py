@@ -7,7 +7,8 @@ that were made before there was one are read without.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,21 @@ FILES = "files"
 """Key of the digests of the files beside it, by name."""
 
 IDENTITY = ("task", "model", "optim", "seed", "config_hash")
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    COMPLETED = "completed"  # all epochs or steps that were asked for
+    TARGET_REACHED = "target_reached"  # the validation metric got to train.target
+    BUDGET = "budget"  # train.max_seconds ran out
+    DIVERGED = "diverged"  # a loss that is not finite, or a solve that failed
+    INTERRUPTED = "interrupted"  # by a signal, or killed: the same command resumes
+    ERROR = "error"  # anything else; the same command tries again
+
+
+#: Outcomes that the same command does not run again.
+FINISHED = (Outcome.COMPLETED, Outcome.TARGET_REACHED, Outcome.BUDGET, Outcome.DIVERGED)
 
 
 class RecordError(ValueError):
@@ -46,12 +62,11 @@ def parse_record(text: str) -> dict[str, Any]:
     return record
 
 
-def read_record(path: Path, outcomes: Collection[str]) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """The content of a run's ``run.json``, every field of the type that it must have.
 
     Args:
         path: the file.
-        outcomes: what may be there as outcome.
 
     Raises:
         FileNotFoundError: there is none.
@@ -68,7 +83,7 @@ def read_record(path: Path, outcomes: Collection[str]) -> dict[str, Any]:
         if key not in record:
             raise RecordError(f"run.json has no {key!r}")
     outcome = record.get("outcome")
-    if isinstance(outcome, str) and outcome not in outcomes:
+    if isinstance(outcome, str) and outcome not in list(Outcome):
         raise RecordError(f"run.json holds something unexpected: outcome {outcome!r}")
     for key, (fits, expected) in _FIELDS.items():
         value = record.get(key)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, BinaryIO
 
 import yaml
 from filelock import FileLock, Timeout
@@ -23,36 +21,8 @@ from filelock import FileLock, Timeout
 from tasks.common.files import sha256, written_whole
 from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
-from tasks.engine.records.record import FILES, RecordError, read_record, sealed
-
-
-class Outcome(StrEnum):
-    """How a run ended."""
-
-    COMPLETED = "completed"  # all epochs or steps that were asked for
-    TARGET_REACHED = "target_reached"  # the validation metric got to train.target
-    BUDGET = "budget"  # train.max_seconds ran out
-    DIVERGED = "diverged"  # a loss that is not finite, or a solve that failed
-    INTERRUPTED = "interrupted"  # by a signal, or killed: the same command resumes
-    ERROR = "error"  # anything else; the same command tries again
-
-
-#: Outcomes that the same command does not run again.
-FINISHED = (Outcome.COMPLETED, Outcome.TARGET_REACHED, Outcome.BUDGET, Outcome.DIVERGED)
-
-
-class Row(TypedDict):
-    """One measurement; a value that is not finite is written as null."""
-
-    step: int
-    epoch: int
-    split: str
-    metric: str
-    value: float
-    seconds: float
-    wall: float
-    nfe_forward: int
-    nfe_backward: int
+from tasks.engine.records.metrics import Measurement, as_lines, finite
+from tasks.engine.records.record import FILES, FINISHED, RecordError, read_record, sealed
 
 
 class ResultsError(RuntimeError):
@@ -133,7 +103,7 @@ class RunFolder:
             ResultsError: it is damaged.
         """
         try:
-            return read_record(self.path / "run.json", list(Outcome))
+            return read_record(self.path / "run.json")
         except FileNotFoundError:
             return None
         except RecordError as error:
@@ -186,11 +156,11 @@ class RunFolder:
             raise
         self._metrics, self._seen = file, hashlib.sha256(kept)
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, measurements: Iterable[Measurement]) -> None:
         """Append measurements; they outlive the process at once, not the machine."""
         if self._metrics is None:
             raise RuntimeError("open_metrics comes before append")
-        text = "".join(json.dumps(finite(row)) + "\n" for row in rows)
+        text = as_lines(measurements)
         with explained("append to", self.path / "metrics.jsonl"):
             _write(self._metrics, text)
             self._metrics.flush()
@@ -211,17 +181,6 @@ class RunFolder:
         self._lock.release()
 
 
-def finite(value: Any) -> Any:
-    """The same nested value with null where a number is not finite, as JSON wants it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
-
-
 def _write(file: BinaryIO, text: str) -> None:
     file.write(text.encode())
 
@@ -237,7 +196,7 @@ def _damage(kept: bytes, length: int, digest: str | None) -> str | None:
         try:
             row = json.loads(line)
             key = (row["step"], row["split"], row["metric"])
-            whole = row.keys() == Row.__annotations__.keys() and key not in seen
+            whole = row.keys() == Measurement.__annotations__.keys() and key not in seen
         except (ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from tasks.common.files import sha256
-from tasks.engine.records.record import FILES, RecordError
-from tasks.engine.records.record import read_record as read_sealed
-from tasks.engine.records.results import FINISHED, Outcome
-
-Axis = Literal["seconds", "steps", "nfe"]
-"""What a curve is drawn against: training clock, optimizer steps, or evaluations of the field."""
-
-Key = tuple[str, str]
-"""Split and metric, as in ``metrics.jsonl``."""
+from tasks.engine.records.metrics import Curve, Key, number, read_curves
+from tasks.engine.records.record import FILES, FINISHED, RecordError, read_record
 
 LOWER_IS_BETTER = ("loss", "nll", "error", "mse", "rmse", "mae", "bits", "perplexity")
 
@@ -35,37 +24,6 @@ class UnreadableRunError(ValueError):
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One metric of one run, in the order of its steps.
-
-    Attributes:
-        steps: optimizer steps done at each measurement, shape (K,).
-        seconds: training clock at each measurement, in seconds, shape (K,).
-        nfe: field evaluations so far, forward and backward together, shape (K,).
-        values: the measured values, shape (K,); may hold NaN where a run diverged.
-    """
-
-    steps: NDArray[np.float64]
-    seconds: NDArray[np.float64]
-    nfe: NDArray[np.float64]
-    values: NDArray[np.float64]
-
-    def along(self, axis: Axis) -> NDArray[np.float64]:
-        """The measurements' positions on one axis, shape (K,)."""
-        return {"seconds": self.seconds, "steps": self.steps, "nfe": self.nfe}[axis]
-
-    def finite(self) -> Curve:
-        """The same curve without the measurements that are NaN or infinite."""
-        keep = np.isfinite(self.values)
-        return Curve(self.steps[keep], self.seconds[keep], self.nfe[keep], self.values[keep])
-
-    @property
-    def final(self) -> float:
-        """The last measured value; NaN where there is none."""
-        return float(self.values[-1]) if len(self.values) else math.nan
-
-
-@dataclass(frozen=True)
 class Run:
     """One training run as read from its folder; see the contract of the results folder.
 
@@ -73,6 +31,7 @@ class Run:
         provenance: what the data was ("complete", "first 5000 images", "synthetic").
         metric: the task's headline metric.
         curves: every metric that was logged, by split and name.
+        record: all that ``run.json`` holds, for what has no attribute here.
         remarks: what was odd about the files, one sentence each.
     """
 
@@ -93,7 +52,13 @@ class Run:
     higher_is_better: bool
     config: Mapping[str, Any]
     curves: Mapping[Key, Curve]
+    record: Mapping[str, Any]
     remarks: tuple[str, ...] = field(default=())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; 0 where the run did not say."""
+        return int(self.record.get("steps_per_epoch") or 0)
 
     @property
     def nfe(self) -> float:
@@ -160,7 +125,7 @@ def read_run(folder: Path) -> Run:
     """
     record = _read_record(folder / "run.json")
     config = _read_config(folder / "config.yaml")
-    curves, remarks = _read_curves(folder / "metrics.jsonl")
+    curves, remarks = _read_metrics(folder / "metrics.jsonl")
     try:
         if failed := int(record.get("refresh_failures") or 0):
             remarks.append(
@@ -181,14 +146,15 @@ def read_run(folder: Path) -> Run:
             outcome=outcome,
             message=str(record.get("message") or ""),
             steps=int(record.get("steps") or 0),
-            seconds=_number(record.get("seconds")),
-            buckets={str(k): _number(v) for k, v in (record.get("buckets") or {}).items()},
+            seconds=number(record.get("seconds")),
+            buckets={str(k): number(v) for k, v in (record.get("buckets") or {}).items()},
             environment=dict(record.get("environment") or {}),
             provenance=str(record.get("provenance") or UNKNOWN_PROVENANCE),
             metric=metric,
             higher_is_better=higher,
             config=config,
             curves=curves,
+            record=record,
             remarks=tuple(remarks),
         )
     except UnreadableRunError:
@@ -206,7 +172,7 @@ def _unfinished(run: Run) -> str:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        return read_sealed(path, list(Outcome))
+        return read_record(path)
     except FileNotFoundError:
         raise UnreadableRunError("no run.json: the run has not ended, or was killed") from None
     except RecordError as error:
@@ -231,28 +197,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_curves(path: Path) -> tuple[dict[Key, Curve], list[str]]:
-    """Curves by split and metric; a later row of the same step replaces an earlier one."""
+def _read_metrics(path: Path) -> tuple[dict[Key, Curve], list[str]]:
+    """Curves by split and metric, and a remark where lines are damaged."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        curves, damaged = read_curves(path.read_bytes())
     except OSError as error:
         raise UnreadableRunError(f"metrics.jsonl cannot be read: {error.strerror}") from error
-    table: dict[Key, dict[int, tuple[float, float, float]]] = defaultdict(dict)
-    damaged = 0
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            nfe = _number(row.get("nfe_forward"), 0.0) + _number(row.get("nfe_backward"), 0.0)
-            key = (str(row["split"]), str(row["metric"]))
-            table[key][_step(row["step"])] = (_number(row["seconds"]), nfe, _number(row["value"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            damaged += 1
-    if not table:
+    if not curves:
         raise UnreadableRunError("metrics.jsonl has no readable row")
     remarks = [f"{damaged} unreadable line(s) in metrics.jsonl ignored"] if damaged else []
-    return {key: _curve(rows) for key, rows in table.items()}, remarks
+    return curves, remarks
 
 
 def _require_unchanged(folder: Path, record: Mapping[str, Any]) -> None:
@@ -269,18 +223,12 @@ def _require_whole(record: Mapping[str, Any], curves: Mapping[Key, Curve]) -> No
         for metric, value in values.items():
             curve = curves.get((split, metric))
             last = math.nan if curve is None else curve.final
-            noted = _number(value)
+            noted = number(value)
             if not (last == noted or (math.isnan(last) and math.isnan(noted))):
                 raise UnreadableRunError(
                     f"metrics.jsonl is not whole: its last {split} {metric} is {last:.6g}, "
                     f"the run ended with {noted:.6g}"
                 )
-
-
-def _curve(rows: Mapping[int, tuple[float, float, float]]) -> Curve:
-    steps = sorted(rows)
-    columns = np.array([rows[step] for step in steps], dtype=np.float64)
-    return Curve(np.array(steps, dtype=np.float64), columns[:, 0], columns[:, 1], columns[:, 2])
 
 
 def _headline(
@@ -298,17 +246,3 @@ def _headline(
     if higher is None:
         higher = not any(word in metric.lower() for word in LOWER_IS_BETTER)
     return metric, bool(higher)
-
-
-def _number(value: object, default: float = math.nan) -> float:
-    if value is None:
-        return default
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    raise ValueError(f"expected a number, found {value!r}")
-
-
-def _step(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    raise ValueError(f"expected a number of steps, found {value!r}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.engine.records.results import Row, finite
+from tasks.engine.records.metrics import Measurement, finite
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class WandbLog:
 
         self._guard(start)
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[Measurement]) -> None:
         """Send rows of one step."""
         rows = list(rows)
         if self._run is None or not rows:

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from tasks.engine.records import checkpoint
-from tasks.engine.records.results import Row, RunFolder
+from tasks.engine.records.metrics import Measurement
+from tasks.engine.records.results import RunFolder
 
 
 class RowLog(Protocol):
     """Where rows go besides the files."""
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[Measurement]) -> None:
         """Take rows of one step."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -31,7 +32,7 @@ class Writer:
         self._folder = folder
         self._logs = list(logs)
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[Measurement]) -> None:
         """Append measurements of one step."""
         if self._folder is None:
             return

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.engine.records.runs import Curve, Key, Run
+from tasks.engine.records.metrics import Curve, Key
+from tasks.engine.records.runs import Run
 
 FIRST_ORDER = frozenset(
     {"sgd", "adam", "adamw", "adamax", "nadam", "radam", "rmsprop", "adagrad", "adadelta"}

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogFormatter, NullFormatter
 
 from tasks.engine.records.clock import TRAINING
-from tasks.engine.records.runs import Axis, Curve, Key
+from tasks.engine.records.metrics import Axis, Curve, Key
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
 from tasks.engine.report.costs import step_cost
 from tasks.engine.report.palette import BUCKETS, TARGET, colour

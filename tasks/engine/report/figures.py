@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from tasks.engine.records.runs import Key
+from tasks.engine.records.metrics import Key
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison
 from tasks.engine.report.drawing import (
     AXES,

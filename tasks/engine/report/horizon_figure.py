@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tasks.engine.records.runs import Key, Run
+from tasks.engine.records.metrics import Key
+from tasks.engine.records.runs import Run
 from tasks.engine.report.comparison import Comparison, Series
 from tasks.engine.report.figures import new_figure
 from tasks.engine.report.nfe import per_step

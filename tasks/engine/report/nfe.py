@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,15 +24,12 @@ class Evaluations:
 
 
 def per_step(run: Run) -> Evaluations:
-    """Read a run's counters from the rows it logged; empty where there are fewer than two."""
-    counts: dict[int, tuple[int, int]] = {0: (0, 0)}
-    for line in (run.path / "metrics.jsonl").read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-            counts[int(row["step"])] = (int(row["nfe_forward"]), int(row["nfe_backward"]))
-        except (ValueError, KeyError, TypeError):
-            continue  # read_run has remarked on damaged lines
+    """Differences of a run's counters between the steps that it logged; empty without any."""
+    counts: dict[float, tuple[float, float]] = {0.0: (0.0, 0.0)}
+    for curve in run.curves.values():
+        rows = zip(curve.steps, curve.nfe_forward, curve.nfe_backward, strict=True)
+        counts |= {float(step): (forward, backward) for step, forward, backward in rows}
     steps = np.array(sorted(counts), dtype=np.float64)
-    totals = np.array([counts[int(step)] for step in steps], dtype=np.float64)
+    totals = np.array([counts[step] for step in steps.tolist()], dtype=np.float64)
     made = np.diff(steps)[:, None]
     return Evaluations(steps[1:], (np.diff(totals, axis=0) / made).T)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.engine.records.runs import Axis, Curve
+from tasks.engine.records.metrics import Axis, Curve
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tasks.engine.records.clock import BUCKETS, TRAINING
-from tasks.engine.records.runs import Key, Run
+from tasks.engine.records.metrics import Key
+from tasks.engine.records.runs import Run
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
 from tasks.engine.report.costs import step_cost
 from tasks.engine.report.spread import Spread

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.engine.records.runs import Axis, Curve, Key, Run
+from tasks.engine.records.metrics import Axis, Curve, Key
+from tasks.engine.records.runs import Run
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
 from tasks.engine.report.spread import Spread
 

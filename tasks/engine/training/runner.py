@@ -23,7 +23,9 @@ from tasks.engine.config.settings import Settings
 from tasks.engine.optimizers.build import Schedule
 from tasks.engine.records import checkpoint
 from tasks.engine.records.clock import Clock
-from tasks.engine.records.results import Outcome, ResultsError, Row
+from tasks.engine.records.metrics import Measurement
+from tasks.engine.records.record import Outcome
+from tasks.engine.records.results import ResultsError
 from tasks.engine.records.writer import Writer
 from tasks.engine.training.batches import Order, evenly_spaced
 from tasks.engine.training.evaluation import evaluate, untouched
@@ -360,9 +362,9 @@ class Runner:
         forward = sum(block.nfe_forward for block in self._blocks)
         return forward, sum(block.nfe_backward for block in self._blocks)
 
-    def _row(self, split: str, metric: str, value: float, step: int | None = None) -> Row:
+    def _row(self, split: str, metric: str, value: float, step: int | None = None) -> Measurement:
         forward, backward = self.nfe()
-        return Row(
+        return Measurement(
             step=self.state.step if step is None else step,
             epoch=self.order.epoch,
             split=split,
