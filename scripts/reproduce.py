@@ -31,7 +31,7 @@ from tasks.engine.records.results import ResultsError
 from tasks.engine.records.runs import UnreadableRunError
 from tasks.engine.report import LeftOut, Report, Run, read_run, write_runs
 from tasks.engine.report.console import console, show
-from tasks.engine.report.summary import Row
+from tasks.engine.report.summary import TableRow
 from tasks.engine.report.wording import metric_style, number, spread
 from tasks.engine.report.write import save
 
@@ -166,7 +166,7 @@ def _markdown(report: Report) -> str:
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def _published(row: Row) -> tuple[str, list[str]]:
+def _published(row: TableRow) -> tuple[str, list[str]]:
     found = PUBLISHED.get(row.comparison.task)
     if found is None or found.metric != row.comparison.metric:
         return "", []

@@ -12,7 +12,7 @@ from tasks.engine.records.runs import read_runs
 from tasks.engine.report.comparison import compare
 from tasks.engine.report.spread import Spread, band, spans_decades
 from tasks.engine.report.summary import tabulate
-from tasks.engine.report.targets import first_reach
+from tasks.engine.report.targets import LOSS, Goal
 from tests.suite.made_up_runs import made_up_run
 
 
@@ -88,10 +88,11 @@ def test_log_scale_only_where_values_span_decades():
 
 def test_target_is_reached_at_a_measurement_not_between_two():
     falling = curve([0, 10, 20, 30], [1.0, 0.5, 0.2, 0.3])
-    assert first_reach(falling, 0.3, 1.0) == 2
-    assert first_reach(falling, 0.1, 1.0) is None
+    assert LOSS.first_reach(falling, 0.3) == 2
+    assert LOSS.first_reach(falling, 0.1) is None
+    accuracy = Goal((("test", "accuracy"),), "test accuracy", higher=True)
     rising = curve([0, 10, 20], [0.1, math.nan, 0.9])
-    assert first_reach(rising, 0.8, -1.0) == 2
+    assert accuracy.first_reach(rising, 0.8) == 2
 
 
 def run_pair(root, seed, adam, snopt, **settings):

@@ -10,10 +10,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tasks.engine.records.runs import LeftOut
+from tasks.engine.report.columns import columns
 from tasks.engine.report.page import relative
 from tasks.engine.report.palette import colour
-from tasks.engine.report.summary import Row, Table
-from tasks.engine.report.wording import columns, spread
+from tasks.engine.report.summary import Table, TableRow
+from tasks.engine.report.wording import spread
 
 # Without a terminal there is no width to respect: a log is better searched with unbroken rows.
 _PLAIN_WIDTH = 240
@@ -44,15 +45,16 @@ def show(tables: Iterable[Table], left_out: Sequence[LeftOut], root: Path, out: 
 
 
 def _rich_table(table: Table, *, plain: bool) -> RichTable:
-    shown = [column for column in columns(table) if column.console]
+    shown = columns(table, "console")
     grid = RichTable(box=None, pad_edge=False) if plain else RichTable()
     for index, column in enumerate(shown):
-        grid.add_column(column.heading, justify="left" if index == 0 else "right", no_wrap=plain)
+        heading = column.headings["console"]
+        grid.add_column(heading, justify="left" if index == 0 else "right", no_wrap=plain)
     for row in table.rows:
-        grid.add_row(*_cells(row, [column.cell(row) for column in shown]))
+        grid.add_row(*_cells(row, [column.text(row) for column in shown]))
     return grid
 
 
-def _cells(row: Row, texts: Sequence[str]) -> list[Text]:
+def _cells(row: TableRow, texts: Sequence[str]) -> list[Text]:
     tint = colour(row.series.optim)
     return [Text(text, style=f"bold {tint}" if i == 0 else "") for i, text in enumerate(texts)]

@@ -18,7 +18,7 @@ from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_
 from tasks.engine.report.costs import step_cost
 from tasks.engine.report.palette import BUCKETS, TARGET, colour
 from tasks.engine.report.spread import band, spans_decades
-from tasks.engine.report.targets import Race, race_on_loss, race_on_metric
+from tasks.engine.report.targets import LOSS, Goal, Race, metric_goal, race
 
 AXES: tuple[tuple[Axis, str], ...] = (
     ("seconds", "training time (s)"),
@@ -46,14 +46,16 @@ class Panel:
 
 def loss_panel(comparison: Comparison, axis: Axis, axis_name: str) -> Panel:
     """Training loss."""
-    return Panel(TRAIN_LOSS, "training loss", axis, axis_name, race_on_loss(comparison))
+    return _goal_panel(comparison, LOSS, axis, axis_name)
 
 
 def metric_panel(comparison: Comparison, axis: Axis, axis_name: str) -> Panel:
     """The headline test metric."""
-    keys = (("test", comparison.metric),)
-    race = race_on_metric(comparison)
-    return Panel(keys, f"test {comparison.metric}", axis, axis_name, race)
+    return _goal_panel(comparison, metric_goal(comparison), axis, axis_name)
+
+
+def _goal_panel(comparison: Comparison, goal: Goal, axis: Axis, axis_name: str) -> Panel:
+    return Panel(goal.keys, goal.name, axis, axis_name, race(comparison, goal))
 
 
 def draw_panel(axes: Axes, comparison: Comparison, panel: Panel, *, labelled: bool = True) -> None:
@@ -135,9 +137,9 @@ def draw_legend(part: FigureBase, comparison: Comparison, *, target: bool = True
         )
         for s in comparison.series
     ]
-    race = race_on_loss(comparison) if target else None
-    if race is not None:
-        label = f"target: where {race.reference} ends"
+    to_loss = race(comparison, LOSS) if target else None
+    if to_loss is not None:
+        label = f"target: where {to_loss.reference} ends"
         handles.append(Line2D([], [], color=TARGET, linewidth=0.9, linestyle="dashed", label=label))
     if any(run.outcome == "diverged" for s in comparison.series for run in s.runs):
         mark = Line2D([], [], marker="X", color="white", markeredgecolor="black", markersize=8)

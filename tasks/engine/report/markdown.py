@@ -4,47 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tasks.engine.report.summary import Row, Table
-from tasks.engine.report.wording import NOTHING, metric_style, outcome, spread, until
-
-_HEADINGS = (
-    "task",
-    "data",
-    "optimizer",
-    "seeds",
-    "seconds",
-    "train loss",
-    "test metric",
-    "ratio: train loss",
-    "share: train loss",
-    "ratio: test metric",
-)
+from tasks.engine.report.columns import columns
+from tasks.engine.report.summary import Table
+from tasks.engine.report.wording import spread
 
 
 def summary_markdown(tables: Sequence[Table]) -> str:
-    """One row a task and optimizer: where it ends, and how soon it is where first order ends."""
-    lines = [_line(_HEADINGS), _line(["---"] * len(_HEADINGS))]
-    lines += [_line(_cells(table, row)) for table in tables for row in table.rows]
+    """One row a task and optimizer: where it ends, and how soon it is where first order ends.
+
+    Args:
+        tables: at least one.
+    """
+    headings = [column.headings["markdown"] for column in columns(tables[0], "markdown")]
+    lines = [_line(headings), _line(["---"] * len(headings))]
+    for table in tables:
+        shown = columns(table, "markdown")
+        lines += [_line(column.text(row) for column in shown) for row in table.rows]
     return "\n".join([*lines, "", *_notes(tables)]) + "\n"
-
-
-def _cells(table: Table, row: Row) -> list[str]:
-    comparison = table.comparison
-    name = comparison.task if comparison.model == "node" else comparison.title
-    shown = spread(row.test_metric, metric_style(comparison.metric))
-    loss, measured = row.loss_race, row.metric_race
-    return [
-        name,
-        comparison.provenance,
-        row.series.label,
-        str(len(row.series.runs)),
-        spread(row.seconds),
-        spread(row.train_loss, outcome),
-        f"{comparison.metric} {shown}",
-        NOTHING if loss is None else spread(loss.ratio, until),
-        NOTHING if loss is None else spread(loss.share, until),
-        NOTHING if measured is None else spread(measured.ratio, until),
-    ]
 
 
 def _notes(tables: Iterable[Table]) -> list[str]:

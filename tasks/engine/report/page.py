@@ -8,19 +8,12 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from tasks.engine.records.clock import BUCKETS
 from tasks.engine.records.runs import LeftOut, Run
-from tasks.engine.report.costs import step_cost, untimed_cost
+from tasks.engine.report.columns import Column, Place, columns
 from tasks.engine.report.palette import colour
-from tasks.engine.report.summary import Row, Table
-from tasks.engine.report.wording import (
-    NOTHING,
-    Column,
-    columns,
-    number,
-    race_columns,
-    race_sentence,
-)
+from tasks.engine.report.summary import Table, TableRow
+from tasks.engine.report.targets import LOSS, Goal, Race, metric_goal
+from tasks.engine.report.wording import metric_style, number, spread
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto;
@@ -102,16 +95,16 @@ def _section(index: int, section: Section) -> str:
         *(f'<p class="note">{escape(note)}</p>' for note in comparison.notes),
         _image(section.figure, f"curves of {comparison.title}"),
         "<h3>Results at the end of training</h3>",
-        _table(table, [column for column in columns(table) if column.page]),
+        _table(table, "page"),
         "<h3>Time to target: training loss</h3>",
-        f"<p>{escape(race_sentence(table, on_loss=True))}</p>",
-        _table(table, race_columns(on_loss=True)) if table.loss_race else "",
+        f"<p>{escape(_race(table.loss_race, LOSS))}</p>",
+        _table(table, "loss race") if table.loss_race else "",
         f"<h3>Time to target: test {escape(comparison.metric)}</h3>",
-        f"<p>{escape(race_sentence(table, on_loss=False))}</p>",
-        _table(table, race_columns(on_loss=False)) if table.metric_race else "",
+        f"<p>{escape(_race(table.metric_race, metric_goal(comparison)))}</p>",
+        _table(table, "metric race") if table.metric_race else "",
         "<h3>Where the time goes: milliseconds a step, median over seeds</h3>",
         '<p class="quiet">Evaluation, logging and other lie outside of the training clock.</p>',
-        _table(table, _bucket_columns(table)),
+        _table(table, "costs"),
     ]
     for caption, picture in section.pictures.items():
         parts.append(f"<h3>{escape(caption)}</h3>{_image(picture, caption)}")
@@ -123,34 +116,31 @@ def _section(index: int, section: Section) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _bucket_columns(table: Table) -> list[Column]:
-    def cell(bucket: str) -> Column:
-        return Column(bucket, lambda r: _per_step(step_cost(r.series.runs, (bucket,)).median))
-
-    used = [
-        b for b in BUCKETS if any(step_cost(r.series.runs, (b,)).median > 0 for r in table.rows)
-    ]
-    return [
-        Column("optimizer", lambda r: r.series.label),
-        *(cell(bucket) for bucket in used),
-        Column("training", lambda r: _per_step(r.step_seconds.median)),
-        Column("outside", lambda r: _per_step(untimed_cost(r.series.runs).median)),
-    ]
-
-
-def _per_step(seconds: float) -> str:
-    return number(1000 * seconds) if seconds else NOTHING
+def _race(race: Race | None, goal: Goal) -> str:
+    """What the target is and what the ratios divide by."""
+    if race is None:
+        return f"No first-order optimizer measured a {goal.name} here, so there is no target."
+    shown = spread(race.target, metric_style(goal.keys[0][1]))
+    return (
+        f"Target: the final {goal.name} of {race.reference}, the best first-order optimizer here, "
+        f"{shown}, seed by seed. A ratio is an optimizer's seconds to that "
+        f"target divided by those of {race.reference} on the same seed (below 1 is faster); the "
+        f"last column divides by {race.reference}'s whole training time. Medians, with the range "
+        "over seeds in brackets; 'never' counts as infinite. A target counts as reached at the "
+        f"first measurement that shows it; they lie {spread(race.spacing)} s apart."
+    )
 
 
-def _table(table: Table, shown: Sequence[Column]) -> str:
-    head = "".join(f"<th>{escape(column.heading)}</th>" for column in shown)
+def _table(table: Table, place: Place) -> str:
+    shown = columns(table, place)
+    head = "".join(f"<th>{escape(column.headings[place])}</th>" for column in shown)
     body = "".join(_table_row(row, shown) for row in table.rows)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _table_row(row: Row, shown: Sequence[Column]) -> str:
+def _table_row(row: TableRow, shown: Sequence[Column]) -> str:
     dot = f'<span class="dot" style="background:{colour(row.series.optim)}"></span>'
-    cells = [escape(column.cell(row)) for column in shown]
+    cells = [escape(column.text(row)) for column in shown]
     return "<tr>" + "".join(f"<td>{c}</td>" for c in (dot + cells[0], *cells[1:])) + "</tr>"
 
 

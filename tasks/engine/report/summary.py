@@ -10,18 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tasks.engine.records.clock import BUCKETS, TRAINING
-from tasks.engine.records.metrics import Key
 from tasks.engine.records.runs import Run
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
 from tasks.engine.report.costs import step_cost
 from tasks.engine.report.spread import Spread
-from tasks.engine.report.targets import AXES, Race, Reach, final, race_on_loss, race_on_metric
+from tasks.engine.report.targets import LOSS, Race, Reach, metric_goal, race
 
 Cell = str | float | int
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One series of one comparison, with everything that a table says of it.
 
     Attributes:
@@ -55,22 +54,20 @@ class Table:
     comparison: Comparison
     loss_race: Race | None
     metric_race: Race | None
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 def tabulate(comparison: Comparison) -> Table:
     """All numbers of one comparison."""
-    loss_race, metric_race = race_on_loss(comparison), race_on_metric(comparison)
+    loss_race, metric_race = race(comparison, LOSS), race(comparison, metric_goal(comparison))
     rows = (_row(comparison, s, loss_race, metric_race) for s in comparison.series)
     return Table(comparison, loss_race, metric_race, tuple(rows))
 
 
 def _row(
     comparison: Comparison, series: Series, loss_race: Race | None, metric_race: Race | None
-) -> Row:
-    test: tuple[Key, ...] = (("test", comparison.metric),)
-    higher = comparison.higher_is_better
-    return Row(
+) -> TableRow:
+    return TableRow(
         comparison=comparison,
         series=series,
         outcomes=Counter(run.outcome for run in series.runs),
@@ -78,8 +75,8 @@ def _row(
         seconds=Spread.of(run.seconds for run in series.runs),
         nfe=Spread.of(run.nfe for run in series.runs),
         step_seconds=step_cost(series.runs),
-        train_loss=final(series, TRAIN_LOSS),
-        test_metric=final(series, test, higher=higher),
+        train_loss=LOSS.final(series),
+        test_metric=metric_goal(comparison).final(series),
         selected_metric=Spread.of(_selected(run, comparison) for run in series.runs),
         loss_race=loss_race.reaches.get(series.label) if loss_race else None,
         metric_race=metric_race.reaches.get(series.label) if metric_race else None,
@@ -99,66 +96,9 @@ def _selected(run: Run, comparison: Comparison) -> float:
     return float(measured[min(scored)[1]]) if scored else math.nan
 
 
-def summary_csv(tables: Iterable[Table]) -> str:
-    """One row a series, as ``summary.csv``."""
-    return as_csv([_summary_cells(row, table) for table in tables for row in table.rows])
-
-
 def runs_csv(comparisons: Iterable[Comparison]) -> str:
     """One row a run, as ``runs.csv``."""
     return as_csv([_run_cells(c, run) for c in comparisons for s in c.series for run in s.runs])
-
-
-def _summary_cells(row: Row, table: Table) -> dict[str, Cell]:
-    comparison, series = row.comparison, row.series
-    cells: dict[str, Cell] = {
-        "task": comparison.task,
-        "model": comparison.model,
-        "data": comparison.provenance,
-        "optimizer": series.optim,
-        "label": series.label,
-        "config_hash": series.runs[0].config_hash,
-        "seeds": " ".join(str(run.seed) for run in series.runs),
-        "outcomes": " ".join(f"{k}:{v}" for k, v in sorted(row.outcomes.items())),
-        "metric": comparison.metric,
-    }
-    for name, spread in (
-        ("steps", row.steps),
-        ("seconds", row.seconds),
-        ("nfe", row.nfe),
-        ("step_seconds", row.step_seconds),
-        ("final_train_loss", row.train_loss),
-        ("final_test_metric", row.test_metric),
-        ("test_metric_at_best_valid", row.selected_metric),
-    ):
-        cells.update(_spread_cells(name, spread))
-    for bucket in BUCKETS:
-        cells[f"ms_per_step_{bucket}"] = 1000 * step_cost(series.runs, (bucket,)).median
-    for name, race, reach in (
-        ("loss_target", table.loss_race, row.loss_race),
-        ("metric_target", table.metric_race, row.metric_race),
-    ):
-        cells.update(_race_cells(name, race, reach))
-    return cells
-
-
-def _race_cells(name: str, race: Race | None, reach: Reach | None) -> dict[str, Cell]:
-    never = Spread.of(())
-    cells: dict[str, Cell] = {
-        name: race.target.median if race else math.nan,
-        f"{name}_reference": race.reference if race else "",
-        f"{name}_reached": f"{reach.reached}/{reach.runs}" if reach else "",
-    }
-    for axis in AXES:
-        cells.update(_spread_cells(f"{name}_{axis}", reach.cost[axis] if reach else never))
-    cells.update(_spread_cells(f"{name}_ratio", reach.ratio if reach else never))
-    cells.update(_spread_cells(f"{name}_share", reach.share if reach else never))
-    return cells
-
-
-def _spread_cells(name: str, spread: Spread) -> dict[str, Cell]:
-    values = (spread.median, spread.low, spread.high)
-    return {f"{name}_{part}": v for part, v in zip(("median", "min", "max"), values, strict=True)}
 
 
 def _run_cells(comparison: Comparison, run: Run) -> dict[str, Cell]:

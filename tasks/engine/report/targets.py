@@ -17,6 +17,55 @@ AXES: tuple[Axis, ...] = ("seconds", "steps", "nfe")
 
 
 @dataclass(frozen=True)
+class Goal:
+    """A curve to bring as far as the best first-order optimizer brings it.
+
+    Attributes:
+        keys: where the curve is looked for, in this order.
+        name: what readers know it by.
+        higher: whether larger values are better.
+    """
+
+    keys: tuple[Key, ...]
+    name: str
+    higher: bool = False
+
+    def final(self, series: Series) -> Spread:
+        """Last measured values over seeds; a run that diverged counts as the worst possible."""
+        worst = -math.inf if self.higher else math.inf
+        values = [self.ended(run) for run in series.runs if self.curve(run) is not None]
+        return Spread.of(v if math.isfinite(v) else worst for v in values)
+
+    def ended(self, run: Run) -> float:
+        """What one run ends with."""
+        curve = self.curve(run)
+        # What a diverged run measured before it blew up is no result.
+        return math.nan if curve is None or run.outcome == "diverged" else curve.final
+
+    def curve(self, run: Run) -> Curve | None:
+        """The run's curve."""
+        return find_curve(run, self.keys)
+
+    def first_reach(self, curve: Curve, target: float) -> int | None:
+        """Index of the first measurement at least as good as the target.
+
+        Values between two measurements are not interpolated: a target counts as reached when a
+        measurement shows it.
+        """
+        good = curve.values >= target if self.higher else curve.values <= target
+        return int(np.flatnonzero(good)[0]) if good.any() else None
+
+
+LOSS = Goal(TRAIN_LOSS, "training loss")
+
+
+def metric_goal(comparison: Comparison) -> Goal:
+    """The comparison's test metric."""
+    metric = comparison.metric
+    return Goal((("test", metric),), f"test {metric}", comparison.higher_is_better)
+
+
+@dataclass(frozen=True)
 class Reach:
     """When one series reaches the target, over its seeds.
 
@@ -44,76 +93,36 @@ class Race:
     reference did not run takes the median of those it did.
 
     Attributes:
-        key: the curve that is raced on.
+        goal: the curve that is raced on.
         reference: label of the first-order series with the best median final value.
         target: the targets over the reference's seeds.
         reaches: by label of the series.
         spacing: seconds between two measurements; no time to target is known more finely.
     """
 
-    key: Key
+    goal: Goal
     reference: str
     target: Spread
     reaches: Mapping[str, Reach]
     spacing: Spread
 
 
-def race(comparison: Comparison, keys: tuple[Key, ...], *, higher: bool = False) -> Race | None:
-    """Run the race on one curve; ``None`` without a first-order series that measured it.
-
-    Args:
-        comparison: series to race.
-        keys: where the curve is looked for, in this order.
-        higher: whether larger values are better.
-    """
-    sign = -1.0 if higher else 1.0
-    entrants = [s for s in comparison.series if s.first_order and s.curves(keys)]
-    ranked = sorted(entrants, key=lambda s: sign * final(s, keys, higher=higher).median)
-    if not ranked or not math.isfinite(final(ranked[0], keys, higher=higher).median):
+def race(comparison: Comparison, goal: Goal) -> Race | None:
+    """Run the race to one goal; ``None`` without a first-order series that measured it."""
+    sign = -1.0 if goal.higher else 1.0
+    entrants = [s for s in comparison.series if s.first_order and s.curves(goal.keys)]
+    ranked = sorted(entrants, key=lambda s: sign * goal.final(s).median)
+    if not ranked or not math.isfinite(goal.final(ranked[0]).median):
         return None
     reference = ranked[0]
-    marks = _marks(reference, keys, sign)
+    marks = _marks(reference, goal)
     return Race(
-        key=keys[0],
+        goal=goal,
         reference=reference.label,
         target=Spread.of(mark.value for seed, mark in marks.items() if seed is not None),
-        reaches={s.label: _reach(s, keys, marks, sign) for s in comparison.series},
-        spacing=_spacing(comparison, keys),
+        reaches={s.label: _reach(s, goal, marks) for s in comparison.series},
+        spacing=_spacing(comparison, goal),
     )
-
-
-def race_on_loss(comparison: Comparison) -> Race | None:
-    """The race to the best first-order optimizer's final training loss."""
-    return race(comparison, TRAIN_LOSS)
-
-
-def race_on_metric(comparison: Comparison) -> Race | None:
-    """The race to the best first-order optimizer's final test metric."""
-    keys = (("test", comparison.metric),)
-    return race(comparison, keys, higher=comparison.higher_is_better)
-
-
-def final(series: Series, keys: tuple[Key, ...], *, higher: bool = False) -> Spread:
-    """Last measured values over seeds; a run that diverged counts as the worst possible."""
-    worst = -math.inf if higher else math.inf
-    values = [_final(run, keys) for run in series.runs if find_curve(run, keys) is not None]
-    return Spread.of(v if math.isfinite(v) else worst for v in values)
-
-
-def _final(run: Run, keys: tuple[Key, ...]) -> float:
-    curve = find_curve(run, keys)
-    # What a diverged run measured before it blew up is no result.
-    return math.nan if curve is None or run.outcome == "diverged" else curve.final
-
-
-def first_reach(curve: Curve, target: float, sign: float) -> int | None:
-    """Index of the first measurement at least as good as the target (``sign`` 1: lower is better).
-
-    Values between two measurements are not interpolated: a target counts as reached when a
-    measurement shows it.
-    """
-    good = np.flatnonzero(sign * curve.values <= sign * target)
-    return int(good[0]) if len(good) else None
 
 
 @dataclass(frozen=True)
@@ -125,15 +134,14 @@ class _Mark:
     total: float
 
 
-def _marks(reference: Series, keys: tuple[Key, ...], sign: float) -> dict[int | None, _Mark]:
+def _marks(reference: Series, goal: Goal) -> dict[int | None, _Mark]:
     """Targets by seed; under ``None`` the median one, for seeds the reference did not run."""
     marks: dict[int | None, _Mark] = {}
     for run in reference.runs:
-        curve = find_curve(run, keys)
-        value = _final(run, keys)
+        curve, value = goal.curve(run), goal.ended(run)
         if curve is None or not math.isfinite(value):
             continue
-        index = first_reach(curve, value, sign)
+        index = goal.first_reach(curve, value)
         seconds = float(curve.seconds[-1 if index is None else index])
         marks[run.seed] = _Mark(value, seconds, float(curve.seconds[-1]))
     own = list(marks.values())
@@ -145,14 +153,12 @@ def _marks(reference: Series, keys: tuple[Key, ...], sign: float) -> dict[int | 
     return marks
 
 
-def _reach(
-    series: Series, keys: tuple[Key, ...], marks: Mapping[int | None, _Mark], sign: float
-) -> Reach:
+def _reach(series: Series, goal: Goal, marks: Mapping[int | None, _Mark]) -> Reach:
     costs: dict[Axis, list[float]] = {axis: [] for axis in AXES}
     ratios, shares = [], []
     for run in series.runs:
         mark = marks.get(run.seed, marks[None])
-        cost = _cost(run, keys, mark.value, sign)
+        cost = _cost(run, goal, mark.value)
         for axis in AXES:
             costs[axis].append(cost[axis])
         ratios.append(_divide(cost["seconds"], mark.seconds))
@@ -166,16 +172,16 @@ def _reach(
     )
 
 
-def _cost(run: Run, keys: tuple[Key, ...], target: float, sign: float) -> dict[Axis, float]:
-    curve = find_curve(run, keys)
-    index = None if curve is None else first_reach(curve, target, sign)
+def _cost(run: Run, goal: Goal, target: float) -> dict[Axis, float]:
+    curve = goal.curve(run)
+    index = None if curve is None else goal.first_reach(curve, target)
     if curve is None or index is None:
         return dict.fromkeys(AXES, math.inf)
     return {axis: float(curve.along(axis)[index]) for axis in AXES}
 
 
-def _spacing(comparison: Comparison, keys: tuple[Key, ...]) -> Spread:
-    curves = [curve for s in comparison.series for curve in s.curves(keys)]
+def _spacing(comparison: Comparison, goal: Goal) -> Spread:
+    curves = [curve for s in comparison.series for curve in s.curves(goal.keys)]
     return Spread.of(float(gap) for curve in curves for gap in np.diff(curve.seconds))
 
 
