@@ -54,6 +54,16 @@ def test_the_report_holds_it_only_where_there_is_one(tmp_path):
     assert "Integration time" in (tmp_path / "a/report.html").read_text()
 
 
+def test_a_seed_that_was_killed_before_it_logged_t_is_left_out_of_the_picture(tmp_path):
+    with_horizon(tmp_path, "feedback", 1.0)
+    folder = with_horizon(tmp_path, "feedback", 1.0, seed=1)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if "horizon/" not in line]
+    (folder / "metrics.jsonl").write_text("".join(kept))
+    (comparison,) = compare(read_runs(tmp_path)[0])
+    assert len(horizon_figure(comparison).axes[0].lines) == 1
+
+
 def test_the_table_says_where_t_began_and_ended(tmp_path):
     with_horizon(tmp_path, "feedback", 1.0, config_hash="aaaaaaaa")
     with_horizon(tmp_path, "feedback", 1.0, seed=1, config_hash="aaaaaaaa")

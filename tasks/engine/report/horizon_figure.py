@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from tasks.engine.records.metrics import Key
 from tasks.engine.records.runs import Run
-from tasks.engine.report.comparison import Comparison, Series
+from tasks.engine.report.comparison import Comparison
 from tasks.engine.report.figures import new_figure
 from tasks.engine.report.nfe import per_step
 
@@ -35,12 +35,12 @@ def horizon_figure(comparison: Comparison) -> Figure:
     Args:
         comparison: at least one of whose runs logged an integration time.
     """
-    traced = [s for s in comparison.series if any(_T in run.curves for run in s.runs)]
-    starts = sorted({_start(run) for series in traced for run in series.runs}, reverse=True)
+    traced = [runs for s in comparison.series if (runs := [r for r in s.runs if _T in r.curves])]
+    starts = sorted({_start(run) for runs in traced for run in runs}, reverse=True)
     figure = new_figure(13.0, 9.6)
     grid = figure.subplots(3, 3)
-    for series in traced:
-        for place, run in enumerate(series.runs):
+    for runs in traced:
+        for place, run in enumerate(runs):
             style = {
                 "color": _RULES.get(_rule(run), "#555555"),
                 "linestyle": _LINES[starts.index(_start(run)) % len(_LINES)],
@@ -115,8 +115,8 @@ def _finish(panels: Sequence[Axes], comparison: Comparison) -> None:
     panels[6].set_ylim(bottom=0)
 
 
-def _handles(traced: Sequence[Series], starts: Sequence[float]) -> list[Line2D]:
-    rules = sorted({_rule(run) for series in traced for run in series.runs})
+def _handles(traced: Sequence[Sequence[Run]], starts: Sequence[float]) -> list[Line2D]:
+    rules = sorted({_rule(run) for runs in traced for run in runs})
     colours = [
         Line2D([], [], color=_RULES.get(rule, "#555555"), linewidth=2, label=rule.replace("_", " "))
         for rule in rules
@@ -133,6 +133,5 @@ def _rule(run: Run) -> str:
 
 
 def _start(run: Run) -> float:
-    """T before training."""
-    curve = run.curves.get(_T)
-    return float(curve.values[0]) if curve is not None and len(curve.values) else float("nan")
+    """T before training, of a run that logged it."""
+    return float(run.curves[_T].values[0])
