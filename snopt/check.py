@@ -71,7 +71,7 @@ def check(
     inputs, targets = batch
     twin = copy.deepcopy(model).train()
     optimizer = SNOpt(twin, lr=0.0, curvature="ggn")
-    core = optimizer.preconditioner
+    core = optimizer.method
     assert isinstance(core, Preconditioner)  # as of every rule with factors
     if not core.layers:
         raise ValueError(f"no layer to check: {optimizer.coverage()}")

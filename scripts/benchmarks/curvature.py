@@ -113,7 +113,7 @@ def time_rows(
 def period_of(workload: Workload, settings: Mapping[str, Any]) -> int:
     """The variant's ``refresh_every``, its rule's default where it sets none."""
     made = SNOpt(workload.model(), lr=STILL, **settings)
-    return made.preconditioner.refresh_every
+    return made.method.refresh_every
 
 
 def evaluations(workload: Workload, weights: Weights) -> str:

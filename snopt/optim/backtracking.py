@@ -8,8 +8,7 @@ the spread of the samples' losses tells it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -80,20 +79,21 @@ class Backtracking:
             self._expected = (mean, spread)
         return False
 
-    @contextmanager
-    def update(self) -> Iterator[None]:
-        """Around a step: remember the parameters, and shorten their move to the radius."""
-        movable = {
-            name: p
+    def remember(self) -> None:
+        """Before a step: the parameters as they are."""
+        self._before = {
+            name: p.detach().clone()
             for name, p in self.parameters.items()
             if p.requires_grad or p.grad is not None  # frozen ones stay where they are
         }
-        self._before = {name: p.detach().clone() for name, p in movable.items()}
-        yield
-        moves = [p.detach() - self._before[name] for name, p in movable.items()]
+
+    def shorten(self) -> None:
+        """After a step: cut the move to the radius."""
+        moved = {name: self.parameters[name] for name in self._before}
+        moves = [p.detach() - self._before[name] for name, p in moved.items()]
         self._taken = float(torch.stack(torch._foreach_norm(moves)).norm())
         if self._taken > self._radius:
-            for name, p in movable.items():
+            for name, p in moved.items():
                 p.lerp_(self._before[name], 1 - self._radius / self._taken)
             self._taken = self._radius
         self._radius *= _GROWTH

@@ -78,7 +78,7 @@ def controller_at(
         ValueError: there is one, and no closure to compute losses with.
     """
     for group in groups:
-        damping = group["damping"]
+        damping = group.get("damping")
         if isinstance(damping, LevenbergMarquardt):
             if closure is None:
                 raise ValueError("Levenberg-Marquardt damping compares losses: call step(closure)")

@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
-
-from snopt.arguments import choose, number_of
-from snopt.optim.damping import damping_at
-
-GROUP_SETTINGS = (
-    "lr",
-    "momentum",
-    "weight_decay",
-    "damping",
-    "alpha",
-    "betas",
-    "eps",
-    "nesterov",
-    "kl_clip",
-    "trust",
-    "precondition",
-    "plain",
-)
-"""What every parameter group may have its own of."""
 
 _BESIDE = (
     *("params", "name", "initial_lr", "max_lr", "min_lr", "swa_lr"),
@@ -77,7 +57,10 @@ def listed(model: Any) -> list[Mapping[str, Any]]:
 
 
 def named_groups(
-    model: Iterable[Mapping[str, Any]], taken: Collection[int] = (), used: Collection[str] = ()
+    model: Iterable[Mapping[str, Any]],
+    settings: Collection[str],
+    taken: Collection[int] = (),
+    used: Collection[str] = (),
 ) -> tuple[list[dict[str, Any]], list[tuple[str, nn.Module]]]:
     """Torch parameter groups with names, and all modules by name.
 
@@ -85,6 +68,7 @@ def named_groups(
         model: groups whose ``"params"`` is a module, a list of modules, a mapping of names to
             modules, or (name, module) pairs. A parameter, frozen or not, belongs to the first
             group that has it.
+        settings: names of what a group may have of its own.
         taken: ids of parameters that belong to other groups.
         used: names of those.
 
@@ -99,7 +83,7 @@ def named_groups(
     named: list[tuple[str, nn.Module]] = []
     taken, model = set(taken), list(model)
     for group in model:
-        _check_keys(group)
+        _check_keys(group, settings)
     # Names are those of the whole model where one group holds it, so that they survive regrouping.
     roots = [pair for group in model for pair in _roots(group)]
     whole = {
@@ -147,19 +131,18 @@ def _parameters(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.
     return found
 
 
-def _check_keys(group: Mapping[str, Any]) -> None:
+def _check_keys(group: Mapping[str, Any], settings: Collection[str]) -> None:
     """Refuse what is no setting of a group."""
     if not isinstance(group, Mapping) or "params" not in group:
         raise TypeError("a parameter group is a mapping with modules under 'params'")
-    known = (*GROUP_SETTINGS, *_BESIDE)
     for key in group:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), GROUP_SETTINGS, 1)
+        if key not in settings and key not in _BESIDE:
+            near = difflib.get_close_matches(str(key), settings, 1)
             meant = _ALIASES.get(str(key), near[0] if near else None)
             raise ValueError(
-                f"a group has no setting {key!r}"
-                + (f"; did you mean {meant!r}?" if meant else "")
-                + f" Settings of groups are {', '.join(GROUP_SETTINGS)}; all others are "
+                f"a group has no setting {key!r} (here {group[key]!r})"
+                + (f"; did you mean {meant!r}?" if meant in settings else "")
+                + f" Settings of groups with this rule are {', '.join(settings)}; all others are "
                 "arguments of SNOpt"
             )
 
@@ -194,78 +177,3 @@ def _prefixed(prefix: str, root: nn.Module) -> list[tuple[str, nn.Module]]:
         (".".join(part for part in (prefix, name) if part), module)
         for name, module in root.named_modules()
     ]
-
-
-def validate(settings: Mapping[str, Any]) -> None:
-    """Check one group's settings.
-
-    Raises:
-        ValueError: a value is outside its range; the message names both.
-    """
-    for name, allowed in _RANGES.items():
-        if name != "damping" or not callable(settings[name]):
-            _in_range(name, settings[name], allowed)
-    for name in ("kl_clip", "trust"):
-        if settings[name] is not None:
-            _in_range(name, settings[name], _POSITIVE)
-    for i, beta in enumerate(_pair(settings["betas"])):
-        _in_range(f"betas[{i}]", beta, _DECAY)
-    if not isinstance(settings["nesterov"], bool):
-        raise ValueError(f"nesterov={settings['nesterov']!r}; expected True or False")
-    choose("precondition", settings["precondition"], ("all", "ode"))
-    choose("plain", settings["plain"], ("rule", "adam"))
-
-
-def in_force(group: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """A group whose settings are plain numbers: those of one step.
-
-    Args:
-        group: as it stands; a damping may be a function of the step or a controller, and any
-            number a tensor of one element.
-        step: steps made so far.
-
-    Raises:
-        ValueError: what was written into the group is no number, or not two.
-    """
-    found = dict(group)
-    for name in (*_RANGES, "kl_clip", "trust"):
-        value = damping_at(group[name], step) if name == "damping" else group[name]
-        # A float, as nearly always, is taken as it is.
-        found[name] = value if type(value) is float else _plain(name, value)
-    found["betas"] = tuple(_plain("betas", beta) for beta in _pair(group["betas"]))
-    return found
-
-
-_POSITIVE = (math.inf, "a number >= 0")
-_DECAY = (1.0, "a number in [0, 1)")
-_RANGES = {
-    "lr": _POSITIVE,
-    "momentum": _DECAY,
-    "weight_decay": _POSITIVE,
-    "alpha": _DECAY,
-    "eps": _POSITIVE,
-    "damping": _POSITIVE,
-}
-
-
-def _plain(name: str, value: Any) -> float | None:
-    if value is None and name in ("kl_clip", "trust"):
-        return None
-    found = None if isinstance(value, bool) else number_of(value)
-    if found is None:
-        raise ValueError(f"a group's {name} is {value!r}; expected a number")
-    return found
-
-
-def _in_range(name: str, value: Any, allowed: tuple[float, str]) -> None:
-    found = None if isinstance(value, bool) else number_of(value)
-    if found is None or not 0.0 <= found < allowed[0]:
-        raise ValueError(f"{name}={value!r}; expected {allowed[1]}")
-
-
-def _pair(betas: Any) -> tuple[Any, Any]:
-    try:
-        first, second = betas
-    except (TypeError, ValueError):
-        raise ValueError(f"betas={betas!r}; expected two numbers in [0, 1)") from None
-    return first, second

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from torch import nn
@@ -11,9 +11,9 @@ from snopt.curvature.processes import Processes
 from snopt.layers.base import Layer
 from snopt.ode.block import ODEBlock
 from snopt.optim.coverage import Coverage
-from snopt.optim.groups import in_force
 from snopt.optim.method import Parts
 from snopt.optim.selection import FROZEN, select_layers, uncalled
+from snopt.optim.settings import Kind, in_force
 
 
 class Members:
@@ -24,6 +24,9 @@ class Members:
         modules: all modules by name.
         process_group: the processes that average gradients, see :class:`snopt.SNOpt`.
         heard: whether layers are known by being called, not by their gradients alone.
+        known: settings of the groups.
+        foreign: settings of other rules' groups.
+        beside: what else a method is told, see :class:`snopt.optim.method.Parts`.
 
     Attributes:
         names: of the parameters, by ``id``.
@@ -36,8 +39,12 @@ class Members:
         modules: list[tuple[str, nn.Module]],
         process_group: Any,
         heard: bool,
+        known: Mapping[str, Kind],
+        foreign: Set[str],
+        **beside: Any,
     ) -> None:
-        self._process_group = process_group
+        self._process_group, self._known, self._beside = process_group, known, beside
+        self._foreign = foreign - known.keys()
         self._groups, self._modules, self._heard = groups, modules, heard
         self._reasons: dict[str, str] = {}
         self.names: dict[int, str] = {}
@@ -55,7 +62,7 @@ class Members:
         return {self.names[i]: p for i, p in self.by_id.items()}
 
     def parts(self, modules: Iterable[tuple[str, nn.Module]]) -> Parts:
-        """What a core is told of these modules, and of all blocks and parameters."""
+        """What a method needs of these modules, and of all blocks and parameters."""
         for place, group in enumerate(self._groups):
             for name, p in zip(group["param_names"], group["params"], strict=True):
                 self.names[id(p)], self._places[id(p)] = name, place
@@ -75,7 +82,9 @@ class Members:
         self._reasons.update(reasons)
         by_name = self.by_name
         processes = Processes(by_name.values(), self._process_group)
-        return Parts(layers, blocks, by_name, self.settings, processes)
+        return Parts(
+            layers, blocks, by_name, self.settings, self._groups, processes, **self._beside
+        )
 
     def extend(self, modules: list[tuple[str, nn.Module]]) -> Parts:
         """As :meth:`parts`, for the modules of a group that was added."""
@@ -93,7 +102,13 @@ class Members:
                 "a group's precondition was changed, but layers are chosen when the optimizer is "
                 "made: make it anew, and give it state_dict() if its layers are the same"
             )
-        self.in_force = [in_force(group, step) for group in self._groups]
+        for group in self._groups:
+            for name in self._foreign & group.keys():
+                raise ValueError(
+                    f"a group's {name} was set, which this rule does not use; its settings are "
+                    + ", ".join(self._known)
+                )
+        self.in_force = [in_force(group, self._known, step) for group in self._groups]
 
     def settings(self, layer: Layer) -> Mapping[str, Any]:
         """The settings of a layer in force."""

@@ -1,12 +1,11 @@
-"""What an optimizer asks of the part that turns gradients into directions."""
+"""Interface of the methods that turn gradients into steps."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,30 +14,54 @@ from snopt.curvature.processes import Processes
 from snopt.curvature.stopwatch import Stopwatch
 from snopt.layers.base import Layer
 from snopt.ode.block import ODEBlock
-from snopt.optim.rules import Rule
+
+Closure = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a core is told of a model.
+    """The parts of a model that a method needs.
 
     Attributes:
         layers: the layers by name.
         blocks: the ODE blocks by name.
         parameters: the parameters by name.
-        settings: returns a layer's parameter group.
+        settings: returns a layer's parameter group, as plain numbers.
+        groups: the parameter groups as they stand.
         processes: those that train the model together.
+        loss_scale: returns the factor on the loss while a backward pass runs (GradScaler), if any.
+        seed: of whatever is drawn.
     """
 
     layers: Mapping[str, Layer]
     blocks: Mapping[str, ODEBlock]
     parameters: Mapping[str, nn.Parameter]
     settings: Callable[[Layer], Mapping[str, Any]]
+    groups: Sequence[Mapping[str, Any]]
     processes: Processes
+    loss_scale: Callable[[], float] | None = None
+    seed: int = 0
 
 
-class Core(ABC):
-    """Directions for a set of layers; one step is :meth:`arm`, a backward pass, :meth:`directions`.
+@dataclass(frozen=True)
+class Step:
+    """What a method makes of gradients, shaped like :meth:`snopt.layers.base.Layer.gradient`.
+
+    Attributes:
+        layers: by layer name.
+        complete: whether that is subtracted from the parameters as it is; else these are
+            directions, which learning rate, momentum and weight decay come on top of.
+    """
+
+    layers: Mapping[str, Tensor]
+    complete: bool = False
+
+
+class Method(ABC):
+    """Steps for a set of layers.
+
+    One step is :meth:`prepare_next`, a forward and a backward pass, :meth:`before_update`,
+    :meth:`step`, the change of the parameters and :meth:`after_update`.
 
     Attributes:
         layers: the layers by name.
@@ -47,10 +70,10 @@ class Core(ABC):
         steps: steps made so far.
         refresh_every: steps between two looks at a layer's curvature.
         stopwatch: time spent on curvature so far.
-        plain: why layers take the plain update, by layer name, as of the last step.
+        plain: why layers take the fallback update, by layer name, as of the last step.
         factors: Kronecker factors by layer name, as of their last refresh; empty without any.
-        whole: whether directions hold the decay of weights and momentum already.
-        asks: the setting for which it needs :meth:`look`, empty if none does.
+        needs_curvature_pass: the setting for which it needs :meth:`observe_outputs`, empty if none
+            does.
         gradient_scale: what gradients are multiplied by before anything is made of them.
     """
 
@@ -62,34 +85,19 @@ class Core(ABC):
     stopwatch: Stopwatch
     factors: Mapping[str, Factors]
     plain: dict[str, str]
-    whole: ClassVar[bool] = False
-    asks: str = ""
+    needs_curvature_pass: str = ""
     gradient_scale: float = 1.0
 
-    @classmethod
     @abstractmethod
-    def build(cls, parts: Parts, rule: Rule, options: Mapping[str, Any]) -> Core:
-        """The core that an optimizer was asked for.
-
-        Args:
-            parts: of the model.
-            rule: the update rule.
-            options: what :func:`snopt.optim.options.complete` made of the optimizer's arguments.
-
-        Raises:
-            ValueError: the model or the options are not for this core.
-        """
-
-    @abstractmethod
-    def due(self) -> list[str]:
+    def layers_to_refresh(self) -> list[str]:
         """Layers that look at their curvature in the coming step."""
 
     @abstractmethod
-    def arm(self) -> None:
-        """Begin anew for the coming step."""
+    def prepare_next(self) -> None:
+        """Get ready for the coming step's forward pass."""
 
     @abstractmethod
-    def look(
+    def observe_outputs(
         self,
         outputs: Tensor,
         likelihood: str,
@@ -110,45 +118,52 @@ class Core(ABC):
             batch_dim: the outputs' dimension of samples.
         """
 
-    def told(self, loss: Any) -> None:  # noqa: B027 - most cores have no use for it
-        """Hear what a closure returned."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Take hooks and observers off the model, for good."""
-
     @property
     @abstractmethod
-    def forgotten(self) -> bool:
-        """Whether the coming step needs a :meth:`look` or a backward pass that did not come."""
+    def missing_curvature_pass(self) -> bool:
+        """Whether the step needs :meth:`observe_outputs`, or a backward pass, that did not come."""
 
     @abstractmethod
     def clear(self) -> None:
         """Forget what was gathered since the last step."""
 
+    def before_update(self, loss: Any, closure: Closure | None) -> bool:
+        """Judge the last step, and get ready to judge this one.
+
+        Args:
+            loss: what the closure returned, ``None`` without one.
+            closure: computes the loss and its gradient.
+
+        Returns:
+            Whether to make a step; if not, part of the last one was taken back instead.
+        """
+        return True
+
     @abstractmethod
-    def directions(self) -> dict[str, Tensor]:
-        """Directions by layer name, shaped like :meth:`snopt.layers.base.Layer.gradient`."""
+    def step(self) -> Step:
+        """The step for the layers' gradients."""
+
+    def after_update(self, loss: Any, closure: Closure | None) -> None:  # noqa: B027
+        """The parameters have moved; arguments as for :meth:`before_update`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take hooks and observers off the model, for good."""
 
     def extend(self, parts: Parts) -> None:
         """Take in the layers of a new parameter group.
 
         Args:
             parts: the new layers, all blocks, all parameters.
+
+        Raises:
+            ValueError: the method is made for a model as a whole.
         """
-        raise NotImplementedError
+        raise ValueError(f"{type(self).__name__} takes no more groups: make it again with all")
 
     def scaled(self, grad: Tensor) -> Tensor:
         """A gradient times :attr:`gradient_scale`."""
         return grad if self.gradient_scale == 1.0 else grad * self.gradient_scale
-
-    def step_halved(self) -> bool:
-        """Whether the coming step was spent on going back half of the last one."""
-        return False
-
-    def update(self) -> AbstractContextManager[None]:
-        """What the parameters move in."""
-        return nullcontext()
 
     @abstractmethod
     def diagnostics(self) -> dict[str, float]:

@@ -15,15 +15,13 @@ from snopt.curvature.likelihoods import LIKELIHOODS
 from snopt.optim import update
 from snopt.optim.carried import made_whole, with_whole
 from snopt.optim.coverage import Coverage
-from snopt.optim.damping import Damping, LevenbergMarquardt, controller_at, damping_at
-from snopt.optim.gauss_newton import GaussNewton
-from snopt.optim.groups import GROUP_SETTINGS, listed, named_groups, validate
+from snopt.optim.damping import LevenbergMarquardt, damping_at
+from snopt.optim.groups import listed, named_groups
 from snopt.optim.members import Members
-from snopt.optim.method import Core
-from snopt.optim.options import GAUSS_NEWTON, complete, refuse_in_group
-from snopt.optim.preconditioner import Preconditioner
-from snopt.optim.rules import RULES, Adam, Rule
+from snopt.optim.method import Method, Step
+from snopt.optim.rules import Adam, GaussNewton, Rule, group_settings, made, split
 from snopt.optim.saving import check_kind, read_groups, read_parameter, reading, saved_groups
+from snopt.optim.settings import SHARED, kinds, validate
 from snopt.optim.stillness import Stillness
 
 Model = nn.Module | Iterable[Mapping[str, Any]]
@@ -43,56 +41,23 @@ class SNOpt(Optimizer):
             left out of later ones, so that ``[{"params": model.field, "lr": 1e-3}, {"params":
             model}]`` gives the field a learning rate of its own.
         lr: learning rate, > 0.
-        momentum: of the direction, in [0, 1); default 0.9 for ``rule="kfac"`` and
-            ``"gauss_newton"`` (how much of the last step the solve stays near), else 0.
-        weight_decay: decoupled, >= 0; for ``rule="gauss_newton"`` part of the solve, fading with
-            the loss.
-        damping: added to the curvature: a number >= 0, a function of the step, or a
-            :class:`~snopt.LevenbergMarquardt`. Default 0.05 (paper), 1e-3 (kfac), 1e-2
-            (gauss_newton).
-        refresh_every: steps between two refreshes, >= 1; default 100, and 20 for ``rule="adam"``.
-        alpha: decay of the second moment of ``rule="paper"``, in [0, 1).
-        betas: decays of the two moments of ``rule="adam"``.
-        eps: added to the root of the second moment of ``rule="adam"``.
-        nesterov: for ``rule="adam"``: look ahead with the first moment, as NAdam does.
-        normalize: for ``rule="adam"``: the power, in [0, 1], of the whole gradient's norm by which
-            gradients are divided before anything is made of them. Where a training set is fitted
-            the norm falls as the loss does: with 1/2 what is descended is the loss' root, whose
-            moments lag half as far behind. Default 0: not at all.
-        rule: ``"paper"``: Ghat / (M + damping); ``"adam"``: Adam in the eigenbasis; ``"kfac"``: the
-            factored inverse; steps of ``"paper"`` and ``"kfac"`` shrink as the loss grows: give
-            them a mean, not a sum. ``"gauss_newton"``: no factors, but a solve with the gradients
-            of single samples (:mod:`snopt.optim.gauss_newton`); needs :meth:`curvature_pass` in the
-            loop, and no other backward passes in training mode between :meth:`zero_grad` and
-            :meth:`step`.
-        basis: ``"curvature"``: eigenbases of the backward solve's factors; ``"gradient"``: of
-            running averages of G G^T and G^T G, without any capture; ``"both"``: of their mean.
+        rule: how gradients become steps: ``"paper"`` (:class:`~snopt.optim.rules.Paper`), the
+            published update; ``"adam"`` (:class:`~snopt.optim.rules.Adam`), Adam in the eigenbasis;
+            ``"kfac"`` (:class:`~snopt.optim.rules.Kfac`), the factored inverse;
+            ``"gauss_newton"`` (:class:`~snopt.optim.rules.GaussNewton`), a solve with per-sample
+            gradients, which needs :meth:`curvature_pass` in the loop; or an object of such a class.
+        weight_decay: decoupled, >= 0; for ``rule="gauss_newton"`` part of the solve.
         precondition: ``"all"`` layers, or only those inside ODE blocks (``"ode"``).
         plain: update of all other parameters: ``"rule"`` (Adam for ``rule="adam"``, else SGD with
             momentum), or ``"adam"``.
-        curvature: ``"empirical"`` gradients, ``"fisher"`` (sampled from the model's predictive
-            distribution) or ``"ggn"``; the latter two need :meth:`curvature_pass` in the loop.
-        curvature_samples: samples of a batch that enter the factors, the first ones; default all.
-        sampling: ``"steps"``: quadrature on the solver's own steps; ``"grid"``: on ``grid_points``
-            equally spaced times, as in the paper.
-        grid_points: nodes of ``sampling="grid"``, both ends included.
-        carry_over: rotate second moments into a new basis instead of starting from its eigenvalues
-            (paper) or from zero (adam); default True for adam.
-        stagger: refresh the layers one after another within the period, so that no step spikes.
-        kl_clip: trust region: bound on lr^2 times the direction's product with the gradient;
-            default 1e-3 for kfac, else none.
-        trust: largest norm of a group's update, over that of its parameters; default 0.2 for
-            gauss_newton, else none.
-        backtrack: for ``rule="gauss_newton"``: standard errors by which the next batch's mean loss
-            may exceed the last one's; beyond, the last step is halved instead of taking another
-            (:mod:`snopt.optim.backtracking`). Default 2; infinity: steps always stand.
-        warmup_steps: steps over which the learning rate rises linearly; default 10 for adam,
-            else 0.
         grad_scaler: the loop's ``GradScaler``, so that captured cotangents can be unscaled.
         seed: of the draws for ``curvature="fisher"``.
         process_group: the processes that average their gradients. Default: those of the
             ``DistributedDataParallel`` that holds the model, whenever it was wrapped. A group where
             the loop averages them itself; ``False`` where every process trains its own model.
+        **settings: of the rule, by the names of its fields; what it lacks is refused with a list of
+            what it has. ``None`` stands for the rule's own default. With ``plain="adam"``, also
+            Adam's ``betas``, ``eps`` and ``nesterov``.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -106,56 +71,44 @@ class SNOpt(Optimizer):
         model: Model,
         lr: float = 0.02,
         *,
-        momentum: float | None = None,
+        rule: str | Rule = "paper",
         weight_decay: float = 0.0,
-        damping: Damping | None = None,
-        refresh_every: int | None = None,
-        alpha: float = 0.75,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        nesterov: bool = False,
-        normalize: float = 0.0,
-        rule: str = "paper",
-        basis: str = "curvature",
         precondition: str = "all",
         plain: str = "rule",
-        curvature: str = "empirical",
-        curvature_samples: int | None = None,
-        sampling: str = "steps",
-        grid_points: int = 100,
-        carry_over: bool | None = None,
-        stagger: bool = False,
-        kl_clip: float | None = None,
-        trust: float | None = None,
-        backtrack: float | None = None,
-        warmup_steps: int | None = None,
         grad_scaler: Any = None,
         seed: int = 0,
         process_group: Any = None,
+        **settings: Any,
     ) -> None:
-        # The arguments by name, as they were given.
-        asked = {name: x for name, x in locals().items() if name not in ("self", "__class__")}
-        asked["loss_scale"] = None if grad_scaler is None else grad_scaler.get_scale
-        groups = listed(asked.pop("model"))
-        options = complete(asked)
-        self.rule: Rule = RULES[rule]()
-        self._rule_name = rule
-        self._defaults = {name: options[name] for name in GROUP_SETTINGS}
-        named, modules = named_groups(groups)
+        groups = listed(model)
+        shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        shared |= {"precondition": precondition, "plain": plain}
+        fallback, own = split(rule, settings) if plain == "adam" else ({}, settings)
+        self.rule = made(rule, own)
+        self._kinds = {**SHARED, **kinds(Adam, groups=True), **kinds(self.rule, groups=True)}
+        given = {**Adam.settings(), **fallback, **vars(self.rule), **shared}
+        self._defaults: dict[str, Any] = {name: given[name] for name in self._kinds}
+        validate(self._defaults, self._kinds)
+        named, modules = named_groups(groups, self._shown())
         # Schedulers that cycle momentum take the betas where there are any by default.
-        unseen = () if rule == "adam" else ("betas",)
-        shown = {name: x for name, x in self._defaults.items() if name not in unseen}
+        unseen = ("betas",) if "momentum" in self._kinds else ()
+        shown = {name: self._defaults[name] for name in self._shown() if name not in unseen}
         super().__init__([self._completed(group) for group in named], shown)
-        self.normalize = float(options["normalize"])
-        self.warmup_steps = options["warmup_steps"]
-        self._adam: Rule = self.rule if isinstance(self.rule, Adam) else Adam()
+        self._fallbacks = {"rule": self.rule, "adam": Adam()}
         self._measured: dict[str, float] = {}
         self._closed = False
-        self._stillness = Stillness(rule)
-        self.members = Members(self.param_groups, modules, process_group, basis != "gradient")
-        core = GaussNewton if rule == GAUSS_NEWTON else Preconditioner
-        parts = self.members.parts(modules)
-        self.preconditioner: Core = core.build(parts, self.rule, options)
+        self._stillness = Stillness(self.rule)
+        self.members = Members(
+            self.param_groups,
+            modules,
+            process_group,
+            heard=getattr(self.rule, "basis", "") != "gradient",
+            known=self._kinds,
+            foreign=group_settings(),
+            loss_scale=None if grad_scaler is None else grad_scaler.get_scale,
+            seed=seed,
+        )
+        self.method: Method = self.rule.method(self.members.parts(modules))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take in more modules.
@@ -167,17 +120,15 @@ class SNOpt(Optimizer):
             TypeError: it is not made of modules.
             ValueError: a setting is wrong, nothing of it is new, or the rule takes no more groups.
         """
-        if "preconditioner" not in self.__dict__:  # while the optimizer is made
+        if "method" not in self.__dict__:  # while the optimizer is made
             self._take(param_group)
             return
-        if self.preconditioner.whole:
-            raise ValueError(
-                f"rule={self._rule_name!r} takes no more groups: make it anew with all"
-            )
         names = self.members.names
-        named, modules = named_groups([param_group], names, set(names.values()))
+        named, modules = named_groups(
+            [param_group], self._shown(), names.keys(), set(names.values())
+        )
         self._take(self._completed(named[0]))
-        self.preconditioner.extend(self.members.extend(modules))
+        self.method.extend(self.members.extend(modules))
 
     def _take(self, group: dict[str, Any]) -> None:
         super().add_param_group(group)
@@ -200,56 +151,54 @@ class SNOpt(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        core = self.preconditioner
         if self._closed:
             raise RuntimeError("this optimizer was closed; build another SNOpt on the model")
         if all(p.grad is None for p in self.members.by_id.values()):
             return loss
-        core.told(loss)
-        if core.step_halved():
-            core.arm()
+        method = self.method
+        if not method.before_update(loss, closure):  # part of the last step was taken back instead
+            method.prepare_next()
             return loss
-        controller = controller_at(self.param_groups, core.steps, closure)
-        warmup = min(1.0, (core.steps + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        refreshing = bool(core.due())
-        found, groups = self.preconditioned(), self.members.in_force
-        rules = {"rule": self.rule, "adam": self._adam}
-        directions = update.directions_of(core, found, groups, self.state, rules)
+        warmup = min(1.0, (method.steps + 1) / max(1, self.rule.warmup_steps))
+        refreshing = bool(method.layers_to_refresh())
+        step = self.directions()
+        groups = self.members.in_force
+        moves = update.moves_of(method, step, groups, self.state, self._fallbacks)
         if refreshing:
-            self._measured = update.norm_ratio(directions)
-            self._stillness.observe(core.layers.values(), directions, groups)
-        self._measured["damping"] = groups[0]["damping"]
-        if controller is None or closure is None:
-            with core.update():
-                update.apply_directions(groups, self.state, directions, warmup, whole=core.whole)
-        else:
-            before = {p: p.clone() for p in directions}
-            update.apply_directions(groups, self.state, directions, warmup)
-            moves = {p: p - old for p, old in before.items()}
-            update.judge(controller, core, moves, float(loss), closure)
-        core.arm()
+            self._measure(moves, groups)
+        self._measured["damping"] = groups[0].get("damping", 0.0)
+        update.apply(groups, self.state, moves, warmup)
+        method.after_update(loss, closure)
+        method.prepare_next()
         return loss
 
-    def preconditioned(self) -> dict[str, Tensor]:
-        """Directions of the layers, by layer name; for :class:`SNOptPreconditioner`.
+    def directions(self) -> Step:
+        """What the method makes of the layers' gradients; for :class:`SNOptPreconditioner`.
 
         Raises:
             RuntimeError: :meth:`curvature_pass` was not called and is needed.
         """
-        core = self.preconditioner
-        self.members.resolve(core.steps)
-        core.gradient_scale = update.gradient_scale(self.members.by_id.values(), self.normalize)
-        if core.asks and core.forgotten:
+        method = self.method
+        self.members.resolve(method.steps)
+        method.gradient_scale = update.gradient_scale(
+            self.members.by_id.values(), self.rule.gradient_power
+        )
+        if method.needs_curvature_pass and method.missing_curvature_pass:
             raise RuntimeError(
-                f"{core.asks} needs optimizer.curvature_pass(outputs) between the forward pass "
-                "and backward(), and after zero_grad()"
+                f"{method.needs_curvature_pass} needs optimizer.curvature_pass(outputs) between "
+                "the forward pass and backward(), and after zero_grad()"
             )
-        return core.directions()
+        return method.step()
+
+    def _measure(self, moves: update.Moves, groups: list[dict[str, Any]]) -> None:
+        found = {**moves.directions, **moves.steps}
+        self._measured = update.norm_ratio(found)
+        self._stillness.observe(self.method.layers.values(), found, groups)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and with them the curvature gathered beside them."""
         super().zero_grad(set_to_none)
-        self.preconditioner.clear()
+        self.method.clear()
 
     def curvature_pass(
         self,
@@ -285,7 +234,7 @@ class SNOpt(Optimizer):
         """
         choose("likelihood", likelihood, LIKELIHOODS)
         parameters = list(self.members.by_id.values())
-        self.preconditioner.look(
+        self.method.observe_outputs(
             outputs, likelihood, parameters, targets=targets, loss=loss, batch_dim=batch_dim
         )
 
@@ -295,7 +244,7 @@ class SNOpt(Optimizer):
         A ``with SNOpt(model) as optimizer:`` block ends in it. Saving still works; steps do not.
         """
         self._closed = True
-        self.preconditioner.close()
+        self.method.close()
 
     def __enter__(self) -> Self:
         return self
@@ -313,26 +262,24 @@ class SNOpt(Optimizer):
         A of a convolution is a product of one factor over channels and one over positions.
         """
         found = {}
-        for name, factors in self.preconditioner.factors.items():
+        for name, factors in self.method.factors.items():
             a, b = dense(factors.a), factors.b
             found[name] = (a[0], b[0]) if a.shape[0] == 1 else (a, b)
         return found
 
     def coverage(self) -> Coverage:
         """Which parameters are preconditioned, and why the others are not."""
-        return self.members.coverage(
-            self.preconditioner.layers.values(), getattr(self.preconditioner, "plain", {})
-        )
+        return self.members.coverage(self.method.layers.values(), self.method.plain)
 
     def diagnostics(self) -> dict[str, float]:
         """Damping, condition number, counts, and norms as of the last refresh, for logs."""
-        damping = float(damping_at(self.param_groups[0]["damping"], self.preconditioner.steps))
-        return {**self.preconditioner.diagnostics(), "damping": damping, **self._measured}
+        damping = float(damping_at(self.param_groups[0].get("damping", 0.0), self.method.steps))
+        return {**self.method.diagnostics(), "damping": damping, **self._measured}
 
     @property
     def curvature_seconds(self) -> float:
         """Time spent gathering curvature and decomposing it so far."""
-        return self.preconditioner.stopwatch.seconds
+        return self.method.stopwatch.seconds
 
     # -- saving -----------------------------------------------------------------------------------
 
@@ -341,10 +288,10 @@ class SNOpt(Optimizer):
         names = self.members.names
         state = {
             "state": {names[id(p)]: dict(state) for p, state in self.state.items()},
-            "param_groups": saved_groups(self.param_groups, self.preconditioner.steps),
-            "preconditioner": self.preconditioner.state_dict(),
+            "param_groups": saved_groups(self.param_groups, self._kinds, self.method.steps),
+            "preconditioner": self.method.state_dict(),
             "measured": dict(self._measured),
-            "rule": self._rule_name,
+            "rule": self.rule.name,
         }
         return with_whole(state)
 
@@ -359,22 +306,28 @@ class SNOpt(Optimizer):
                 is damaged; nothing has been changed then.
         """
         state_dict = made_whole(state_dict)
-        check_kind(state_dict, self._rule_name)
+        check_kind(state_dict, self.rule.name)
         with reading():
             # Earlier versions noted a momentum of zero where directions hold the momentum.
-            unsaid = {"momentum"} if self.preconditioner.whole and "rule" not in state_dict else ()
-            groups = read_groups(self.param_groups, state_dict["param_groups"], unsaid)
+            early = isinstance(self.rule, GaussNewton) and "rule" not in state_dict
+            groups = read_groups(
+                self.param_groups,
+                state_dict["param_groups"],
+                self._kinds,
+                {"momentum"} if early else (),
+            )
             by_name = self.members.by_name
             state: dict[Tensor, Any] = {
                 by_name[name]: read_parameter(name, entry, by_name[name])
                 for name, entry in state_dict["state"].items()
             }
             measured = dict(state_dict["measured"])
-        self.preconditioner.load_state_dict(state_dict["preconditioner"])
+        self.method.load_state_dict(state_dict["preconditioner"])
         for group, settings in zip(self.param_groups, groups, strict=True):
-            if isinstance(group["damping"], LevenbergMarquardt) and settings:
-                group["damping"].value = settings["damping"]
-            kept = {"damping"} if callable(group["damping"]) else set()
+            damping = group.get("damping")
+            if isinstance(damping, LevenbergMarquardt) and settings:
+                damping.value = settings["damping"]
+            kept = {"damping"} if callable(damping) else set()
             group.update({name: x for name, x in settings.items() if name not in kept})
         self.state.clear()
         self.state.update({p: {} for p in by_name.values()})
@@ -389,10 +342,13 @@ class SNOpt(Optimizer):
 
     # -- inside -----------------------------------------------------------------------------------
 
+    def _shown(self) -> list[str]:
+        """Names of the groups' settings, without Adam's where nothing takes them."""
+        own = {*SHARED, *kinds(self.rule, groups=True)}
+        return [n for n in self._kinds if n in own or self._defaults["plain"] == "adam"]
+
     def _completed(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """A group with the defaults of what it leaves open, checked."""
         found = {**self._defaults, **group}
-        validate(found)
-        refuse_in_group(found, self._rule_name)
-        found["betas"] = tuple(found["betas"])
-        return found
+        validate(found, self._kinds)
+        return {**found, "betas": tuple(found["betas"])}

@@ -27,55 +27,42 @@ from snopt.curvature.kronecker import (
 from snopt.curvature.loss_hessian import gather, loss_columns
 from snopt.curvature.processes import shared_basis
 from snopt.errors import FactorizationError
-from snopt.optim.method import Core, Parts
-from snopt.optim.rules import Rule, State
+from snopt.optim.damping import LevenbergMarquardt, controller_at
+from snopt.optim.judging import judge
+from snopt.optim.method import Closure, Method, Parts, Step
+from snopt.optim.rule import State
 from snopt.optim.saving import copied, read_layer, reading
+from snopt.optim.scaling import Scaling
 from snopt.optim.tally import Tally
 
 logger = logging.getLogger(__name__)
-
-BASES = ("curvature", "gradient", "both")
 
 _SEEDS_APART = 1_000_003
 """Between the seeds of two processes."""
 
 
-class Preconditioner(Core):
+class Preconditioner(Method):
     """Kronecker factors, their bases and a rule for a set of layers.
 
     Args:
-        parts: of the model; damping, alpha, betas and eps are read of its groups.
-        rule: the update rule.
-        basis: where the eigenbases come from, one of :data:`BASES`.
-        refresh_every: steps between two refreshes of a layer.
-        stagger: spread the layers' refreshes over the period instead of doing all at once.
-        carry_over: rotate what the rule has learned into a new basis.
-        capture: gathers curvature.
-        curvature: what is gathered, one of :data:`snopt.curvature.loss_hessian.CURVATURES`.
-        seed: of the draws for ``curvature="fisher"``.
+        parts: of the model; the rule's group settings are read of its groups.
+        rule: the update rule, and how curvature is gathered for it.
     """
 
-    def __init__(
-        self,
-        parts: Parts,
-        rule: Rule,
-        *,
-        basis: str,
-        refresh_every: int,
-        stagger: bool,
-        carry_over: bool,
-        capture: Capture,
-        curvature: str,
-        seed: int,
-    ) -> None:
+    def __init__(self, parts: Parts, rule: Scaling) -> None:
         self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
-        self.processes = parts.processes
-        self.rule = rule
-        self.basis, self.refresh_every, self.stagger = basis, refresh_every, stagger
-        self.carry_over, self.capture = carry_over, capture
-        self.curvature, self.seed, self.draws = curvature, seed, 0
-        self.capture.active = curvature == "empirical"
-        self.stopwatch, self.tally = capture.stopwatch, Tally()
+        self.groups, self.processes, self.rule = parts.groups, parts.processes, rule
+        self.parameters = parts.parameters
+        self.refresh_every, self.seed, self.draws = rule.refresh_every, parts.seed, 0
+        self.capture = Capture(
+            parts.layers,
+            parts.blocks,
+            samples=rule.curvature_samples,
+            grid=rule.grid_points if rule.sampling == "grid" else None,
+            loss_scale=parts.loss_scale,
+        )
+        self.capture.active = rule.curvature == "empirical"
+        self.stopwatch, self.tally = self.capture.stopwatch, Tally()
         self.steps = 0
         self.samples = 1.0
         self._own = 0.0  # this process's part of them; 0 before the first step
@@ -93,29 +80,18 @@ class Preconditioner(Core):
         self.averages: dict[str, Average] = {}
         # Whether a layer's bias was trained when what is known of the layer was learned.
         self.biased = {name: layer.bias is not None for name, layer in self.layers.items()}
-        self.asks = "" if curvature == "empirical" else f"curvature={curvature!r}"
-        self.arm()
-
-    @classmethod
-    @override
-    def build(cls, parts: Parts, rule: Rule, options: Mapping[str, Any]) -> Preconditioner:
-        capture = Capture(
-            parts.layers,
-            parts.blocks,
-            samples=options["curvature_samples"],
-            grid=options["grid_points"] if options["sampling"] == "grid" else None,
-            loss_scale=options["loss_scale"],
-        )
-        names = ("basis", "refresh_every", "stagger", "carry_over", "curvature", "seed")
-        own = {name: options[name] for name in names}
-        return cls(parts, rule, capture=capture, **own)
+        if rule.curvature != "empirical":
+            self.needs_curvature_pass = f"curvature={rule.curvature!r}"
+        self._controller: LevenbergMarquardt | None = None
+        self._before: dict[str, Tensor] = {}
+        self.prepare_next()
 
     @override
-    def due(self) -> list[str]:
+    def layers_to_refresh(self) -> list[str]:
         """Layers whose basis is to be refreshed in the coming step."""
         names = [name for name, layer in self.layers.items() if layer.trains]
         period = self.refresh_every
-        offsets = [i * period // len(names) if self.stagger else 0 for i in range(len(names))]
+        offsets = [i * period // len(names) if self.rule.stagger else 0 for i in range(len(names))]
         return [
             name
             for name, offset in zip(names, offsets, strict=True)
@@ -123,16 +99,16 @@ class Preconditioner(Core):
         ]
 
     @override
-    def arm(self) -> None:
+    def prepare_next(self) -> None:
         """Have the coming backward pass watched if a refresh is due."""
-        names = self.due() if self.layers else []
-        if names and self.basis != "gradient":
+        names = self.layers_to_refresh() if self.layers else []
+        if names and self.rule.basis != "gradient":
             self.capture.arm(names)
-        elif names:
+        elif names and self.rule.scales_with_loss:  # N matters to no other
             self.tally.start([*self.blocks.values()])
 
     @override
-    def look(
+    def observe_outputs(
         self,
         outputs: Tensor,
         likelihood: str,
@@ -143,18 +119,18 @@ class Preconditioner(Core):
         batch_dim: int = 0,
     ) -> None:
         """Gather curvature from the model's predictive distribution, if a refresh asks for it."""
-        if self.curvature == "empirical" or not self.capture.armed:
+        if self.rule.curvature == "empirical" or not self.capture.armed:
             return
         outputs = outputs.movedim(batch_dim, 0)
         # Processes have samples of their own, and draw for themselves.
         seed = self.seed + self.draws + _SEEDS_APART * self.processes.rank
-        columns = loss_columns(outputs.detach(), likelihood, self.curvature, seed)
+        columns = loss_columns(outputs.detach(), likelihood, self.rule.curvature, seed)
         self.draws += 1
         gather(self.capture, self.blocks, parameters, outputs, columns)
 
     @property
     @override
-    def forgotten(self) -> bool:
+    def missing_curvature_pass(self) -> bool:
         """Whether a refresh is due and no backward pass has brought curvature."""
         watched = any(self.layers[name].weight.requires_grad for name in self.capture.sums)
         return watched and not self.capture.batch
@@ -169,8 +145,8 @@ class Preconditioner(Core):
     def clear(self) -> None:
         """Forget the curvature gathered since the last step."""
         self._follow_biases()
-        if set(self.due()) - self.capture.sums.keys():
-            self.arm()  # a layer was thawed
+        if set(self.layers_to_refresh()) - self.capture.sums.keys():
+            self.prepare_next()  # a layer was thawed
         self.capture.clear()
         self.tally.clear()
 
@@ -178,19 +154,37 @@ class Preconditioner(Core):
     def extend(self, parts: Parts) -> None:
         self.layers.update(parts.layers)
         self.blocks, self.processes = parts.blocks, parts.processes
+        self.parameters = parts.parameters
         self.states.update({name: {} for name in parts.layers})
         self.biased.update({name: layer.bias is not None for name, layer in parts.layers.items()})
         self.capture.disarm()
         self.capture.watch(self.layers, self.blocks)
-        self.arm()
+        self.prepare_next()
 
     @override
-    def directions(self) -> dict[str, Tensor]:
-        """Refresh what is due and give the direction of every layer that has a basis.
+    def before_update(self, loss: Any, closure: Closure | None) -> bool:
+        self._controller = controller_at(self.groups, self.steps, closure)
+        if self._controller is not None:
+            self._before = {
+                name: p.detach().clone()
+                for name, p in self.parameters.items()
+                if p.grad is not None
+            }
+        return True
 
-        Returns:
-            Directions by layer name, shaped like :meth:`snopt.layers.base.Layer.gradient`.
-        """
+    @override
+    def after_update(self, loss: Any, closure: Closure | None) -> None:
+        if self._controller is not None and closure is not None:
+            moves: dict[Tensor, Tensor] = {
+                self.parameters[name]: self.parameters[name] - old
+                for name, old in self._before.items()
+            }
+            self._before = {}
+            judge(self._controller, self, moves, float(loss), closure)
+
+    @override
+    def step(self) -> Step:
+        """Refresh what is due and give the direction of every layer that has a basis."""
         self._follow_biases()
         device = next(iter(self.layers.values())).weight.device if self.layers else None
         grads: dict[str, Tensor] = {}
@@ -200,13 +194,13 @@ class Preconditioner(Core):
                 dtype = torch.promote_types(grad.dtype, torch.float32)
                 grads[name] = self.scaled(grad.to(dtype))
                 self._follow(name, grads[name])
-        due = self.due()
+        due = self.layers_to_refresh()
         if due or not self.steps:
             self.processes.warn_if_unsure()
         if due and device is not None:
             with self.stopwatch.running(device):
                 self._refresh(due, grads, device)
-        elif self.basis != "curvature":
+        elif self.rule.basis != "curvature":
             self._average(grads)
         self._count_samples(device)
         self.steps += 1
@@ -219,7 +213,7 @@ class Preconditioner(Core):
                     self.states[name], basis.to(grad), basis, settings, self.samples
                 )
                 found[name] = basis.back(direction)
-        return found
+        return Step(found)
 
     def _follow_biases(self) -> None:
         """Begin anew with layers whose bias has been frozen or thawed: their matrix has changed."""
@@ -247,7 +241,7 @@ class Preconditioner(Core):
         self, due: Sequence[str], grads: Mapping[str, Tensor], device: torch.device
     ) -> None:
         captured: dict[str, Factors | None] = {}
-        if self.basis != "gradient":
+        if self.rule.basis != "gradient":
             batch, last = self.capture.batch, self._last_batch()
             self._tell_of_samples()
             captured = self.capture.collect(self.processes)
@@ -263,17 +257,17 @@ class Preconditioner(Core):
             self.micro_batches = batch / last if batch and last else 1.0
             self._own = float(batch or last)
             self._share_samples(device)
-        if self.basis != "curvature":
+        if self.rule.basis != "curvature":
             self._average(grads)
         for i, name in enumerate(due):
             factors = self._factors(name, captured.get(name))
             if factors is None:
-                if self.basis != "gradient" and name in grads and name not in self.bases:
+                if self.rule.basis != "gradient" and name in grads and name not in self.bases:
                     self._leave(name, self.capture.why.get(name, UNHEARD))
                 continue
             try:
                 old = self.bases.get(name)
-                follows = self.basis in self.rule.follows
+                follows = self.rule.basis in self.rule.follows
                 find = partial(followed, old=old) if follows else eigenbasis
                 new = shared_basis(self.processes, i % self.processes.size, find, factors)
             except FactorizationError as error:
@@ -281,7 +275,7 @@ class Preconditioner(Core):
                 continue
             if not all(bool(torch.isfinite(x).all()) for x in _tensors(self.states[name])):
                 old, self.states[name] = None, {}  # or it would be carried over for ever
-            self.rule.refresh(self.states[name], old, new, self.carry_over)
+            self.rule.refresh(self.states[name], old, new)
             self.factors[name], self.bases[name] = factors, new
             self.plain.pop(name, None)
             self.refreshes += 1
@@ -299,13 +293,13 @@ class Preconditioner(Core):
             )
 
     def _factors(self, name: str, captured: Factors | None) -> Factors | None:
-        if self.basis == "curvature":
+        if self.rule.basis == "curvature":
             return captured
         if name not in self.averages:
-            return captured if self.basis == "both" else None
+            return captured if self.rule.basis == "both" else None
         gradient = gradient_average_factors(self.averages[name], self.samples)
-        if self.basis == "gradient" or captured is None:
-            return gradient if self.basis == "gradient" else None
+        if self.rule.basis == "gradient" or captured is None:
+            return gradient if self.rule.basis == "gradient" else None
         return combined_factors(captured, gradient)
 
     def _discard(self, name: str, why: str) -> None:
@@ -330,7 +324,9 @@ class Preconditioner(Core):
     def _average(self, grads: Mapping[str, Tensor]) -> None:
         for name, grad in grads.items():
             # Factors of the backward solve are whole, and what is added to them must be too.
-            modes = self.layers[name].modes if self.basis == "gradient" else ((grad.shape[2],),)
+            modes = (
+                self.layers[name].modes if self.rule.basis == "gradient" else ((grad.shape[2],),)
+            )
             self.averages[name] = averaged(self.averages.get(name), grad, modes)
 
     def _last_batch(self) -> int:
@@ -391,7 +387,7 @@ class Preconditioner(Core):
             ValueError: it belongs to a model with other layers.
         """
         with reading():
-            keeps, modes = self.rule.keeps, self.basis == "gradient"
+            keeps, modes = self.rule.keeps, self.rule.basis == "gradient"
             saved = {
                 name: read_layer(name, entry, self.layers.get(name), keeps, modes)
                 for name, entry in state["layers"].items()
@@ -422,7 +418,7 @@ class Preconditioner(Core):
                 self.averages[name] = Average(*own["averages"])
             self.states[name] = own["rule"]
         self.capture.disarm()
-        self.arm()
+        self.prepare_next()
 
 
 def _pack(values: Any) -> tuple[Any, ...] | None:

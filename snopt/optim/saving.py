@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snopt.layers.base import Layer
-from snopt.optim.groups import in_force, validate
+from snopt.optim.settings import Kind, in_force, validate
 
 
 def copied(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
@@ -73,18 +73,21 @@ def check_kind(state: Any, rule: str) -> None:
         )
 
 
-def saved_groups(groups: Sequence[Mapping[str, Any]], step: int) -> list[dict[str, Any]]:
+def saved_groups(
+    groups: Sequence[Mapping[str, Any]], known: Mapping[str, Kind], step: int
+) -> list[dict[str, Any]]:
     """Groups as they are saved: settings as plain numbers, parameters by their names."""
     found = []
     for group in groups:
         kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-        found.append({**in_force(kept, step), "params": list(group["param_names"])})
+        found.append({**in_force(kept, known, step), "params": list(group["param_names"])})
     return found
 
 
 def read_groups(
     groups: Sequence[Mapping[str, Any]],
     saved: Sequence[Mapping[str, Any]],
+    known: Mapping[str, Kind],
     unsaid: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """The settings that own groups take from saved ones, checked.
@@ -92,6 +95,7 @@ def read_groups(
     Args:
         groups: the own ones.
         saved: what :func:`saved_groups` returned.
+        known: settings of the groups.
         unsaid: settings that are not to be taken.
 
     Raises:
@@ -100,15 +104,19 @@ def read_groups(
     found = []
     for group, entry in zip(groups, _matched(groups, saved), strict=True):
         # Layers were chosen by the own precondition.
-        left = {"params", "param_names", "precondition", *unsaid}
+        left = {"params", "param_names", "precondition", *unsaid, *_NO_LONGER - known.keys()}
         settings = {key: value for key, value in (entry or {}).items() if key not in left}
-        validate({**group, **settings})
-        now = in_force({**group, **settings}, 0)
+        validate({**group, **settings}, known)
+        now = in_force({**group, **settings}, known, 0)
         settings = {key: now[key] for key in settings}
         if isinstance(group["lr"], Tensor) and "lr" in settings:
             settings["lr"] = torch.full_like(group["lr"], settings["lr"])
         found.append(settings)
     return found
+
+
+_NO_LONGER = {"momentum", "damping", "alpha", "betas", "eps", "nesterov"}
+"""What groups had whatever the rule, in earlier versions."""
 
 
 def _matched(

@@ -10,15 +10,10 @@ from snopt.optim.damping import LevenbergMarquardt
 from snopt.optim.optimizer import Model, SNOpt
 
 _UPDATE = {
-    "lr",
-    "momentum",
-    "weight_decay",
-    "warmup_steps",
-    "kl_clip",
-    "trust",
-    "backtrack",
-    "plain",
+    *("lr", "momentum", "weight_decay", "warmup_steps"),
+    *("kl_clip", "trust", "backtrack", "plain"),
 }
+"""Settings of the update, which is the other optimizer's."""
 
 
 class SNOptPreconditioner:
@@ -29,9 +24,7 @@ class SNOptPreconditioner:
 
     Args:
         model: as for :class:`SNOpt`.
-        **settings: the settings of :class:`SNOpt` that shape directions: damping, refresh_every,
-            alpha, betas, eps, rule, basis, precondition, curvature, curvature_samples, sampling,
-            grid_points, carry_over, stagger, grad_scaler, seed.
+        **settings: the settings of :class:`SNOpt` and its rule that shape directions.
 
     Raises:
         TypeError: a setting belongs to the update (lr, momentum, weight_decay, warmup_steps,
@@ -43,7 +36,7 @@ class SNOptPreconditioner:
         if foreign:
             raise TypeError(f"{', '.join(sorted(foreign))}: set it on the optimizer that follows")
         self._optimizer = SNOpt(model, lr=1.0, **settings)
-        dampings = [group["damping"] for group in self._optimizer.param_groups]
+        dampings = [group.get("damping") for group in self._optimizer.param_groups]
         if any(isinstance(damping, LevenbergMarquardt) for damping in dampings):
             raise TypeError("Levenberg-Marquardt damping needs SNOpt.step(closure)")
         self.factors = self._optimizer.factors
@@ -57,11 +50,11 @@ class SNOptPreconditioner:
     @torch.no_grad()
     def step(self) -> None:
         """Replace the gradients of preconditioned layers by their directions."""
-        core = self._optimizer.preconditioner
+        method = self._optimizer.method
         if all(p.grad is None for p in self._optimizer.members.by_id.values()):
             return
-        for name, matrix in self._optimizer.preconditioned().items():
-            for p, direction in core.layers[name].split(matrix):
+        for name, matrix in self._optimizer.directions().layers.items():
+            for p, direction in method.layers[name].split(matrix):
                 if p.grad is not None:
                     p.grad = direction.to(p.dtype).contiguous()
-        core.arm()
+        method.prepare_next()

@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from snopt.layers.base import Layer
+from snopt.optim.rule import Rule
 from snopt.optim.update import norm
-
-_SHRINKING = ("paper", "kfac")
 
 _STILL = 2e-4
 """A step that is a smaller part of the weights, in norm, hardly moves them."""
@@ -31,10 +30,10 @@ class Stillness:
     said only where the same rate would make a step along the gradient absurdly long.
 
     Args:
-        rule: the rule's name.
+        rule: the rule.
     """
 
-    def __init__(self, rule: str) -> None:
+    def __init__(self, rule: Rule) -> None:
         self.rule, self._seen, self._told = rule, 0, False
 
     def observe(
@@ -51,7 +50,7 @@ class Stillness:
             groups: settings in force; the largest learning rate counts.
         """
         moved = [p for layer in layers for p in layer.parameters if p in directions]
-        if self._told or self.rule not in _SHRINKING or not moved:
+        if self._told or not self.rule.scales_with_loss or not moved:
             return
         rate = max(group["lr"] for group in groups)
         weights = norm([p.detach() for p in moved])
@@ -62,9 +61,9 @@ class Stillness:
         if self._seen == _IN_A_ROW:
             self._told = True
             warnings.warn(
-                f"steps of rule={self.rule!r} are {step / weights:.0e} of the weights although "
-                "gradients are large: curvature grows with the square of the loss's scale. If the "
-                "loss is a sum over samples or outputs, take the mean; else scale inputs and "
-                "targets, or take rule='adam', which does not depend on the scale",
+                f"steps of rule={self.rule.name!r} are {step / weights:.0e} of the weights "
+                "although gradients are large: curvature grows with the square of the loss's "
+                "scale. If the loss is a sum over samples or outputs, take the mean; else scale "
+                "inputs and targets, or take rule='adam', which does not depend on the scale",
                 stacklevel=3,
             )

@@ -1,50 +1,70 @@
-"""From directions to new parameters: trust region, momentum, weight decay, learning rate."""
+"""From steps to new parameters: trust region, momentum, weight decay, learning rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from snopt.optim.damping import LevenbergMarquardt
-from snopt.optim.method import Core
-from snopt.optim.preconditioner import Preconditioner
-from snopt.optim.rules import Rule
+from snopt.optim.judging import as_real
+from snopt.optim.method import Method, Step
+from snopt.optim.rule import Rule
 
 
-def apply_directions(
+@dataclass(frozen=True)
+class Moves:
+    """What is subtracted from parameters.
+
+    Attributes:
+        directions: by parameter; learning rates multiply them.
+        steps: by parameter; learning rates are in them.
+        complete: whether decay of weights and momentum are in them, too.
+    """
+
+    directions: dict[Tensor, Tensor]
+    steps: dict[Tensor, Tensor]
+    complete: bool
+
+    def parts(self, group: Mapping[str, Any], warmup: float) -> Iterator[_Part]:
+        """The group's parameters that move, what is subtracted, and the factor on it."""
+        for moves, rate in ((self.directions, group["lr"] * warmup), (self.steps, warmup)):
+            parameters = [p for p in group["params"] if p in moves]
+            if parameters:
+                yield parameters, [moves[p] for p in parameters], rate
+
+
+_Part = tuple[list[Tensor], list[Tensor], float]
+
+
+def apply(
     groups: list[dict[str, Any]],
     state: MutableMapping[Tensor, Any],
-    directions: Mapping[Tensor, Tensor],
+    moves: Moves,
     warmup: float,
-    whole: bool = False,
 ) -> None:
-    """Move every parameter that has a direction, in place.
+    """Move every parameter that has a move, in place.
 
     Args:
-        groups: torch parameter groups.
+        groups: torch parameter groups, settings as numbers.
         state: the optimizer's state by parameter; holds the momentum buffers.
-        directions: directions by parameter.
+        moves: of the parameters.
         warmup: factor on every learning rate.
-        whole: whether directions hold the decay of weights and momentum already.
     """
-    trust = trust_factor(groups, directions, warmup)
+    trust = trust_factor(groups, moves, warmup)
     for group in groups:
-        parameters = [p for p in group["params"] if p in directions]
-        if not parameters:
-            continue
-        moves = [directions[p] for p in parameters]
-        if trust != 1.0:
-            moves = list(torch._foreach_mul(moves, trust))
-        if group["momentum"] > 0 and not whole:
-            moves = _with_momentum(parameters, moves, state, group["momentum"])
-        rate = group["lr"] * warmup
-        if group["weight_decay"] > 0 and not whole:
-            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
-        torch._foreach_add_(parameters, moves, alpha=-rate)
+        for parameters, parts, rate in moves.parts(group, warmup):
+            if trust != 1.0:
+                parts = list(torch._foreach_mul(parts, trust))
+            momentum = group.get("momentum", 0.0)
+            if momentum > 0 and not moves.complete:
+                parts = _with_momentum(parameters, parts, state, momentum)
+            if group["weight_decay"] > 0 and not moves.complete:
+                torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+            torch._foreach_add_(parameters, parts, alpha=-rate)
 
 
 def _with_momentum(
@@ -65,40 +85,41 @@ def _with_momentum(
     return buffers
 
 
-def directions_of(
-    core: Core,
-    found: Mapping[str, Tensor],
+def moves_of(
+    method: Method,
+    step: Step,
     groups: list[dict[str, Any]],
     state: MutableMapping[Tensor, Any],
     rules: Mapping[str, Rule],
-) -> dict[Tensor, Tensor]:
-    """The direction of every parameter that has a gradient.
+) -> Moves:
+    """The move of every parameter that has a gradient.
 
     Args:
-        core: knows the layers.
-        found: directions of layers, by name.
+        method: knows the layers.
+        step: of the layers.
         groups: torch parameter groups, settings as numbers.
-        state: the optimizer's state by parameter; holds that of plain updates.
-        rules: of plain updates, by a group's ``"plain"``.
+        state: the optimizer's state by parameter; holds that of fallback updates.
+        rules: of fallback updates, by a group's ``"plain"``.
 
     Raises:
         RuntimeError: a gradient is sparse.
     """
-    directions: dict[Tensor, Tensor] = {}
-    for name, matrix in found.items():
-        for p, direction in core.layers[name].split(matrix):
+    layers: dict[Tensor, Tensor] = {}
+    for name, matrix in step.layers.items():
+        for p, part in method.layers[name].split(matrix):
             if p.grad is not None:
-                directions[p] = direction.to(p.dtype)
+                layers[p] = part.to(p.dtype)
+    directions = {} if step.complete else layers
     for group in groups:
         rule = rules[group["plain"]]
         for name, p in zip(group["param_names"], group["params"], strict=True):
-            if p.grad is not None and p not in directions:
-                grad = core.scaled(plain_gradient(p, name))
+            if p.grad is not None and p not in layers:
+                grad = method.scaled(plain_gradient(p, name))
                 own = state[p].setdefault("plain", {})
                 follow(own, grad)
-                direction = rule.plain(own, grad, group)
+                direction = rule.fallback(own, grad, group)
                 directions[p] = torch.view_as_complex(direction) if p.is_complex() else direction
-    return directions
+    return Moves(directions, layers if step.complete else {}, step.complete)
 
 
 def follow(entry: dict[str, Any], like: Tensor, *names: str) -> None:
@@ -113,11 +134,6 @@ def follow(entry: dict[str, Any], like: Tensor, *names: str) -> None:
         kept = entry.get(name)
         if isinstance(kept, Tensor) and (kept.device != like.device or kept.dtype != like.dtype):
             entry[name] = kept.to(like)
-
-
-def as_real(x: Tensor) -> Tensor:
-    """A complex tensor as pairs of real numbers, which is how torch's optimizers take them."""
-    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def plain_gradient(p: Tensor, name: str) -> Tensor:
@@ -136,10 +152,8 @@ def plain_gradient(p: Tensor, name: str) -> Tensor:
     return as_real(p.grad)
 
 
-def trust_factor(
-    groups: list[dict[str, Any]], directions: Mapping[Tensor, Tensor], warmup: float
-) -> float:
-    """How much of the directions is taken: 1, or less where a bound of a group says so.
+def trust_factor(groups: list[dict[str, Any]], moves: Moves, warmup: float) -> float:
+    """How much of the moves is taken: 1, or less where a bound of a group says so.
 
     ``kl_clip`` bounds sum lr^2 d.g over the groups that have one: min(1, sqrt(kl_clip / sum)).
     ``trust`` bounds the norm of a group's update by that multiple of its parameters' norm.
@@ -151,20 +165,25 @@ def trust_factor(
     bounds = [group["kl_clip"] for group in groups if group["kl_clip"] is not None]
     total = 0.0
     for group in groups:
-        moved = [p for p in group["params"] if p in directions]
-        rate = group["lr"] * warmup
+        if group["kl_clip"] is None and group["trust"] is None:
+            continue
+        found = list(moves.parts(group, warmup))
         if group["kl_clip"] is not None:
-            products = [
-                (as_real(directions[p]) * as_real(p.grad)).sum()
-                for p in moved
-                if p.grad is not None
-            ]
-            total += rate**2 * float(sum(products))
-        if group["trust"] is not None and moved:
-            update = rate * norm([directions[p] for p in moved])
-            largest = group["trust"] * norm(moved)
+            total += sum(_along_gradient(*part) for part in found)
+        if group["trust"] is not None and found:
+            update = math.hypot(*(rate * norm(parts) for _, parts, rate in found))
+            largest = group["trust"] * norm([p for parameters, _, _ in found for p in parameters])
             factor = min(factor, largest / update) if update > largest > 0 else factor
     return min(factor, (min(bounds) / total) ** 0.5) if bounds and total > 0 else factor
+
+
+def _along_gradient(parameters: list[Tensor], parts: list[Tensor], rate: float) -> float:
+    products = [
+        (as_real(part) * as_real(p.grad)).sum()
+        for p, part in zip(parameters, parts, strict=True)
+        if p.grad is not None
+    ]
+    return rate**2 * float(sum(products))
 
 
 def norm(tensors: list[Tensor]) -> float:
@@ -191,54 +210,3 @@ def norm_ratio(directions: Mapping[Tensor, Tensor]) -> dict[str, float]:
         "direction_norm": float(direction),
         "direction_over_gradient": float(direction / gradient.clamp_min(1e-30)),
     }
-
-
-def judge(
-    controller: LevenbergMarquardt,
-    core: Core,
-    moves: Mapping[Tensor, Tensor],
-    loss: float,
-    closure: Callable[[], Any],
-) -> None:
-    """Let a controller compare the loss after a step with the one predicted.
-
-    Args:
-        controller: of the damping.
-        core: what gave the directions.
-        moves: what the step added to the parameters.
-        loss: before the step.
-        closure: computes the loss and its gradient, which is not captured.
-    """
-    assert isinstance(core, Preconditioner)  # the damping of other cores has no controller
-    predicted = predicted_change(core, moves, controller.value)
-    active, core.capture.active = core.capture.active, False
-    with torch.enable_grad():
-        again = closure()
-    core.capture.active = active
-    change = core.processes.mean(float(again) - loss, again.device)
-    controller.observe(change, predicted)
-
-
-def predicted_change(core: Preconditioner, moves: Mapping[Tensor, Tensor], damping: float) -> float:
-    """The quadratic model's change of the loss: g.d + (1/2) d.(C + damping) d.
-
-    C is the rule's diagonal curvature in each layer's eigenbasis, zero for plain parameters.
-    """
-    total = 0.0
-    for p, move in moves.items():
-        if p.grad is not None:
-            product = (as_real(p.grad) * as_real(move)).sum()
-            total += float(product + damping / 2 * as_real(move).square().sum())
-    for name, layer in core.layers.items():
-        basis = core.bases.get(name)
-        if basis is None or layer.weight not in moves:
-            continue
-        curvature = core.rule.curvature(core.states[name], basis)
-        if curvature is not None:
-            matrix = layer.matrix(moves[layer.weight])
-            if layer.bias is not None:
-                moved = moves.get(layer.bias, torch.zeros_like(layer.bias))
-                column = moved.reshape(matrix.shape[0], -1, 1)
-                matrix = torch.cat([matrix, column], dim=2)
-            total += float((curvature * basis.to(matrix.to(curvature.dtype)).square()).sum()) / 2
-    return total

@@ -199,7 +199,7 @@ def run(case: dict[str, Any], model: nn.Sequential, early: SNOpt | None = None) 
 
     def averaged() -> None:
         if rank == 1 and case.get("broken") == "sums":
-            for sums in optimizer.preconditioner.capture.sums.values():  # type: ignore[attr-defined]
+            for sums in optimizer.method.capture.sums.values():  # type: ignore[attr-defined]
                 sums.a.fill_(torch.nan)
         if order == "by hand":
             for p in model.parameters():
@@ -228,10 +228,10 @@ def run(case: dict[str, Any], model: nn.Sequential, early: SNOpt | None = None) 
         "weights": [p.detach().clone() for p in model.parameters()],
         "factors": optimizer.factors(),
         "state": optimizer.state_dict(),
-        "samples": getattr(optimizer.preconditioner, "samples", None),
+        "samples": getattr(optimizer.method, "samples", None),
         "said": said,
         "refused": refused,
-        "failures": optimizer.preconditioner.failures,  # type: ignore[attr-defined]
+        "failures": optimizer.method.failures,  # type: ignore[attr-defined]
         "T": None if horizon is None else horizon.T,
     }
 

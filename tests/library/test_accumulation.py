@@ -40,7 +40,7 @@ def test_micro_batches_are_one_batch(sizes: tuple[int, ...], kind: str, rule: st
             for name, pair in one.factors().items():
                 for got, want in zip(many.factors()[name], pair, strict=True):
                     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
-        assert many.preconditioner.samples == pytest.approx(8)
+        assert many.method.samples == pytest.approx(8)
         torch.testing.assert_close(flat(parts), flat(whole), rtol=1e-8, atol=1e-10)
 
 
@@ -54,7 +54,7 @@ def test_an_unequal_last_batch(kind: str) -> None:
         optimizer.zero_grad()
         problems.squares(y)(model(x)).backward()
         optimizer.step()
-        assert optimizer.preconditioner.samples == count
+        assert optimizer.method.samples == count
 
 
 def test_repeating_a_batch_changes_no_factor() -> None:

@@ -21,8 +21,10 @@ def searched(errors: float = 2.0) -> tuple[nn.Parameter, Backtracking]:
 
 
 def step(p: nn.Parameter, search: Backtracking, move: float) -> None:
-    with torch.no_grad(), search.update():
+    search.remember()
+    with torch.no_grad():
         p.add_(move)
+        search.shorten()
 
 
 def stepped(errors: float = 2.0) -> tuple[nn.Parameter, Backtracking]:
@@ -140,12 +142,13 @@ def test_a_run_resumed_between_halvings_goes_on_the_same() -> None:
     again = gauss_newton(twin, lr=3.0, damping=1e-8, momentum=0.0)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert losses_of(model, optimizer, steps=6) == losses_of(twin, again, steps=6)
-    assert optimizer.diagnostics() == again.diagnostics()
+    # A first step's gradients are autograd's, a later one's sums of rows.
+    assert optimizer.diagnostics() == pytest.approx(again.diagnostics(), rel=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
 def test_a_bound_that_is_none_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="backtrack"):
         gauss_newton(Classifier(), backtrack=value)
-    with pytest.raises(ValueError, match="rule='gauss_newton'"):
+    with pytest.raises(ValueError, match=r"backtrack=2\.0: rule='adam' has no such setting"):
         SNOpt(Classifier(), rule="adam", backtrack=2.0)

@@ -130,7 +130,7 @@ def test_an_empty_first_batch_teaches_nothing(rule: str, basis: str) -> None:
     models[1].load_state_dict(models[0].state_dict())
     ends = []
     for model, empty in zip(models, (False, True), strict=True):
-        optimizer = SNOpt(model, 0.1, rule=rule, basis=basis, momentum=0.0, warmup_steps=0)
+        optimizer = SNOpt(model, 0.1, rule=rule, basis=basis, warmup_steps=0)
         if empty:
             before = flat(model)
             optimizer.zero_grad()

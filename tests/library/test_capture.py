@@ -215,7 +215,7 @@ def test_refresh_gradient_is_the_ordinary_one_bit_for_bit(
         evaluations.append((model[1].nfe_forward - before[0], model[1].nfe_backward - before[1]))
         if watched:
             assert model[1].nfe_curvature > 0  # it did look
-            optimizer.preconditioner.capture.disarm()
+            optimizer.method.capture.disarm()
     for pair in grads[1:]:
         assert torch.equal(pair[0], grads[0][0])
         assert torch.equal(pair[1], grads[0][1])
@@ -259,7 +259,7 @@ def test_basis_gradient_never_has_hooks() -> None:
 def test_evaluation_captures_nothing(kind: str) -> None:
     model = problems.model(ODEBlock(problems.field(), gradient=kind))
     optimizer = SNOpt(model)
-    capture = optimizer.preconditioner.capture
+    capture = optimizer.method.capture
     x, y = torch.randn(7, 5).double(), torch.randn(7, 2).double()
     with torch.no_grad():
         model(x)
@@ -300,7 +300,7 @@ def test_a_clean_slate_between_forward_and_backward(build: Callable[[], nn.Modul
             loss.backward()
             optimizer.step()
         ends.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
-        assert optimizer.preconditioner.samples == 7
+        assert optimizer.method.samples == 7
     assert torch.equal(*ends)
 
 

@@ -109,7 +109,7 @@ def test_asking_for_the_state_makes_no_step() -> None:
     model = net()
     optimizer = SNOpt(model, 0.02)
     get_optimizer_state_dict(model, optimizer)
-    assert optimizer.preconditioner.steps == 0
+    assert optimizer.method.steps == 0
 
 
 def test_states_of_before_and_edited_ones() -> None:

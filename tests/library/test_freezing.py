@@ -150,7 +150,7 @@ def test_frozen_layers_are_not_captured() -> None:
     frozen("head", "block")(model)
     optimizer = SNOpt(model, 0.01, refresh_every=1)
     step(model, optimizer)
-    assert optimizer.preconditioner.capture.sums.keys() == {"stem"}
+    assert optimizer.method.capture.sums.keys() == {"stem"}
     assert not model.block.observers
     assert model.block.nfe_curvature == 0
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from snopt import SNOpt, SNOptPreconditioner
 from snopt.curvature.likelihoods import sample_losses
-from snopt.optim.gauss_newton import GaussNewton
+from snopt.optim.least_squares import LeastSquares
 from tests.library.classifiers import (
     CLASSES,
     Classifier,
@@ -314,7 +314,7 @@ def test_gradients_that_are_not_finite_move_nothing(caplog: pytest.LogCaptureFix
     x, y = series()
     backward(model, optimizer, x, y)
     before = flat(model)
-    rows = optimizer.preconditioner.capture
+    rows = optimizer.method.capture
     real = rows.collect
     rows.collect = lambda: {n: r * float("nan") for n, r in real().items()}  # type: ignore[method-assign]
     with caplog.at_level(logging.WARNING):
@@ -350,7 +350,7 @@ def test_diagnostics_tell_of_the_matrix() -> None:
     backward(model, optimizer, *series())
     optimizer.step()
     found = optimizer.diagnostics()
-    assert isinstance(optimizer.preconditioner, GaussNewton)
+    assert isinstance(optimizer.method, LeastSquares)
     assert found["gram_mean"] > 0
     assert found["damping"] == 0.01
     assert optimizer.curvature_seconds > 0

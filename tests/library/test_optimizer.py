@@ -246,7 +246,7 @@ def test_carry_over_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> N
         block = ODEBlock(problems.field(), method="rk4", gradient="direct", options={"steps": 4})
         optimizer = SNOpt(block, 0.02, refresh_every=period, carry_over=carry)
         ends[carry, period] = train(block, optimizer, 6, X, Y)
-        assert len(found) == len(optimizer.preconditioner.layers)
+        assert len(found) == len(optimizer.method.layers)
     torch.testing.assert_close(ends[True, 1], ends[True, 100], rtol=1e-9, atol=1e-11)
     assert not torch.allclose(ends[False, 1], ends[True, 1], rtol=1e-6)
 
@@ -257,7 +257,7 @@ def test_carry_over_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> N
 def test_staggered_refreshes_are_spread_over_the_period() -> None:
     model = net()
     optimizer = SNOpt(model, 0.02, refresh_every=10, stagger=True)
-    core = optimizer.preconditioner
+    core = optimizer.method
     layers, counts = len(core.layers), []
     for _ in range(21):
         before = core.refreshes
@@ -275,7 +275,7 @@ def test_curvature_that_is_not_finite_is_discarded(caplog: pytest.LogCaptureFixt
     kept = optimizer.factors()
     optimizer.zero_grad()
     problems.squares(YS)(model(XS)).backward()
-    optimizer.preconditioner.capture.sums["4"].b.fill_(float("nan"))
+    optimizer.method.capture.sums["4"].b.fill_(float("nan"))
     with caplog.at_level(logging.WARNING, logger="snopt"):
         optimizer.step()
     assert "layer 4" in caplog.text
@@ -301,9 +301,9 @@ def test_a_first_refresh_that_fails_gives_the_plain_update(
     torch.testing.assert_close(
         flat(model), train(plain, torch.optim.SGD(plain.parameters(), 0.02), 1)
     )
-    assert optimizer.diagnostics()["refresh_failures"] == len(optimizer.preconditioner.layers)
+    assert optimizer.diagnostics()["refresh_failures"] == len(optimizer.method.layers)
     train(model, optimizer, 1)  # asked again at once, not a period later
-    assert len(optimizer.factors()) == len(optimizer.preconditioner.layers)
+    assert len(optimizer.factors()) == len(optimizer.method.layers)
 
 
 def test_parameters_without_gradients_stay() -> None:

@@ -111,7 +111,7 @@ def test_a_forward_pass_alone_does_not_change_the_samples(kind: str) -> None:
         LOSS(model(X)).backward()
         model(X[:1])
         optimizer.step()
-        assert optimizer.preconditioner.samples == len(X)
+        assert optimizer.method.samples == len(X)
 
 
 class Adjoint(nn.Module):

@@ -160,7 +160,7 @@ def test_models_are_copied_and_pickled_while_they_are_watched(trained: bool) -> 
         pickle.loads(pickle.dumps(model)),
         torch.load(stream, weights_only=False),
     ]
-    capture = optimizer.preconditioner.capture
+    capture = optimizer.method.capture
     before = {name: sums.samples for name, sums in capture.sums.items()}
     for twin in twins:
         problems.squares(Y)(twin(X)).backward()

@@ -85,7 +85,7 @@ def same(model: nn.Module, run: Callable[[nn.Module, Way], None], **settings: An
     for way in (one_by_one, together):
         found = stepped(copy.deepcopy(model), lambda m, way=way: run(m, way), **settings)
         alike(found.factors(), expected.factors())
-        assert found.preconditioner.samples == expected.preconditioner.samples  # type: ignore[attr-defined]
+        assert found.method.samples == expected.method.samples  # type: ignore[attr-defined]
 
 
 # -- losses through one graph ----------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_gradients_that_are_only_looked_at(kind: str) -> None:
 
     found = stepped(model, run)
     alike(found.factors(), expected.factors())
-    assert found.preconditioner.samples == len(X)  # type: ignore[attr-defined]
+    assert found.method.samples == len(X)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("zeros", [False, True])
@@ -220,7 +220,7 @@ def test_what_was_thrown_away_is_no_part_of_the_sum(kind: str, zeros: bool) -> N
 
     found = stepped(model, run)
     alike(found.factors(), expected.factors())
-    assert found.preconditioner.samples == len(X)  # type: ignore[attr-defined]
+    assert found.method.samples == len(X)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("cleared", [False, True])
@@ -239,7 +239,7 @@ def test_a_graph_that_outlives_a_step(cleared: bool) -> None:
     terms[1].backward()
     optimizer.step()
     alike(optimizer.factors(), expected.factors())
-    assert optimizer.preconditioner.samples == len(X)  # type: ignore[attr-defined]
+    assert optimizer.method.samples == len(X)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)
@@ -291,7 +291,7 @@ def test_batches_whose_backward_passes_wait(
         many.step()
         if step % 3 == 0:
             alike(many.factors(), one.factors())
-        assert many.preconditioner.samples == pytest.approx(8)  # type: ignore[attr-defined]
+        assert many.method.samples == pytest.approx(8)  # type: ignore[attr-defined]
         torch.testing.assert_close(flat(parts), flat(whole), rtol=1e-8, atol=1e-10)
 
 
@@ -314,7 +314,7 @@ def test_two_batches_with_two_losses_each(kind: str) -> None:
 
     found = stepped(parts, run)
     alike(found.factors(), expected.factors())
-    assert found.preconditioner.samples == len(X)  # type: ignore[attr-defined]
+    assert found.method.samples == len(X)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)
@@ -336,7 +336,7 @@ def test_curvature_passes_that_wait(kind: str) -> None:
         run(model, optimizer, sizes)
         found.append(optimizer)
     alike(found[1].factors(), found[0].factors())
-    assert found[1].preconditioner.samples == 8  # type: ignore[attr-defined]
+    assert found[1].method.samples == 8  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -363,7 +363,7 @@ def test_samples_without_curvature(rule: str, kind: str, waits: bool) -> None:
             loss.backward()
         many.step()
         alike(many.factors(), one.factors(), 1e-7)
-        assert many.preconditioner.samples == pytest.approx(8)  # type: ignore[attr-defined]
+        assert many.method.samples == pytest.approx(8)  # type: ignore[attr-defined]
         torch.testing.assert_close(flat(parts), flat(whole), rtol=1e-8, atol=1e-10)
         many.zero_grad()
 

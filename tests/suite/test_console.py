@@ -119,7 +119,7 @@ BUILT = [
     (["optim=adam", "optim.lr=inf"], r"optim\.lr=inf: must be finite"),
     (
         ["optim=snopt", "optim.betas=[0.9]"],
-        r"optim\.betas=\[0\.9\]: expected tuple\[float, float\]",
+        r"optim: SNOpt refuses its settings: betas=\(0\.9,\); expected two numbers",
     ),
     (["optim=sgd", "optim.nesterov=maybe"], r"optim\.nesterov='maybe': expected bool"),
     (["optim=lbfgs", "optim.line_search_fn=foo"], r"LBFGS cannot make a step .*strong_wolfe"),

@@ -15,7 +15,8 @@ import hydra.utils
 import torch
 from torch import Tensor, nn
 
-from snopt import ODEBlock
+from snopt import ODEBlock, SNOpt
+from snopt.optim.rules import without_defaults_of_others
 from tasks.common.checks import ConfigError, require_keys, require_type
 from tasks.engine.config.identity import MOVED
 from tasks.engine.config.settings import ScheduleSettings
@@ -103,6 +104,8 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.
     """
     target = resolve("optim", config["_target_"])
     keywords = {key: value for key, value in config.items() if key not in OWN_KEYS}
+    if target is SNOpt and isinstance(keywords.get("rule"), str):
+        keywords = without_defaults_of_others(keywords["rule"], keywords)
     check_keywords("optim", target, keywords, own=OWN_KEYS)
     takes_model = next(iter(inspect.signature(target).parameters), "").startswith("model")
     field_lr = config.get("field_lr")

@@ -27,9 +27,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +40,7 @@ from snopt.curvature.row_check import EVERY, FIRST_STEPS, check_row, gradient_fa
 from snopt.layers.base import Layer
 from snopt.ode.gradients import GRADIENTS, through_layers
 from snopt.optim.backtracking import Backtracking
-from snopt.optim.method import Core, Parts
-from snopt.optim.rules import Rule
+from snopt.optim.method import Closure, Method, Parts, Step
 from snopt.optim.saving import copied, reading
 
 logger = logging.getLogger(__name__)
@@ -66,29 +64,22 @@ def _moving_part(layer: Layer, matrix: Tensor) -> Tensor:
     return kept
 
 
-class GaussNewton(Core):
+class LeastSquares(Method):
     """Rows of a batch, and the step they give.
 
     Args:
         parts: of the model; lr, momentum (how much of the last step is kept), damping and
             weight_decay are read of its groups.
-        backtracking: judges steps by the losses after them.
-        loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
+        backtrack: standard errors by which the loss may rise (:mod:`snopt.optim.backtracking`).
 
     Raises:
         ValueError: there are no layers, or a block's gradient comes from the adjoint equation,
             which has no uses to watch.
     """
 
-    whole: ClassVar[bool] = True
-    asks = "rule='gauss_newton'"
+    needs_curvature_pass = "rule='gauss_newton'"
 
-    def __init__(
-        self,
-        parts: Parts,
-        backtracking: Backtracking,
-        loss_scale: Callable[[], float] | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts, backtrack: float) -> None:
         if not parts.layers:
             raise ValueError(
                 "rule='gauss_newton' needs a linear layer or a convolution to train, and the model "
@@ -103,7 +94,8 @@ class GaussNewton(Core):
                 )
         self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
         self.processes = parts.processes
-        self.backtracking, self.loss_scale = backtracking, loss_scale
+        self.backtracking = Backtracking(parts.parameters, backtrack)
+        self.loss_scale = parts.loss_scale
         repeated = {
             id(m)
             for block in parts.blocks.values()
@@ -116,20 +108,14 @@ class GaussNewton(Core):
         self.stopwatch = self.capture.stopwatch
         self.steps = self.failures = 0
         self.refresh_every = 1
-        self.factors = {}
+        self.factors, self.plain = {}, {}
         self.last: dict[str, Tensor] = {}
         self._checked = 0
-        self.hearing = Hearing(self.capture, self.layers, self.blocks, loss_scale)
+        self.hearing = Hearing(self.capture, self.layers, self.blocks, parts.loss_scale)
         self._measured: dict[str, float] = {}
 
-    @classmethod
     @override
-    def build(cls, parts: Parts, rule: Rule, options: Mapping[str, Any]) -> GaussNewton:
-        search = Backtracking(parts.parameters, options["backtrack"])
-        return cls(parts, search, options["loss_scale"])
-
-    @override
-    def look(
+    def observe_outputs(
         self,
         outputs: Tensor,
         likelihood: str,
@@ -162,12 +148,12 @@ class GaussNewton(Core):
         self.hearing.listen(outputs, likelihood, targets, loss, batch_dim)
 
     @override
-    def due(self) -> list[str]:
+    def layers_to_refresh(self) -> list[str]:
         """All layers."""
         return list(self.layers)
 
     @override
-    def arm(self) -> None:
+    def prepare_next(self) -> None:
         """Begin anew for the coming step."""
         self.clear()
         self.capture.sparing = False
@@ -179,7 +165,7 @@ class GaussNewton(Core):
 
     @property
     @override
-    def forgotten(self) -> bool:
+    def missing_curvature_pass(self) -> bool:
         """Whether no backward pass has brought the samples' losses."""
         return self.hearing.roots is None
 
@@ -197,11 +183,23 @@ class GaussNewton(Core):
         self.capture.close()
 
     @override
-    def told(self, loss: Any) -> None:
-        """Compare the closure's loss with what the backward pass told, in a step that checks."""
-        if self.hearing.roots is None or not self._due or not isinstance(loss, Tensor | float):
+    def before_update(self, loss: Any, closure: Closure | None) -> bool:
+        roots = self.hearing.roots
+        if roots is None:  # what is missing is said by the step
+            return True
+        self._compare(loss, float(roots.square().mean() / 2))
+        if self.backtracking.halve(roots.square() / 2):
+            self.last = {name: d / 2 for name, d in self.last.items()}
+            self.steps += 1
+            return False
+        self.backtracking.remember()
+        return True
+
+    def _compare(self, loss: Any, mean: float) -> None:
+        """The closure's loss and the one that the backward pass told, in a step that checks."""
+        if not self._due or not isinstance(loss, Tensor | float):
             return
-        value, mean = float(loss), float(self.hearing.roots.square().mean() / 2)
+        value = float(loss)
         if math.isfinite(value + mean) and abs(value - mean) > 0.01 * (abs(value) + 1e-4):
             raise ValueError(
                 f"the closure's loss is {value:.6g}, but the gradient at the outputs belongs to "
@@ -210,30 +208,17 @@ class GaussNewton(Core):
             )
 
     @override
-    def step_halved(self) -> bool:
-        if self.hearing.roots is None or not self.backtracking.halve(
-            self.hearing.roots.square() / 2
-        ):
-            return False
-        self.last = {name: d / 2 for name, d in self.last.items()}
-        self.steps += 1
-        return True
+    def after_update(self, loss: Any, closure: Closure | None) -> None:
+        self.backtracking.shorten()
 
     @override
-    def update(self) -> AbstractContextManager[None]:
-        return self.backtracking.update()
-
-    @override
-    def directions(self) -> dict[str, Tensor]:
-        """The step d, over its group's part in W, by layer name.
-
-        Returns:
-            Matrices shaped like :meth:`snopt.layers.base.Layer.gradient`.
+    def step(self) -> Step:
+        """The step d times the largest learning rate.
 
         Raises:
             ValueError: rows are not the gradients of the samples' losses.
         """
-        assert self.hearing.roots is not None  # `forgotten` is asked first
+        assert self.hearing.roots is not None  # `missing_curvature_pass` is asked first
         roots, self.hearing.roots = self.hearing.roots, None
         alone, touched = self.hearing.alone, self.capture.touched
         # A bias, the last column, may have been frozen since.
@@ -251,7 +236,7 @@ class GaussNewton(Core):
             self._checked += 1
             self.hearing.first = False
             rows = {n: r for n, r in rows.items() if n not in self.capture.unbatched}
-            return self._solve(self._moving(rows), roots, factor)
+            return Step(self._solve(self._moving(rows), roots, factor), complete=True)
 
     def _unheard(self, rows: Mapping[str, Tensor]) -> bool:
         known = rows.keys() | self.capture.unbatched
@@ -279,7 +264,7 @@ class GaussNewton(Core):
         scale = 1.0 if self.loss_scale is None else self.loss_scale()
         # Cotangents of a mean loss carry 1/N; a loss of zero has no gradient either.
         factors = samples**0.5 / scale / roots.clamp_min(torch.finfo(roots.dtype).tiny ** 0.5)
-        weights = self._weights()
+        weights, largest = self._weights()
         gram = torch.zeros(samples, samples, dtype=torch.float64, device=roots.device)
         target = (roots / samples**0.5).double()
         near = min(1.0, float(target.norm()))
@@ -297,8 +282,7 @@ class GaussNewton(Core):
         for name, r in scaled.items():
             d = ((solution.to(r.dtype) @ r) * weights[name]).view(rows[name].shape[1:])
             self.last[name] = d.add_(priors[name])
-            # A group's rate is in d already, and the update multiplies by it again.
-            found[name] = d / weights[name] if weights[name] > 0 else d
+            found[name] = d * (largest if weights[name] > 0 else 0.0)  # what has no rate stays
         return found
 
     def _prior(self, name: str, strength: float) -> Tensor:
@@ -339,10 +323,11 @@ class GaussNewton(Core):
         """Damping of the coming step: that of the first layer's group."""
         return float(self.settings(next(iter(self.layers.values())))["damping"])
 
-    def _weights(self) -> dict[str, float]:
+    def _weights(self) -> tuple[dict[str, float], float]:
+        """W by layer name, and the largest learning rate."""
         rates = {name: float(self.settings(x)["lr"]) for name, x in self.layers.items()}
         largest = max(rates.values(), default=0.0)
-        return {name: rate / largest if largest > 0 else 1.0 for name, rate in rates.items()}
+        return {n: rate / largest if largest > 0 else 1.0 for n, rate in rates.items()}, largest
 
     @override
     def diagnostics(self) -> dict[str, float]:
@@ -388,4 +373,4 @@ class GaussNewton(Core):
         self.backtracking.load_state_dict(state["backtracking"])
         self.steps, self.failures = steps, failures
         self.last = {n: copied(d, self.layers[n].weight.device) for n, d in saved.items()}
-        self.arm()
+        self.prepare_next()

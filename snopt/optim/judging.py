@@ -1,0 +1,82 @@
+"""How well a step's quadratic model predicted the loss, for a controller of the damping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from snopt.curvature.capture import Capture
+from snopt.curvature.kronecker import Basis
+from snopt.curvature.processes import Processes
+from snopt.layers.base import Layer
+from snopt.optim.damping import LevenbergMarquardt
+from snopt.optim.scaling import Scaling
+
+
+class Judged(Protocol):
+    """What is to be known of a method with a diagonal curvature in eigenbases."""
+
+    capture: Capture
+    processes: Processes
+    layers: dict[str, Layer]
+    bases: dict[str, Basis]
+    states: dict[str, dict[str, Any]]
+    rule: Scaling
+
+
+def as_real(x: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, which is how torch's optimizers take them."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def judge(
+    controller: LevenbergMarquardt,
+    method: Judged,
+    moves: Mapping[Tensor, Tensor],
+    loss: float,
+    closure: Callable[[], Any],
+) -> None:
+    """Let a controller compare the loss after a step with the one predicted.
+
+    Args:
+        controller: of the damping.
+        method: what gave the directions.
+        moves: what the step added to the parameters.
+        loss: before the step.
+        closure: computes the loss and its gradient, which is not captured.
+    """
+    predicted = predicted_change(method, moves, controller.value)
+    active, method.capture.active = method.capture.active, False
+    with torch.enable_grad():
+        again = closure()
+    method.capture.active = active
+    change = method.processes.mean(float(again) - loss, again.device)
+    controller.observe(change, predicted)
+
+
+def predicted_change(method: Judged, moves: Mapping[Tensor, Tensor], damping: float) -> float:
+    """The quadratic model's change of the loss: g.d + (1/2) d.(C + damping) d.
+
+    C is the rule's diagonal curvature in each layer's eigenbasis, zero for plain parameters.
+    """
+    total = 0.0
+    for p, move in moves.items():
+        if p.grad is not None:
+            product = (as_real(p.grad) * as_real(move)).sum()
+            total += float(product + damping / 2 * as_real(move).square().sum())
+    for name, layer in method.layers.items():
+        basis = method.bases.get(name)
+        if basis is None or layer.weight not in moves:
+            continue
+        curvature = method.rule.diagonal(method.states[name], basis)
+        if curvature is not None:
+            matrix = layer.matrix(moves[layer.weight])
+            if layer.bias is not None:
+                moved = moves.get(layer.bias, torch.zeros_like(layer.bias))
+                column = moved.reshape(matrix.shape[0], -1, 1)
+                matrix = torch.cat([matrix, column], dim=2)
+            total += float((curvature * basis.to(matrix.to(curvature.dtype)).square()).sum()) / 2
+    return total

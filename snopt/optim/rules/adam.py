@@ -1,0 +1,97 @@
+"""Adam in the eigenbasis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from snopt.curvature.kronecker import Basis, rotate_mean, rotate_square, rotation
+from snopt.optim.rule import State
+from snopt.optim.rules.eigenbasis import EigenbasisRule
+from snopt.optim.settings import POSITIVE, Count, Decays, Flag, Number, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(EigenbasisRule):
+    """Adam's two moments kept in the eigenbasis, as SOAP does with gradient statistics.
+
+    Args:
+        betas: decays of the two moments, each in [0, 1).
+        eps: added to the root of the second moment.
+        nesterov: look ahead with the first moment, as NAdam does.
+        normalize: gradients are divided by the whole gradient's norm to this power, in [0, 1],
+            before anything else. Where a training set is fitted the norm falls as the loss does:
+            with 1/2 what is descended is the loss' root, whose moments lag half as far behind.
+
+    With ``carry_over`` (the default here) moments are rotated into a new basis instead of starting
+    from zero. The other settings are those of :class:`~snopt.optim.scaling.Scaling`.
+
+    Source: Vyas et al. 2024 (SOAP); Kingma and Ba 2015; Dozat 2016 (``nesterov``).
+    """
+
+    name: ClassVar[str] = "adam"
+    follows: ClassVar[tuple[str, ...]] = ("curvature", "gradient", "both")
+    keeps: ClassVar[frozenset[str]] = frozenset({"mean", "square", "count"})
+
+    betas: tuple[float, float] = setting((0.9, 0.95), Decays(), group=True)
+    eps: float = setting(1e-8, POSITIVE, group=True)
+    nesterov: bool = setting(False, Flag(), group=True)
+    normalize: float = setting(0.0, Number("a number in [0, 1]", largest=1.0))
+    refresh_every: int = setting(20, Count(1))
+    carry_over: bool = setting(True, Flag())
+    warmup_steps: int = setting(10, Count(0))
+
+    @property
+    @override
+    def gradient_power(self) -> float:
+        return self.normalize
+
+    @override
+    def refresh(self, state: State, old: Basis | None, new: Basis) -> None:
+        if not state:
+            return
+        if old is not None and self.carry_over:
+            turn = rotation(old, new)
+            state["mean"] = rotate_mean(state["mean"], turn)
+            state["square"] = rotate_square(state["square"], turn)
+        else:
+            state.clear()
+
+    @override
+    def direction(
+        self, state: State, grad: Tensor, basis: Basis, settings: Mapping[str, Any], samples: float
+    ) -> Tensor:
+        return self.fallback(state, grad, settings)
+
+    @override
+    def fallback(self, state: State, grad: Tensor, settings: Mapping[str, Any]) -> Tensor:
+        return adam_direction(state, grad, settings)
+
+
+def adam_direction(state: State, grad: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Adam's direction, which the learning rate multiplies.
+
+    Args:
+        state: mean, square and count, empty at first; updated in place.
+        grad: the gradient.
+        settings: betas, eps and nesterov.
+    """
+    if not state:
+        state.update(mean=torch.zeros_like(grad), square=torch.zeros_like(grad), count=0)
+    beta1, beta2 = settings["betas"]
+    state["count"] += 1
+    mean: Tensor = state["mean"].lerp_(grad, 1 - beta1)
+    square: Tensor = state["square"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    count = state["count"]
+    scale = (1 - beta2**count) ** 0.5
+    bottom = square.sqrt().div_(scale).add_(settings["eps"])
+    if not settings["nesterov"]:
+        return (mean / bottom).div_(1 - beta1**count)
+    # The mean as it will be after a next gradient like this one (Dozat 2016).
+    ahead: Tensor = mean * (beta1 / (1 - beta1 ** (count + 1)))
+    return ahead.add_(grad, alpha=(1 - beta1) / (1 - beta1**count)).div_(bottom)
