@@ -105,7 +105,7 @@ def check(
 
 
 def _roots(outputs: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """Columns (R, *outputs.shape) as :func:`loss_columns` gives, for any loss."""
+    """Columns (R, *outputs.shape) as :func:`loss_hessian_sqrt_columns` gives, for any loss."""
     count = len(outputs)
     hessian = torch.autograd.functional.hessian(loss, outputs)
     size = outputs[0].numel()

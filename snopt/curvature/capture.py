@@ -1,10 +1,10 @@
 """Layer inputs and output cotangents, gathered while a backward pass runs.
 
-Layers outside ODE blocks are heard through a forward hook that sets a tensor hook on the output (so
-in-place activations are harmless). Layers inside a field are visited at the quadrature nodes of
-the backward solve: the field is evaluated once more at (t, y), its vector-Jacobian product with
-the adjoint taken, and hooks exist only during that visit. Compiled steps and the gradient
-never see one.
+Layers outside ODE blocks are captured with a forward hook that registers a hook on the output's
+node (so in-place activations are harmless). Layers inside a field are evaluated at the quadrature
+nodes of the backward solve: the field is called once more at (t, y), its vector-Jacobian product
+with the adjoint taken, and hooks exist only during that call. Compiled steps and the gradient never
+see one.
 
 With sums over nodes j (weight w_j), samples and locations,
 
@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from snopt.curvature.hooks import Listener, audible
+from snopt.curvature.hooks import UncopiedHook, hookable
 from snopt.curvature.kronecker import Factors
 from snopt.curvature.processes import Processes
 from snopt.curvature.stopwatch import Stopwatch
-from snopt.curvature.sums import Sums
+from snopt.curvature.sums import FactorSums
 from snopt.layers.base import Layer, input_of
 from snopt.ode.block import ODEBlock
-from snopt.ode.gradients import Solve, vector_jacobian
+from snopt.ode.gradients import SolveContext, vjp
 from snopt.ode.joining import Passes, Place
 from snopt.ode.passes import Pass, cleared, current_pass, kind_of_pass
-from snopt.ode.quadrature import GridNodes, Nodes, StepNodes
+from snopt.ode.quadrature import MidpointRule, Quadrature, TrapezoidalRule
 
 UNHEARD = (
     "no backward pass went through the layer: it is used without being called, or the model ran "
@@ -61,7 +61,7 @@ def _heard(
     return None if listening is None else listening._watch_output(layer, passes, *args)
 
 
-def _thrown_away(layer: Layer, sums: Sums) -> bool:
+def _thrown_away(layer: Layer, sums: FactorSums) -> bool:
     """Whether the gradient that belongs to the sums has been dropped or zeroed."""
     if cleared(layer.parameters):
         return True
@@ -111,7 +111,7 @@ class Capture:
         self.with_inputs = True
         self.starts: list[Tensor] = []
         self.stopwatch = Stopwatch()
-        self.sums: dict[str, Sums] = {}
+        self.sums: dict[str, FactorSums] = {}
         self._passes: dict[str, Passes] = {}
         self._origins: dict[int, int] = {}
         self._handles: list[RemovableHandle] = []
@@ -145,12 +145,12 @@ class Capture:
         """Watch these layers from the next forward pass on, starting from nothing."""
         self.disarm()
         self.why = {}
-        self.sums = {name: Sums.zeros(self.layers[name]) for name in names}
+        self.sums = {name: FactorSums.zeros(self.layers[name]) for name in names}
         for name in self.outside:
             if name in self.sums:
                 layer = self.layers[name]
                 passes = self._passes.setdefault(name, Passes(self._origins))
-                hook = Listener(partial(_heard, weakref.ref(self), layer, passes))
+                hook = UncopiedHook(partial(_heard, weakref.ref(self), layer, passes))
                 self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         for name, block in self.blocks.items():
             modules = {id(m) for m in block.field.modules()}
@@ -163,7 +163,7 @@ class Capture:
 
     def clear(self) -> None:
         """Forget what was gathered; forward passes already made still count when answered."""
-        self.sums = {name: Sums.zeros(self.layers[name]) for name in self.sums}
+        self.sums = {name: FactorSums.zeros(self.layers[name]) for name in self.sums}
         self.replayed = 0
         self._origins.clear()
         for passes in self._passes.values():
@@ -228,9 +228,9 @@ class Capture:
         sums.last_pass, sums.kind = number, kind
         return True
 
-    def _restart(self, layer: Layer, passes: Passes) -> Sums:
+    def _restart(self, layer: Layer, passes: Passes) -> FactorSums:
         passes.clear()
-        self.sums[layer.name] = Sums.zeros(layer)
+        self.sums[layer.name] = FactorSums.zeros(layer)
         return self.sums[layer.name]
 
     def count(self, passes: Passes, batch: int) -> None:
@@ -281,7 +281,7 @@ class Capture:
     ) -> Tensor | None:
         if not output.requires_grad:
             return None
-        output = audible(output)
+        output = hookable(output)
         inside = current_pass() >= 0
         z = input_of(args, kwargs).detach()
         place = Place()
@@ -326,26 +326,28 @@ class FieldObserver:
         """See :class:`snopt.ode.gradients.Observer`."""
         return [] if self.capture.replaying else [self.passes]
 
-    def nodes(self, solve: Solve, start: float, end: float) -> Nodes:
+    def nodes(self, solve: SolveContext, start: float, end: float) -> Quadrature:
         """The quadrature rule for one interval of one solve."""
 
-        def visit(t: float, y: Tensor, a: Tensor, weight: float) -> None:
+        def evaluate_node(t: float, y: Tensor, a: Tensor, weight: float) -> None:
             with self.capture.stopwatch.running(y.device), solve.as_called():
-                self._visit(solve, t, y, a, solve.sign * weight)
+                self._evaluate_node(solve, t, y, a, solve.sign * weight)
 
         if self.capture.grid is None:
-            return StepNodes(visit)
+            return MidpointRule(evaluate_node)
 
         def slopes(t: float, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad(), solve.as_called():
                 y = y.detach().requires_grad_(True)
                 slope = solve.field(torch.tensor(t, dtype=y.dtype, device=y.device), y)
             self.block.nfe_curvature += 1
-            return slope.detach(), vector_jacobian([slope], (y,), [-a])[0]
+            return slope.detach(), vjp([slope], (y,), [-a])[0]
 
-        return GridNodes(visit, slopes, start, end, self.capture.grid)
+        return TrapezoidalRule(evaluate_node, slopes, start, end, self.capture.grid)
 
-    def _visit(self, solve: Solve, t: float, y: Tensor, a: Tensor, weight: float) -> None:
+    def _evaluate_node(
+        self, solve: SolveContext, t: float, y: Tensor, a: Tensor, weight: float
+    ) -> None:
         if weight == 0.0:
             return
         uses: list[tuple[Layer, Tensor, GradientEdge]] = []
@@ -360,7 +362,7 @@ class FieldObserver:
             if not output.requires_grad:  # the field may call layers under no_grad
                 return None
             # The place in the graph rather than the tensor: an in-place activation changes that.
-            output = audible(output)
+            output = hookable(output)
             uses.append((layer, input_of(args, kwargs).detach(), get_gradient_edge(output)))
             return output
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from snopt.curvature.likelihoods import SquaredErrors, sample_losses
-from snopt.curvature.per_sample import Rows
+from snopt.curvature.per_sample import PerSampleGradients
 from snopt.curvature.samples import Samples
 from snopt.layers.base import Layer
 from snopt.ode.block import ODEBlock
@@ -53,7 +53,7 @@ class Hearing:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: PerSampleGradients,
         layers: Mapping[str, Layer],
         blocks: Mapping[str, ODEBlock],
         loss_scale: Callable[[], float] | None,

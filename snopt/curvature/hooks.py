@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 
-class Listener:
-    """A forward hook that falls silent in copies of its module: nobody listens to those."""
+class UncopiedHook:
+    """A forward hook that becomes a no-op when its module is deep-copied."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
@@ -19,14 +19,14 @@ class Listener:
         return self.call(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Listener, (_ignore,)
+        return UncopiedHook, (_ignore,)
 
 
 def _ignore(*args: Any) -> None:
     pass
 
 
-def audible(output: Tensor) -> Tensor:
+def hookable(output: Tensor) -> Tensor:
     """An output whose node in the graph is reached whatever is done to the output in place.
 
     Changing a view (a linear layer's output for an input with locations) rewrites its history and

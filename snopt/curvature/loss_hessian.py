@@ -1,4 +1,4 @@
-"""Which cotangents at the model's outputs make curvature: the columns of a loss Hessian's root."""
+"""Vectors to backpropagate for each kind of curvature: columns of a loss Hessian's square root."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from snopt.ode.block import ODEBlock
 CURVATURES = ("empirical", "fisher", "ggn")
 
 
-def loss_columns(outputs: Tensor, likelihood: str, curvature: str, seed: int) -> Iterator[Tensor]:
+def loss_hessian_sqrt_columns(
+    outputs: Tensor, likelihood: str, curvature: str, seed: int
+) -> Iterator[Tensor]:
     """Cotangents c_i of the mean loss, with E sum_i (N c_i)(N c_i)^T the loss Hessian per sample.
 
     ``fisher`` gives one column, the gradient for an outcome drawn from the predictive distribution:

@@ -22,20 +22,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from snopt.curvature.hooks import Listener, audible
+from snopt.curvature.hooks import UncopiedHook, hookable
 from snopt.curvature.samples import Samples
 from snopt.curvature.stopwatch import Stopwatch
 from snopt.layers.base import Layer, Products, input_of
 from snopt.layers.kinds import KINDS
 
 _WAITING = 1 << 20
-"""Numbers in the rows of uses that wait for their products; more would not stay in a cache."""
+"""Elements buffered before outer products are formed; larger buffers fall out of the cache."""
 
 Use = tuple[Tensor, Tensor]
 """A layer's input and the cotangent of its output."""
 
 
-class Rows:
+class PerSampleGradients:
     """One row for each sample and layer: the gradient of the sample's share of the loss.
 
     The hooks hold this object weakly: they end with it, or with :meth:`close`.
@@ -75,7 +75,8 @@ class Rows:
         self._added_to = False
         handles: list[RemovableHandle] = []
         self._uses = {
-            name: _Uses(layer, self, name in repeated, handles) for name, layer in layers.items()
+            name: _LayerCalls(layer, self, name in repeated, handles)
+            for name, layer in layers.items()
         }
         self.close = weakref.finalize(self, _remove, handles)
         self.close.atexit = False
@@ -104,7 +105,7 @@ class Rows:
             if True in uses.sums:
                 layer = uses.layer
                 total = [x.unflatten(0, (layer.groups, -1)).sum(dim=1) for x in uses.sums[True]]
-                for p, gradient in layer.split(layer.by_sample(total)[0]):
+                for p, gradient in layer.split(layer.per_sample_gradients(total)[0]):
                     if not p.requires_grad:
                         continue
                     self._added_to = self._added_to or not _same(now[p], self._before.get(p))
@@ -136,14 +137,14 @@ class Rows:
         found = {}
         for name, uses in self._uses.items():
             uses.add_up()
-            parts = [uses.layer.by_sample(products) for products in uses.sums.values()]
+            parts = [uses.layer.per_sample_gradients(products) for products in uses.sums.values()]
             if parts:
                 found[name] = parts[0] if len(parts) == 1 else parts[0] + parts[1]
             uses.clear()
         return found
 
 
-class _Uses:
+class _LayerCalls:
     """One layer's uses.
 
     Attributes:
@@ -151,7 +152,7 @@ class _Uses:
     """
 
     def __init__(
-        self, layer: Layer, rows: Rows, repeated: bool, handles: list[RemovableHandle]
+        self, layer: Layer, rows: PerSampleGradients, repeated: bool, handles: list[RemovableHandle]
     ) -> None:
         self.layer, self._rows, self._repeated = layer, weakref.ref(rows), repeated
         self._weight = layer.weight
@@ -177,7 +178,7 @@ class _Uses:
         self._size = 0.0
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> PerSampleGradients:
         rows = self._rows()
         assert rows is not None  # it owns this object
         return rows
@@ -217,8 +218,8 @@ class _Uses:
             rows.first_input = z
         if not spared and not self._counts(rows, z):
             return None
-        # Spared on an input that nothing trains, the output is a leaf, which must stay as it is.
-        heard = audible(output) if output.requires_grad else output.requires_grad_(True).clone()
+        # An input that needs no gradient under frozen weights makes a leaf: a clone can be hooked.
+        heard = hookable(output) if output.requires_grad else output.requires_grad_(True).clone()
         node = heard.grad_fn
         if node is not None:
             # On the node rather than the tensor, which an activation may change in place.
@@ -228,14 +229,14 @@ class _Uses:
             )
         return heard
 
-    def _listening(self, rows: Rows, module: nn.Module) -> bool:
+    def _listening(self, rows: PerSampleGradients, module: nn.Module) -> bool:
         """Whether a call is one for the loss, and the layer is trained."""
         if not module.training:
             rows.evaluated.add(self.layer.name)
             return False
         return any(p.requires_grad for p in self.layer.parameters)
 
-    def _counts(self, rows: Rows, z: Tensor) -> bool:
+    def _counts(self, rows: PerSampleGradients, z: Tensor) -> bool:
         """Whether a call that autograd takes care of is heard; what is strange about it."""
         if rows.ignoring or torch._C._functorch.peek_interpreter_stack() is not None:
             return False
@@ -271,7 +272,9 @@ class _Uses:
         if self._size > _WAITING:
             self.add_up()
 
-    def _of_another_pass(self, rows: Rows | None, g: Tensor | None, spared: bool) -> None:
+    def _of_another_pass(
+        self, rows: PerSampleGradients | None, g: Tensor | None, spared: bool
+    ) -> None:
         if rows is not None and (rows.ignoring or g is None):
             return
         if spared:
@@ -295,10 +298,12 @@ class _Uses:
                     for z, g in samples.first(self.layer, *use, self._layouts):
                         alike.setdefault(z.shape, []).append((z, g))
                 for some in alike.values():
-                    self.sums[spared] = self.layer.products(some, self.sums.get(spared))
+                    self.sums[spared] = self.layer.per_sample_outer_products(
+                        some, self.sums.get(spared)
+                    )
 
 
-class _Weak(Listener):
+class _Weak(UncopiedHook):
     """A hook on a method whose object may go: then it is silent."""
 
     def __init__(self, method: Callable[..., Any]) -> None:

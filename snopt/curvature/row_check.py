@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature.per_sample import Rows
+from snopt.curvature.per_sample import PerSampleGradients
 from snopt.layers.base import Layer
 
 FIRST_STEPS, EVERY = 3, 50
@@ -38,7 +38,7 @@ def gradient_factor(
     layers: Mapping[str, Layer],
     found: Mapping[str, Tensor],
     scale: float,
-    rows: Rows,
+    rows: PerSampleGradients,
     bound: float,
 ) -> float:
     """The one factor by which the layers' gradients differ from the sums of their rows.
@@ -107,7 +107,7 @@ def gradient_factor(
     raise ValueError(_difference(layers[names[worst]], rows, products[worst]))
 
 
-def _difference(layer: Layer, rows: Rows, products: list[float]) -> str:
+def _difference(layer: Layer, rows: PerSampleGradients, products: list[float]) -> str:
     name, (ss, _, gg, _) = layer.name, products
     return (
         f"the gradient of layer {name!r} (norm {gg**0.5:.4g}) is not the sum of its samples' "
@@ -116,7 +116,7 @@ def _difference(layer: Layer, rows: Rows, products: list[float]) -> str:
     )
 
 
-def _cause(name: str, rows: Rows) -> str:
+def _cause(name: str, rows: PerSampleGradients) -> str:
     if name in rows.inner:
         return (
             "it is differentiated inside the model as well (torch.autograd.grad with "

@@ -14,7 +14,7 @@ from snopt.ode.passes import Pass
 
 
 @dataclass
-class Sums:
+class FactorSums:
     """The four sums behind one layer's factors, and the backward pass that added to them last."""
 
     a: Tensor
@@ -25,7 +25,7 @@ class Sums:
     kind: Pass = Pass.INNER
 
     @classmethod
-    def zeros(cls, layer: Layer) -> Sums:
+    def zeros(cls, layer: Layer) -> FactorSums:
         """Nothing seen yet."""
         groups, out, width = layer.shape
         like = layer.weight.detach()

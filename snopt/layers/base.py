@@ -73,7 +73,7 @@ class Layer(ABC):
         return matrix.shape[0], matrix.shape[1], matrix.shape[2] + (self.bias is not None)
 
     @property
-    def modes(self) -> tuple[tuple[int, ...], ...]:
+    def input_factor_sizes(self) -> tuple[tuple[int, ...], ...]:
         """How ``in`` divides where gradient statistics are kept: whole, or as products of sizes."""
         return ((self.shape[2],),)
 
@@ -151,7 +151,7 @@ class Layer(ABC):
         inputs = self.input_moment(z, dtype, rows) if with_inputs else None
         return inputs, cotangents.mT @ cotangents, rows, used
 
-    def products(
+    def per_sample_outer_products(
         self, uses: Sequence[tuple[Tensor, Tensor]], onto: Products | None = None
     ) -> Products:
         """Each sample's sums of outer products over its rows: its share of the gradient.
@@ -162,7 +162,7 @@ class Layer(ABC):
             onto: earlier sums, which these are added to in place.
 
         Returns:
-            What :meth:`by_sample` reads.
+            What :meth:`per_sample_gradients` reads.
         """
         inputs, cotangents = zip(*uses, strict=True)
         x = self._by_sample(inputs, self.input_rows)
@@ -175,7 +175,7 @@ class Layer(ABC):
             old.add_(new)
         return onto
 
-    def by_sample(self, products: Products) -> Tensor:
+    def per_sample_gradients(self, products: Products) -> Tensor:
         """Each sample's share of the gradient: (samples, groups, out, in), a bias last."""
         found, *bias = (_split(sums, 0, (self.groups, -1)) for sums in products)
         if bias:

@@ -25,7 +25,7 @@ class _Convolution(Layer):
 
     @property
     @override
-    def modes(self) -> tuple[tuple[int, ...], ...]:
+    def input_factor_sizes(self) -> tuple[tuple[int, ...], ...]:
         positions = prod(self.module.kernel_size)
         patch = ((self.shape[2] - (self.bias is not None)) // positions, positions)
         return (patch,) if self.bias is None else (patch, (1,))

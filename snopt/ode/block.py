@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from snopt.errors import SolverError
 from snopt.ode.compiled import compiled_step
 from snopt.ode.field import FlatField
-from snopt.ode.gradients import GRADIENTS, Observer, Solve, solve, solve_to_end, together
+from snopt.ode.gradients import GRADIENTS, Observer, SolveContext, solve, solve_to_end, together
 from snopt.ode.gradients.held import Held
 from snopt.ode.integrate import Solver, Statistics, step_grid
 from snopt.ode.joining import Place
 from snopt.ode.methods import split_options
 from snopt.ode.packing import Layout, State, all_finite, batch_size, checked, is_vector
 from snopt.ode.passes import Pass, kind_of_pass
-from snopt.ode.runge_kutta import TABLEAUS, clock, step
+from snopt.ode.runge_kutta import TABLEAUS, stage_times, step
 from snopt.ode.signature import check_names
 from snopt.ode.times import span_of, times_of
 from snopt.ode.tracing import exporting, transformed
@@ -146,15 +146,15 @@ class ODEBlock(nn.Module):
         layout, times = Layout.of(x), self._times(t)
         flat = layout.pack(x)
         seen, flat = flat.dtype, self._carried(flat, times)
-        problem = self._problem(layout, flat, seen)
+        context = self._context(layout, flat, seen)
         batch = 0 if exporting() else self.samples_of(x)
         try:
-            out = (solve_to_end if t is None else solve)(problem, flat, times)
+            out = (solve_to_end if t is None else solve)(context, flat, times)
         except SolverError as failure:
             error = failure.blaming(flat)
             if self.on_failure != "partial" or t is not None:
                 raise error from None
-            out = self._partial(problem, flat, times, error)
+            out = self._partial(context, flat, times, error)
         # Most batches are as large as the ones before: then there is nothing to learn.
         news = batch != self.samples or batch != self._asked or bool(self.listeners)
         if news and out.requires_grad and not (exporting() or transformed()):
@@ -199,8 +199,8 @@ class ODEBlock(nn.Module):
         return 1 if self.one_sample and is_vector(state) else batch_size(state)
 
     @property
-    def unrolls(self) -> bool:
-        """Whether this call may be part of a compiled region: :meth:`unrolled` instead of a call.
+    def can_unroll(self) -> bool:
+        """Whether this call may be part of a compiled region: :meth:`unroll` instead of a call.
 
         That takes ``options={"compile": True}``, direct backpropagation in training, and nobody who
         watches the solve.
@@ -210,18 +210,19 @@ class ODEBlock(nn.Module):
         return training and self.compile_step and plain
 
     def grid(self, like: Tensor) -> Tensor:
-        """Stage times of the equal steps over ``t_span``: see :func:`snopt.ode.runge_kutta.clock`.
+        """Times of the stages of the equal steps over ``t_span``: a row for each step.
 
         Args:
             like: a tensor of the state's dtype and device.
         """
         ((times, dt, end),) = step_grid(self._times(None), self.solver.steps or 1)
-        return clock(times, dt, TABLEAUS[self.solver.method], like, end)
+        return stage_times(times, dt, TABLEAUS[self.solver.method], like, end)
 
-    def unrolled(self, x: Tensor, grid: Tensor) -> Tensor:
+    def unroll(self, x: Tensor, grid: Tensor) -> Tensor:
         """x(t1) as a plain differentiable function, for a compiled region of the caller's own.
 
-        Nothing is counted, checked or watched: tell :meth:`account` of it outside the region.
+        Nothing is counted, checked or watched: call :meth:`record_external_solves` outside the
+        region.
 
         Args:
             x: initial state, one tensor (N, ...).
@@ -233,8 +234,8 @@ class ODEBlock(nn.Module):
             x = step(function, row, x, tableau)
         return x
 
-    def account(self, x: Tensor, solves: int) -> None:
-        """Count solves by :meth:`unrolled`, and check what they ended in.
+    def record_external_solves(self, x: Tensor, solves: int) -> None:
+        """Count solves by :meth:`unroll`, and check what they ended in.
 
         Args:
             x: the state after the last of them.
@@ -254,11 +255,11 @@ class ODEBlock(nn.Module):
     def _times(self, t: Tensor | Sequence[float] | None) -> Tensor:
         return torch.tensor(self._t_span, dtype=torch.float64) if t is None else times_of(t)
 
-    def _problem(self, layout: Layout, flat: Tensor, seen: torch.dtype) -> Solve:
+    def _context(self, layout: Layout, flat: Tensor, seen: torch.dtype) -> SolveContext:
         function = FlatField(self.field, layout, flat, seen)
         watched = bool(self.observers) and torch.is_grad_enabled()
         observer = together(self.observers) if watched else None
-        return Solve(
+        return SolveContext(
             field=function,
             module=self.field,
             layout=layout,
@@ -311,16 +312,18 @@ class ODEBlock(nn.Module):
         # Evaluation remembers its own steps, so that it leaves no trace in training.
         return direction if self.training else f"{direction} in evaluation"
 
-    def _partial(self, problem: Solve, flat: Tensor, times: Tensor, error: SolverError) -> Tensor:
-        reached = error.time if problem.solver.adaptive else self._last_finite(problem, flat, times)
+    def _partial(
+        self, context: SolveContext, flat: Tensor, times: Tensor, error: SolverError
+    ) -> Tensor:
+        reached = error.time if context.solver.adaptive else self._last_finite(context, flat, times)
         logger.warning("solve stopped early, its state at t = %g is used: %s", reached, error)
         if reached == float(times[0]):
             return flat.clone()
         return solve_to_end(
-            problem, flat, torch.tensor([float(times[0]), reached], dtype=times.dtype)
+            context, flat, torch.tensor([float(times[0]), reached], dtype=times.dtype)
         )
 
-    def _last_finite(self, problem: Solve, flat: Tensor, times: Tensor) -> float:
+    def _last_finite(self, context: SolveContext, flat: Tensor, times: Tensor) -> float:
         """Where fixed steps, which go on whatever happens, were still finite."""
         reached = float(times[0])
 
@@ -330,7 +333,7 @@ class ODEBlock(nn.Module):
                 reached = time
 
         with torch.no_grad(), contextlib.suppress(SolverError):
-            problem.integrate("forward", problem.field, flat, times, on_step=on_step)
+            context.integrate("forward", context.field, flat, times, on_step=on_step)
         return reached
 
     def solver_state(self) -> dict[str, Any]:

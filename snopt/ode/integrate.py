@@ -20,7 +20,7 @@ from torch import Tensor
 from snopt.errors import SolverError
 from snopt.ode.methods import callbacks_of, check_method, check_steps, count, tolerance
 from snopt.ode.packing import all_finite
-from snopt.ode.runge_kutta import TABLEAUS, Field, clock, step
+from snopt.ode.runge_kutta import TABLEAUS, Field, stage_times, step
 from snopt.ode.times import time_dtype
 
 OnStep = Callable[[float, Tensor, float], None]
@@ -124,16 +124,16 @@ class _RightHandSide:
         function: Field,
         sign: float,
         solver: Solver,
-        on_try: Callable[[], None] | None,
+        on_attempt: Callable[[], None] | None,
         on_step: OnStep | None,
         end: float,
-        land: bool,
+        exact_endpoint: bool,
         limit: float,
     ) -> None:
-        self.end, self.land, self.limit = end, land, limit
+        self.end, self.exact_endpoint, self.limit = end, exact_endpoint, limit
         self.last: Tensor | None = None
         self.function, self.sign, self.solver = function, sign, solver
-        self.on_try, self.on_step = on_try, on_step
+        self.on_attempt, self.on_step = on_attempt, on_step
         self.pending: tuple[Tensor | float, Tensor, Tensor | float] | None = None
         self.statistics = Statistics()
         self.tried = 0
@@ -141,7 +141,7 @@ class _RightHandSide:
         self.dt: float | None = None
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
-        if self.land and self.statistics.nfe == 1:
+        if self.exact_endpoint and self.statistics.nfe == 1:
             # The search for the first step looks ahead, maybe past the end.
             s = s.clamp(max=self.end)
         self.last = s
@@ -162,18 +162,18 @@ class _RightHandSide:
         if self.passed_the_end():
             error.add_note(f"The field was called past the end of the solve: {_PAST_THE_END}.")
 
-    def _try_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
+    def _attempt_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
         self.time, self.dt = _number(s) * self.sign, _number(ds) * self.sign
         self._count_try()
-        if self.on_try is not None:
-            self.on_try()
+        if self.on_attempt is not None:
+            self.on_attempt()
 
     def _count_try(self) -> None:
         self.tried += 1
         if self.tried > self.limit:
             raise _TooManySteps
 
-    def _keep_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
+    def _accept_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
         # The length that was proposed, before the step was cut to land on an output time.
         self.statistics.longest = max(self.statistics.longest, abs(self.dt or 0.0))
         length = _number(ds)
@@ -183,13 +183,13 @@ class _RightHandSide:
     def begin_fixed_step(self, s: Tensor | float, y: Tensor, ds: Tensor | float) -> None:
         """A step that is kept whatever it does, so that its beginning ends the one before."""
         self.end_fixed_step()
-        self._try_step(s, y, ds)
+        self._attempt_step(s, y, ds)
         self.pending = (s, y, ds)
 
     def end_fixed_step(self) -> None:
         """Report the fixed step that was begun last."""
         if self.pending is not None:
-            self._keep_step(*self.pending)
+            self._accept_step(*self.pending)
         self.pending = None
 
 
@@ -198,8 +198,8 @@ class _FixedRightHandSide(_RightHandSide):
 
 
 class _AdaptiveRightHandSide(_RightHandSide):
-    callback_step = _RightHandSide._try_step
-    callback_accept_step = _RightHandSide._keep_step
+    callback_step = _RightHandSide._attempt_step
+    callback_accept_step = _RightHandSide._accept_step
 
 
 class _UnheardRightHandSide(_RightHandSide):
@@ -230,8 +230,8 @@ def integrate(
     *,
     norm: Callable[[Tensor], Tensor] | None = None,
     first_step: float | None = None,
-    land: bool = False,
-    on_try: Callable[[], None] | None = None,
+    exact_endpoint: bool = False,
+    on_attempt: Callable[[], None] | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, Statistics]:
     """Solve ``y' = function(t, y)`` from ``y(t[0]) = y0`` to every later time in ``t``.
@@ -243,8 +243,8 @@ def integrate(
         solver: method, tolerances and options.
         norm: error norm of an adaptive method; root mean square by default.
         first_step: length of the first step; searched for by default (one more evaluation).
-        land: step exactly onto the last time instead of past it with interpolation.
-        on_try: called before the stages of every step that is tried.
+        exact_endpoint: step exactly onto the last time instead of past it with interpolation.
+        on_attempt: called before the stages of every step that is tried.
         on_step: called for every kept step.
 
     Returns:
@@ -255,7 +255,7 @@ def integrate(
     """
     sign = 1.0 if t[-1] > t[0] else -1.0
     rhs = _right_hand_side(solver)(
-        function, sign, solver, on_try, on_step, float(t[-1]) * sign, land,
+        function, sign, solver, on_attempt, on_step, float(t[-1]) * sign, exact_endpoint,
         solver.limit(len(t) - 1),
     )  # fmt: skip
     times = (t * sign).to(time_dtype(y0.device)).to(y0.device)
@@ -265,7 +265,7 @@ def integrate(
             options["norm"] = norm
         if first_step is not None:
             options["first_step"] = first_step
-        if land:
+        if exact_endpoint:
             options["step_t"] = _with_end(options.get("step_t"), times)
         if times.dtype != torch.float64:
             options.setdefault("dtype", times.dtype)
@@ -325,7 +325,7 @@ def _with_end(step_t: Tensor | None, times: Tensor) -> Tensor:
 def _fixed_steps(rhs: _RightHandSide, y0: Tensor, t: Tensor, solver: Solver) -> Tensor:
     outputs, y, tableau = [y0], y0, TABLEAUS[solver.method]
     for times, dt, end in step_grid(t, solver.steps or 1):
-        for time, row in zip(times, clock(times, dt, tableau, y0, end), strict=True):
+        for time, row in zip(times, stage_times(times, dt, tableau, y0, end), strict=True):
             rhs.begin_fixed_step(time * rhs.sign, y, dt * rhs.sign)
             y = step(rhs.forwards, row, y, tableau, dt)
         outputs.append(y)

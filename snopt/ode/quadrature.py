@@ -19,7 +19,7 @@ Slopes = Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Time derivatives (y', a') at (t, y, a)."""
 
 
-class Nodes(Protocol):
+class Quadrature(Protocol):
     """A quadrature rule fed with step boundaries."""
 
     def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
@@ -29,7 +29,7 @@ class Nodes(Protocol):
         """No further boundary comes."""
 
 
-class StepNodes:
+class MidpointRule:
     """The midpoint rule on the solver's own steps: one node per kept step.
 
     State and adjoint there are the means of those at the step's two ends. The error falls with the
@@ -37,38 +37,40 @@ class StepNodes:
     node less.
     """
 
-    def __init__(self, visit: Visit) -> None:
-        self.visit = visit
+    def __init__(self, evaluate_node: Visit) -> None:
+        self.evaluate_node = evaluate_node
         self.last: tuple[float, Tensor, Tensor] | None = None
 
     def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
-        """See :class:`Nodes`."""
+        """See :class:`Quadrature`."""
         if self.last is not None:
             t0, y0, a0 = self.last
-            self.visit((t0 + t) / 2, (y0 + y) / 2, (a0 + a) / 2, abs(t - t0))
+            self.evaluate_node((t0 + t) / 2, (y0 + y) / 2, (a0 + a) / 2, abs(t - t0))
         self.last = (t, y, a)
 
     def finish(self) -> None:
-        """See :class:`Nodes`."""
+        """See :class:`Quadrature`."""
         self.last = None
 
 
-class GridNodes:
+class TrapezoidalRule:
     """The trapezoidal rule on equally spaced times, the choice of Liu et al. (2021).
 
     States between two boundaries come from cubic Hermite interpolation, so that the solve itself is
     the ordinary one and no solution is stored.
 
     Args:
-        visit: called for every node.
+        evaluate_node: called for every node.
         slopes: time derivatives at a boundary.
         start: time of the first boundary.
         end: time of the last boundary.
         points: nodes on the interval, both ends included, at least 2.
     """
 
-    def __init__(self, visit: Visit, slopes: Slopes, start: float, end: float, points: int) -> None:
-        self.visit, self.slopes, self.end = visit, slopes, end
+    def __init__(
+        self, evaluate_node: Visit, slopes: Slopes, start: float, end: float, points: int
+    ) -> None:
+        self.evaluate_node, self.slopes, self.end = evaluate_node, slopes, end
         spacing = (end - start) / (points - 1)
         self.weight = abs(spacing)
         self.pending = [start + i * spacing for i in range(points - 1)] + [end]
@@ -77,7 +79,7 @@ class GridNodes:
         self.last: tuple[float, Tensor, Tensor, Tensor, Tensor] | None = None
 
     def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
-        """See :class:`Nodes`."""
+        """See :class:`Quadrature`."""
         dy, da = self.slopes(t, y, a)
         if self.last is not None:
             t0, y0, a0, dy0, da0 = self.last
@@ -85,7 +87,7 @@ class GridNodes:
             while self.pending and (self.pending[-1] <= t if forwards else self.pending[-1] >= t):
                 s = self.pending.pop()
                 edge = len(self.pending) in (0, self.points - 1)
-                self.visit(
+                self.evaluate_node(
                     s,
                     _hermite(t0, t, s, y0, y, dy0, dy),
                     _hermite(t0, t, s, a0, a, da0, da),
@@ -94,7 +96,7 @@ class GridNodes:
         self.last = (t, y, a, dy, da)
 
     def finish(self) -> None:
-        """See :class:`Nodes`."""
+        """See :class:`Quadrature`."""
         self.last = None
 
 

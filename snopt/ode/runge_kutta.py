@@ -66,7 +66,7 @@ know is a method of our own, for equal steps alone. A further one is one row mor
 Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.1 to II.5."""
 
 
-def clock(
+def stage_times(
     times: Sequence[float], dt: float, tableau: Tableau, like: Tensor, end: float | None = None
 ) -> Tensor:
     """Stage times of equal steps, and their length: a row (t_1, ..., t_s, dt) for each step.
@@ -93,7 +93,7 @@ def step(field: Field, row: Tensor, y: Tensor, tableau: Tableau, dt: float | Non
 
     Args:
         field: the vector field.
-        row: the step's row of :func:`clock`.
+        row: the step's row of :func:`stage_times`.
         y: state of any shape.
         tableau: the method.
         dt: the row's last number. With it, weights are plain numbers and two thirds of the

@@ -13,7 +13,7 @@ class Coverage:
     Attributes:
         preconditioned: the layer of every preconditioned parameter, by parameter name.
         plain: the reason for every other parameter, by parameter name.
-        sizes: numbers in every parameter, by name.
+        sizes: elements of every parameter, by name.
     """
 
     preconditioned: Mapping[str, str]
@@ -22,7 +22,7 @@ class Coverage:
 
     @property
     def fraction(self) -> float:
-        """Preconditioned numbers over all numbers."""
+        """Fraction of the parameters' elements that are preconditioned."""
         covered = sum(self.sizes[name] for name in self.preconditioned)
         return covered / max(1, sum(self.sizes.values()))
 

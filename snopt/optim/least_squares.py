@@ -4,18 +4,19 @@ With l_i the loss of sample i and r_i = sqrt(2 l_i), the mean loss is (1/2N) sum
 Gauss-Newton matrix is R^T R, where row i of R is the gradient of l_i divided by r_i sqrt(N). With
 v_i = r_i / sqrt(N) the gradient is R^T v, and a step d, which is subtracted, solves
 
-    min |R d - v|^2 + max(near, 0.1) damping (d - p)^T W^-1 (d - p),
-    p = momentum d' + near decay W w,  near = min(1, |v|),
+    min |R d - v|^2 + max(c, 0.1) damping (d - p)^T W^-1 (d - p),
+    p = momentum d' + c decay W w,  c = min(1, |v|),
 
 d' being the step before, w the parameters and W the groups' learning rates over the largest of
 them. R has as many rows as the batch has samples, so the solution is a Cholesky factorisation of
 that size:
 
-    d = p + W R^T (R W R^T + max(near, 0.1) damping)^-1 (v - R p).
+    d = p + W R^T (R W R^T + max(c, 0.1) damping)^-1 (v - R p).
 
 Weights decay where that leaves the batch's outputs alone, and less as the losses fall, so that
-nothing holds the loss above zero. Rows are as small as roots, so damping falls with them, but not
-without end: steps would stay as long at losses of nothing, and jump.
+nothing holds the loss above zero. Rows of R scale with r_i, so the damping is scaled by |v| too,
+but only down to a tenth: below that, steps would keep their length while the loss vanishes, and the
+loss would jump.
 
 Source: Gauss-Newton on roots of losses is the textbook's (Nocedal and Wright 2006, section 10.3);
 damping by |v| is Fan and Yuan's (2005), a decay that fades Bakushinskii's (1992, iteratively
@@ -35,17 +36,17 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from snopt.curvature.hearing import ONE_PASS, Hearing
-from snopt.curvature.per_sample import Rows
+from snopt.curvature.per_sample import PerSampleGradients
 from snopt.curvature.row_check import EVERY, FIRST_STEPS, check_row, gradient_factor, tolerance
 from snopt.layers.base import Layer
 from snopt.ode.gradients import GRADIENTS, through_layers
 from snopt.optim.backtracking import Backtracking
-from snopt.optim.method import Closure, Method, Parts, Step
+from snopt.optim.method import Closure, Method, ModelView, Step
 from snopt.optim.saving import copied, reading
 
 logger = logging.getLogger(__name__)
 
-LEAST_NEAR = 0.1
+MIN_DAMPING_FRACTION = 0.1
 """The share of the damping that stays however small the losses are."""
 
 
@@ -79,7 +80,7 @@ class LeastSquares(Method):
 
     needs_curvature_pass = "rule='gauss_newton'"
 
-    def __init__(self, parts: Parts, backtrack: float) -> None:
+    def __init__(self, parts: ModelView, backtrack: float) -> None:
         if not parts.layers:
             raise ValueError(
                 "rule='gauss_newton' needs a linear layer or a convolution to train, and the model "
@@ -102,7 +103,7 @@ class LeastSquares(Method):
             if GRADIENTS[block.gradient].repeats_steps
             for m in block.field.modules()
         }
-        self.capture = Rows(
+        self.capture = PerSampleGradients(
             self.layers, {n for n, x in self.layers.items() if id(x.module) in repeated}
         )
         self.stopwatch = self.capture.stopwatch
@@ -267,15 +268,17 @@ class LeastSquares(Method):
         weights, largest = self._weights()
         gram = torch.zeros(samples, samples, dtype=torch.float64, device=roots.device)
         target = (roots / samples**0.5).double()
-        near = min(1.0, float(target.norm()))
+        residual_norm = min(1.0, float(target.norm()))
         target = target * factor  # of a gradient that was clipped, by the same share
         scaled, priors = {}, {}
         for name, products in rows.items():
             r = scaled[name] = products.flatten(1) * factors.to(products.dtype).unsqueeze(1)
             gram += (r @ r.mT).double() * weights[name]
-            prior = priors[name] = self._prior(name, near * weights[name]).to(r.dtype)
+            prior = priors[name] = self._prior(name, residual_norm * weights[name]).to(r.dtype)
             target -= (r @ prior.flatten()).double()
-        solution = self._solved(gram, target, max(near, LEAST_NEAR) * self.damping)
+        solution = self._solved(
+            gram, target, max(residual_norm, MIN_DAMPING_FRACTION) * self.damping
+        )
         if solution is None:
             return {name: torch.zeros_like(products[0]) for name, products in rows.items()}
         found = {}
@@ -306,7 +309,7 @@ class LeastSquares(Method):
             self.failures += 1
             logger.warning("gradients of single samples are not finite: no step is taken")
             return None
-        # Fitted samples have rows of zeros: any number above zero will do for them.
+        # Samples that are fitted exactly have zero rows; any positive damping works.
         least = torch.finfo(torch.float32).eps * self._measured["gram_mean"]
         damping = max(damping, torch.finfo(torch.float64).tiny)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)

@@ -11,7 +11,7 @@ from snopt.curvature.processes import Processes
 from snopt.layers.base import Layer
 from snopt.ode.block import ODEBlock
 from snopt.optim.coverage import Coverage
-from snopt.optim.method import Parts
+from snopt.optim.method import ModelView
 from snopt.optim.selection import FROZEN, select_layers, uncalled
 from snopt.optim.settings import Kind, in_force
 
@@ -26,7 +26,7 @@ class Members:
         heard: whether layers are known by being called, not by their gradients alone.
         known: settings of the groups.
         foreign: settings of other rules' groups.
-        beside: what else a method is told, see :class:`snopt.optim.method.Parts`.
+        beside: what else a method is told, see :class:`snopt.optim.method.ModelView`.
 
     Attributes:
         names: of the parameters, by ``id``.
@@ -61,7 +61,7 @@ class Members:
         """The parameters by name."""
         return {self.names[i]: p for i, p in self.by_id.items()}
 
-    def parts(self, modules: Iterable[tuple[str, nn.Module]]) -> Parts:
+    def parts(self, modules: Iterable[tuple[str, nn.Module]]) -> ModelView:
         """What a method needs of these modules, and of all blocks and parameters."""
         for place, group in enumerate(self._groups):
             for name, p in zip(group["param_names"], group["params"], strict=True):
@@ -82,11 +82,11 @@ class Members:
         self._reasons.update(reasons)
         by_name = self.by_name
         processes = Processes(by_name.values(), self._process_group)
-        return Parts(
+        return ModelView(
             layers, blocks, by_name, self.settings, self._groups, processes, **self._beside
         )
 
-    def extend(self, modules: list[tuple[str, nn.Module]]) -> Parts:
+    def extend(self, modules: list[tuple[str, nn.Module]]) -> ModelView:
         """As :meth:`parts`, for the modules of a group that was added."""
         self._modules += modules
         return self.parts(modules)

@@ -19,7 +19,7 @@ Closure = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModelView:
     """The parts of a model that a method needs.
 
     Attributes:
@@ -150,7 +150,7 @@ class Method(ABC):
     def close(self) -> None:
         """Take hooks and observers off the model, for good."""
 
-    def extend(self, parts: Parts) -> None:
+    def extend(self, parts: ModelView) -> None:
         """Take in the layers of a new parameter group.
 
         Args:

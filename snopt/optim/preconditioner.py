@@ -24,12 +24,12 @@ from snopt.curvature.kronecker import (
     eigenbasis,
     followed,
 )
-from snopt.curvature.loss_hessian import gather, loss_columns
+from snopt.curvature.loss_hessian import gather, loss_hessian_sqrt_columns
 from snopt.curvature.processes import shared_basis
 from snopt.errors import FactorizationError
 from snopt.optim.damping import LevenbergMarquardt, controller_at
 from snopt.optim.judging import judge
-from snopt.optim.method import Closure, Method, Parts, Step
+from snopt.optim.method import Closure, Method, ModelView, Step
 from snopt.optim.rule import State
 from snopt.optim.saving import copied, read_layer, reading
 from snopt.optim.scaling import Scaling
@@ -49,7 +49,7 @@ class Preconditioner(Method):
         rule: the update rule, and how curvature is gathered for it.
     """
 
-    def __init__(self, parts: Parts, rule: Scaling) -> None:
+    def __init__(self, parts: ModelView, rule: Scaling) -> None:
         self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
         self.groups, self.processes, self.rule = parts.groups, parts.processes, rule
         self.parameters = parts.parameters
@@ -124,7 +124,7 @@ class Preconditioner(Method):
         outputs = outputs.movedim(batch_dim, 0)
         # Processes have samples of their own, and draw for themselves.
         seed = self.seed + self.draws + _SEEDS_APART * self.processes.rank
-        columns = loss_columns(outputs.detach(), likelihood, self.rule.curvature, seed)
+        columns = loss_hessian_sqrt_columns(outputs.detach(), likelihood, self.rule.curvature, seed)
         self.draws += 1
         gather(self.capture, self.blocks, parameters, outputs, columns)
 
@@ -151,7 +151,7 @@ class Preconditioner(Method):
         self.tally.clear()
 
     @override
-    def extend(self, parts: Parts) -> None:
+    def extend(self, parts: ModelView) -> None:
         self.layers.update(parts.layers)
         self.blocks, self.processes = parts.blocks, parts.processes
         self.parameters = parts.parameters
@@ -325,7 +325,9 @@ class Preconditioner(Method):
         for name, grad in grads.items():
             # Factors of the backward solve are whole, and what is added to them must be too.
             modes = (
-                self.layers[name].modes if self.rule.basis == "gradient" else ((grad.shape[2],),)
+                self.layers[name].input_factor_sizes
+                if self.rule.basis == "gradient"
+                else ((grad.shape[2],),)
             )
             self.averages[name] = averaged(self.averages.get(name), grad, modes)
 

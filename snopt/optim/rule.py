@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from snopt.optim.method import Method, Parts
+from snopt.optim.method import Method, ModelView
 from snopt.optim.settings import LIMIT, Count, kinds, setting, validate
 
 State = dict[str, Any]
@@ -50,7 +50,7 @@ class Rule(ABC):
         validate(vars(self), kinds(self))
 
     @abstractmethod
-    def method(self, parts: Parts) -> Method:
+    def method(self, parts: ModelView) -> Method:
         """What applies the rule to a model."""
 
     def fallback(self, state: State, grad: Tensor, settings: Mapping[str, Any]) -> Tensor:

@@ -210,7 +210,7 @@ def read_layer(
         )
     if widths != {width}:
         return None  # the bias was frozen then, or is now: the layer begins anew
-    expected = layer.modes if modes else ((width,),)
+    expected = layer.input_factor_sizes if modes else ((width,),)
     for right, _ in sides:
         if tuple(tuple(factor.shape[-1] for factor in term) for term in right) != expected:
             raise ValueError(f"the state of layer {name!r} was saved with another basis")

@@ -200,14 +200,14 @@ class ODERNN(SeriesRNN):
         for inputs, mask in zip(projected.split(sizes), masks.split(sizes), strict=True):
             states.append(self._region(h, inputs, mask, grid))
             h = states[-1][-1]
-            self.block.account(h, len(inputs))
+            self.block.record_external_solves(h, len(inputs))
         return states
 
     def _intervals(self, h: Tensor, projected: Tensor, masks: Tensor, grid: Tensor) -> Tensor:
         """Some intervals as a function of tensors alone."""
         states = []
         for inputs, mask in zip(projected.unbind(), masks.unbind(), strict=True):
-            h = self.block.unrolled(h, grid)
+            h = self.block.unroll(h, grid)
             h = torch.where(mask, self.cell(inputs, h), h)
             states.append(h)
         return torch.stack(states)
@@ -215,7 +215,7 @@ class ODERNN(SeriesRNN):
     def _compiles(self) -> bool:
         """Whether compiled regions may make this pass; hooks on what is inside would be silent."""
         # A block may have been replaced by another module, which then solves as it pleases.
-        if not (isinstance(self.block, ODEBlock) and self.block.unrolls):
+        if not (isinstance(self.block, ODEBlock) and self.block.can_unroll):
             return False
         return not any(
             m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import jacrev
 
 from snopt import ODEBlock, SNOpt
-from snopt.curvature.loss_hessian import loss_columns
+from snopt.curvature.loss_hessian import loss_hessian_sqrt_columns
 from tests.library import problems
 from tests.library.problems import GRADIENTS
 
@@ -21,7 +21,7 @@ def softmax_hessian(logits: Tensor) -> Tensor:
 def test_ggn_columns_are_a_root_of_the_loss_hessian(likelihood: str) -> None:
     torch.manual_seed(0)
     outputs = torch.randn(5, 4, dtype=torch.float64)
-    columns = [5 * c for c in loss_columns(outputs, likelihood, "ggn", 0)]
+    columns = [5 * c for c in loss_hessian_sqrt_columns(outputs, likelihood, "ggn", 0)]
     for n in range(5):
         total = sum(torch.outer(c[n], c[n]) for c in columns)
         exact = (
@@ -34,7 +34,7 @@ def test_ggn_columns_are_a_root_of_the_loss_hessian(likelihood: str) -> None:
 def test_fisher_columns_are_unbiased(likelihood: str) -> None:
     torch.manual_seed(0)
     outputs = torch.randn(1, 4, dtype=torch.float64).expand(200_000, -1)
-    (column,) = loss_columns(outputs, likelihood, "fisher", 0)
+    (column,) = loss_hessian_sqrt_columns(outputs, likelihood, "fisher", 0)
     column = 200_000 * column
     exact = softmax_hessian(outputs[0]) if likelihood == "categorical" else torch.eye(4).double()
     torch.testing.assert_close(column.T @ column / 200_000, exact, rtol=0, atol=0.02)
@@ -44,10 +44,10 @@ def test_fisher_columns_are_unbiased(likelihood: str) -> None:
 
 def test_gaussian_outputs_of_any_shape() -> None:
     outputs = torch.randn(3, 2, 4)
-    assert len(list(loss_columns(outputs, "gaussian", "ggn", 0))) == 8
-    assert next(loss_columns(outputs, "gaussian", "fisher", 0)).shape == outputs.shape
+    assert len(list(loss_hessian_sqrt_columns(outputs, "gaussian", "ggn", 0))) == 8
+    assert next(loss_hessian_sqrt_columns(outputs, "gaussian", "fisher", 0)).shape == outputs.shape
     with pytest.raises(ValueError, match=r"\(N, K\)"):
-        next(loss_columns(outputs, "categorical", "ggn", 0))
+        next(loss_hessian_sqrt_columns(outputs, "categorical", "ggn", 0))
 
 
 def build(kind: str = "adjoint") -> nn.Module:
@@ -174,5 +174,5 @@ def test_draws_follow_the_seed_and_differ_between_refreshes() -> None:
 
 def test_draws_leave_the_global_stream_alone() -> None:
     before = torch.random.get_rng_state()
-    next(loss_columns(torch.ones(3, 4), "categorical", "fisher", 0))
+    next(loss_hessian_sqrt_columns(torch.ones(3, 4), "categorical", "fisher", 0))
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -102,11 +102,12 @@ def test_a_group_is_a_group() -> None:
 
 def test_draws_differ_between_processes() -> None:
     """Curvature that is drawn from the model's distribution: one draw for each sample."""
-    from snopt.curvature.loss_hessian import loss_columns
+    from snopt.curvature.loss_hessian import loss_hessian_sqrt_columns
     from snopt.optim.preconditioner import _SEEDS_APART
 
     outputs = torch.zeros(4, 2, dtype=torch.float64)
     one, other = (
-        next(loss_columns(outputs, "gaussian", "fisher", seed)) for seed in (0, _SEEDS_APART)
+        next(loss_hessian_sqrt_columns(outputs, "gaussian", "fisher", seed))
+        for seed in (0, _SEEDS_APART)
     )
     assert not torch.equal(one, other)

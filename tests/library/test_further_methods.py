@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt import ODEBlock, SNOpt
-from snopt.ode.gradients import GRADIENTS, Gradient, Solve, detached
+from snopt.ode.gradients import GRADIENTS, Gradient, SolveContext, detached
 from snopt.ode.gradients.kept import Kept
 from snopt.ode.runge_kutta import TABLEAUS, Tableau
 from tests.library import problems
@@ -62,12 +62,12 @@ def test_a_method_without_a_tableau_is_named(ralston: str) -> None:
         ODEBlock(Decay(), method="ralson")
 
 
-def forward(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
+def forward(problem: SolveContext, y0: Tensor, t: Tensor) -> Kept:
     return Kept(t, problem.integrate("forward", problem.field, y0, t, norm=problem.norm))
 
 
 def by_differences(
-    problem: Solve, kept: Kept, inputs: tuple[Tensor, ...], cotangent: Tensor
+    problem: SolveContext, kept: Kept, inputs: tuple[Tensor, ...], cotangent: Tensor
 ) -> tuple[Tensor, ...]:
     """Gradients in every number by central differences: slow, and of no other method's making."""
     y0 = kept.states[0].clone()
@@ -85,7 +85,7 @@ def by_differences(
     return tuple(gradient(x) for x in (y0, *inputs))
 
 
-def differences(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+def differences(problem: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
     return detached(problem, y0, t, forward=forward, backward=by_differences)
 
 

@@ -25,7 +25,7 @@ from tests.library.classifiers import (
 )
 
 
-def by_sample(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def per_sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Losses (N,) and their gradients (N, P), one backward pass for each sample."""
     losses, grads = [], []
     for k in range(len(x)):
@@ -82,7 +82,7 @@ def test_a_step_is_the_dense_solution(kind: str) -> None:
             with torch.no_grad():
                 model.head.weight.mul_(5)
                 y = model(x).argmax(dim=1)
-        losses, grads = by_sample(model, x, y)
+        losses, grads = per_sample_gradients(model, x, y)
         roots = (2 * losses).sqrt()
         rows, target = grads / (roots * len(x) ** 0.5)[:, None], roots / len(x) ** 0.5
         near = min(1.0, (2 * losses.mean().item()) ** 0.5)

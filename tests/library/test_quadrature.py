@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snopt import ODEBlock, SNOpt
 from snopt.curvature.capture import FieldObserver
-from snopt.ode.quadrature import GridNodes, StepNodes
+from snopt.ode.quadrature import MidpointRule, TrapezoidalRule
 from tests.library import problems, reference
 from tests.library.problems import GRADIENTS
 from tests.library.training import distance, measured
@@ -36,7 +36,7 @@ def test_weights_add_up_to_the_interval(
     def spy(self: FieldObserver, solve: Any, t: float, y: Tensor, a: Tensor, w: float) -> None:
         seen.append((t, w))
 
-    monkeypatch.setattr(FieldObserver, "_visit", spy)
+    monkeypatch.setattr(FieldObserver, "_evaluate_node", spy)
     x, y = problems.data()
     block = ODEBlock(problems.field(), span, gradient=kind, **problems.SOLVERS[solver])
     SNOpt(block, sampling=sampling, grid_points=30)
@@ -57,7 +57,9 @@ def test_weights_of_a_trajectory_add_up(monkeypatch: pytest.MonkeyPatch) -> None
     for kind in GRADIENTS:
         for solver in ("dopri5", "rk4-steps"):
             total = []
-            monkeypatch.setattr(FieldObserver, "_visit", lambda *s, to=total: to.append(s[-1]))
+            monkeypatch.setattr(
+                FieldObserver, "_evaluate_node", lambda *s, to=total: to.append(s[-1])
+            )
             x, y = problems.data()
             block = ODEBlock(problems.field(), gradient=kind, **problems.SOLVERS[solver])
             SNOpt(block)
@@ -70,7 +72,7 @@ def test_weights_of_a_trajectory_add_up(monkeypatch: pytest.MonkeyPatch) -> None
 def test_rules_integrate_polynomials(steps: int) -> None:
     """The midpoint rule is exact for straight lines, Hermite interpolation for cubics."""
     found: list[tuple[float, Tensor, Tensor, float]] = []
-    visit = lambda *node: found.append(node)  # noqa: E731
+    evaluate_node = lambda *node: found.append(node)  # noqa: E731
     ts = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64).tolist()
 
     def state(t: float) -> Tensor:
@@ -79,13 +81,13 @@ def test_rules_integrate_polynomials(steps: int) -> None:
     def slope(t: float) -> Tensor:
         return torch.tensor([3 * t**2 - 1, 2.0], dtype=torch.float64)
 
-    midpoints = StepNodes(visit)
+    midpoints = MidpointRule(evaluate_node)
     for t in ts:
         midpoints.boundary(t, state(t), state(t))
     midpoints.finish()
     assert sum(w * y[1].item() for _, y, _, w in found) == pytest.approx(1.0)
     found.clear()
-    grid = GridNodes(visit, lambda t, y, a: (slope(t), slope(t)), 1.0, 0.0, 11)
+    grid = TrapezoidalRule(evaluate_node, lambda t, y, a: (slope(t), slope(t)), 1.0, 0.0, 11)
     for t in ts:
         grid.boundary(t, state(t), state(t))
     grid.finish()

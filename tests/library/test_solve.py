@@ -266,7 +266,7 @@ def test_landing_ends_a_step_on_the_last_time() -> None:
     steps: list[tuple[float, Tensor, float]] = []
     t = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
     states, _ = integrate(
-        lambda t, y: y, X, t, Solver(), land=True, on_step=lambda *s: steps.append(s)
+        lambda t, y: y, X, t, Solver(), exact_endpoint=True, on_step=lambda *s: steps.append(s)
     )
     last, _, dt = steps[-1]
     assert abs(last + dt - 1.0) < 1e-12

@@ -116,7 +116,7 @@ def test_direct_takes_the_steps_for_constants() -> None:
     with torch.no_grad():
         integrate(
             field, x, torch.tensor([0.0, 1.0], dtype=torch.float64), block.solver,
-            norm=lambda y: y.square().mean().sqrt(), land=True,
+            norm=lambda y: y.square().mean().sqrt(), exact_endpoint=True,
             on_step=lambda t, y, dt: kept.append(dt),
         )  # fmt: skip
     # One step of a given length each: max_step never cuts it, tolerance never refuses it.

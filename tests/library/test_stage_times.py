@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from snopt import ODEBlock
 from snopt.ode.gradients import GRADIENTS
 from snopt.ode.integrate import step_grid
-from snopt.ode.runge_kutta import TABLEAUS, clock
+from snopt.ode.runge_kutta import TABLEAUS, stage_times
 from tests.library import problems
 
 X = problems.data()[0]
@@ -196,8 +196,8 @@ def test_times_are_those_of_before_where_nothing_passes_the_end() -> None:
         for span in ((0.0, 1.0), (1.0, 0.0), (0.0, 2.5), (-1.0, 1.0), (3.0, 7.0)):
             for steps in (1, 2, 3, 4, 5, 6, 8, 10, 16, 20, 32):
                 ((times, dt, end),) = step_grid(torch.tensor(span, dtype=torch.float64), steps)
-                rows = clock(times, dt, tableau, like, end)
-                plain = clock(times, dt, tableau, like)
+                rows = stage_times(times, dt, tableau, like, end)
+                plain = stage_times(times, dt, tableau, like)
                 assert torch.equal(rows[:-1], plain[:-1])
                 assert torch.equal(rows, plain) or past_the_end(steps, *span)
                 assert torch.allclose(rows, plain, rtol=1e-15, atol=1e-15)

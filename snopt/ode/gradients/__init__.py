@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from snopt.ode.gradients import adjoint, checkpointed, direct
+from snopt.ode.gradients.context import Observer, SolveContext, vjp
 from snopt.ode.gradients.detached import detached
 from snopt.ode.gradients.entry import Gradient
-from snopt.ode.gradients.problem import Observer, Solve, vector_jacobian
 from snopt.ode.gradients.watching import together
 from snopt.ode.tracing import exporting, transformed
 
@@ -35,13 +35,13 @@ __all__ = [
     "GRADIENTS",
     "Gradient",
     "Observer",
-    "Solve",
+    "SolveContext",
     "detached",
     "solve",
     "solve_to_end",
     "through_layers",
     "together",
-    "vector_jacobian",
+    "vjp",
 ]
 
 GRADIENTS: dict[str, Gradient] = {
@@ -65,11 +65,11 @@ def through_layers() -> list[str]:
     return [name for name, kind in GRADIENTS.items() if kind.through_layers]
 
 
-def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+def solve(context: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
     """States at every time of ``t``, differentiable in ``y0`` and the parameters.
 
     Args:
-        problem: field, solver and kind of gradient.
+        context: field, solver and kind of gradient.
         y0: initial state, one tensor.
         t: times of shape (T,), float64 on the CPU.
 
@@ -81,47 +81,51 @@ def solve(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
         ValueError: a function transform or an export meets a solve that it cannot see through.
     """
     if exporting() or transformed():
-        return _seen_through(problem, y0, t)
+        return _seen_through(context, y0, t)
     if not torch.is_grad_enabled():
-        return evaluated(problem, y0, t)
-    kind = GRADIENTS[problem.gradient]
-    if problem.observer is not None or not kind.through_solver:
+        return evaluated(context, y0, t)
+    kind = GRADIENTS[context.gradient]
+    if context.observer is not None or not kind.through_solver:
         # Somebody will evaluate the field again for this solve.
-        problem.held = problem.hold(y0.device)
-    return kind.solve(problem, y0, t)
+        context.held = context.hold(y0.device)
+    return kind.solve(context, y0, t)
 
 
-def _seen_through(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+def _seen_through(context: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
     """Plain operations only, and none that looks at a number: for torch.export and torch.func."""
-    if problem.solver.steps is not None:
-        return torch.stack(direct.unrolled(problem, y0, t))
-    through_solver = GRADIENTS[problem.gradient].through_solver
-    if problem.solver.adaptive or not through_solver or exporting():
+    if context.solver.steps is not None:
+        return torch.stack(direct.unrolled(context, y0, t))
+    through_solver = GRADIENTS[context.gradient].through_solver
+    if context.solver.adaptive or not through_solver or exporting():
         raise ValueError(
             "torch.func and torch.export see through a solve only if the number of its steps is "
             "fixed: give options={'steps': ...}"
         )
-    return (direct.direct if torch.is_grad_enabled() else evaluated)(problem, y0, t)
+    return (direct.direct if torch.is_grad_enabled() else evaluated)(context, y0, t)
 
 
-def evaluated(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+def evaluated(context: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
     """:func:`solve` without a graph, by the very steps that the gradient would be taken through."""
-    field, norm, kind = problem.field, problem.norm, GRADIENTS[problem.gradient]
+    field, norm, kind = context.field, context.norm, GRADIENTS[context.gradient]
     if not kind.repeats_steps:
-        return problem.integrate("forward", field, y0, t, norm=norm, land=kind.through_solver)
+        return context.integrate(
+            "forward", field, y0, t, norm=norm, exact_endpoint=kind.through_solver
+        )
     states = [y0]
     for times in t.unfold(0, 2, 1):
-        found = problem.integrate("forward", field, states[-1], times, norm=norm, land=True)
+        found = context.integrate(
+            "forward", field, states[-1], times, norm=norm, exact_endpoint=True
+        )
         states.append(found[-1])
     return torch.stack(states)
 
 
-def solve_to_end(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+def solve_to_end(context: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
     """The state at the last time of ``t``, as :func:`solve`; a tensor of its own.
 
     What follows may change it in place: the backward pass does not need it.
     """
-    steps = problem.solver.steps is not None and GRADIENTS[problem.gradient].through_solver
-    if steps and problem.observer is None and torch.is_grad_enabled():
-        return direct.unrolled(problem, y0, t)[-1]
-    return solve(problem, y0, t)[-1].clone()
+    steps = context.solver.steps is not None and GRADIENTS[context.gradient].through_solver
+    if steps and context.observer is None and torch.is_grad_enabled():
+        return direct.unrolled(context, y0, t)[-1]
+    return solve(context, y0, t)[-1].clone()

@@ -7,26 +7,26 @@ import warnings
 import torch
 from torch import Tensor
 
+from snopt.ode.gradients.context import SolveContext, vjp
 from snopt.ode.gradients.held import drawn, generators
 from snopt.ode.gradients.kept import Kept
-from snopt.ode.gradients.problem import Solve, vector_jacobian
 from snopt.ode.packing import Layout
 from snopt.ode.runge_kutta import TABLEAUS
 
 
-def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
+def solved(context: SolveContext, y0: Tensor, t: Tensor) -> Kept:
     """The states alone."""
-    held = problem.held
+    held = context.held
     before = None if held is None or held.calm else generators(y0.device)
-    states = problem.integrate("forward", problem.field, y0, t, norm=problem.norm)
+    states = context.integrate("forward", context.field, y0, t, norm=context.norm)
     if held is None or before is None:
         return Kept(t, states)
     held.calm = not drawn(before, generators(y0.device))
     if not held.calm:
         warnings.warn(
-            f"field {type(problem.module).__name__} draws random numbers (dropout?) in each "
+            f"field {type(context.module).__name__} draws random numbers (dropout?) in each "
             "evaluation, other ones in the backward solve, so that "
-            f"gradient={problem.gradient!r} is not the gradient of what was computed: choose "
+            f"gradient={context.gradient!r} is not the gradient of what was computed: choose "
             "gradient='checkpoint' or 'direct', or draw them before each solve and set them on "
             "the field",
             stacklevel=2,
@@ -35,7 +35,7 @@ def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
 
 
 def backward(
-    problem: Solve,
+    context: SolveContext,
     kept: Kept,
     inputs: tuple[Tensor, ...],
     cotangent: Tensor,
@@ -45,7 +45,7 @@ def backward(
     """First order in docs/method.md: a' = -F_x^T a backwards, and its integral over F_theta.
 
     Args:
-        problem: field and solver.
+        context: field and solver.
         kept: the forward solve.
         inputs: whose gradients are wanted beside the initial state's.
         cotangent: of the states.
@@ -55,7 +55,7 @@ def backward(
     if not bool(torch.isfinite(cotangent).all()):
         # An overflow above the block is no failure of the solve: pass it on, as torch does.
         return tuple(torch.full_like(x, torch.nan) for x in (states[0], *inputs))
-    system = _AdjointSystem(problem, inputs, states[0], seminorm)
+    system = _AdjointSystem(context, inputs, states[0], seminorm)
     a = cotangent[-1]
     times = kept.times.tolist()
     for i in range(len(times) - 1, 0, -1):
@@ -72,20 +72,20 @@ class _AdjointSystem:
     """
 
     def __init__(
-        self, problem: Solve, parameters: tuple[Tensor, ...], like: Tensor, seminorm: bool
+        self, context: SolveContext, parameters: tuple[Tensor, ...], like: Tensor, seminorm: bool
     ) -> None:
-        self.problem, self.parameters, self.seminorm = problem, parameters, seminorm
-        self.summed = seminorm and problem.solver.method in TABLEAUS
+        self.context, self.parameters, self.seminorm = context, parameters, seminorm
+        self.summed = seminorm and context.solver.method in TABLEAUS
         self.carried_parameters = () if self.summed else parameters
         self.layout = Layout([like.shape, like.shape, *(p.shape for p in self.carried_parameters)])
         self.gradients = [torch.zeros_like(p) for p in parameters]
-        self.norm = problem.norm
+        self.norm = context.norm
         self.stages: list[tuple[Tensor, Tensor]] = []
         self.kept = self.inspected = False
 
     def backwards(self, start: float, end: float, y: Tensor, y_end: Tensor, a: Tensor) -> Tensor:
         """The adjoint at ``end`` from the adjoint ``a`` at ``start``; adds to the gradients."""
-        nodes = self.problem.watched(start, end)
+        nodes = self.context.watched(start, end)
         carried = () if self.summed else tuple(self.gradients)
 
         def on_step(time: float, flat: Tensor, dt: float) -> None:
@@ -97,14 +97,14 @@ class _AdjointSystem:
 
         self.stages.clear()
         self.kept = False
-        final = self.problem.integrate(
+        final = self.context.integrate(
             "backward",
             self,
             self.layout.pack((y, a, *carried)),
             torch.tensor([start, end], dtype=torch.float64),
             norm=self._norm,
-            land=self.summed,
-            on_try=self._forget_stages if self.summed else None,
+            exact_endpoint=self.summed,
+            on_attempt=self._forget_stages if self.summed else None,
             on_step=on_step,
         )[-1]
         _, a_end, *gradients = self.layout.unpack(final)
@@ -119,12 +119,12 @@ class _AdjointSystem:
         y, a, *_ = self.layout.unpack(flat)
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
-            slope = self.problem.field(t, y)
+            slope = self.context.field(t, y)
             if not self.inspected:
                 known = (y, *self.parameters)
-                self.problem.inspect(slope, known, lambda: self.problem.field(t, y))
+                self.context.inspect(slope, known, lambda: self.context.field(t, y))
                 self.inspected = True
-        grads = vector_jacobian([slope], (y, *self.carried_parameters), [-a], retain=self.summed)
+        grads = vjp([slope], (y, *self.carried_parameters), [-a], retain=self.summed)
         if self.summed:
             self.stages.append((slope, a))
         return self.layout.pack((slope.detach(), *grads))
@@ -139,7 +139,7 @@ class _AdjointSystem:
     def _forget_stages(self) -> None:
         # An adaptive method's first stage is the last one of the step it kept before, or, after a
         # rejection, the one it had.
-        if self.problem.solver.adaptive:
+        if self.context.solver.adaptive:
             self.stages = [self.stages[-1 if self.kept else 0]]
         else:
             self.stages = []
@@ -150,11 +150,11 @@ class _AdjointSystem:
         used = [
             (slope, a * (-weight * dt))
             for weight, (slope, a) in zip(
-                TABLEAUS[self.problem.solver.method].weights, self.stages, strict=False
+                TABLEAUS[self.context.solver.method].weights, self.stages, strict=False
             )
             if weight != 0.0
         ]
         slopes, cotangents = [slope for slope, _ in used], [a for _, a in used]
-        grads = vector_jacobian(slopes, self.parameters, cotangents, retain=True)
+        grads = vjp(slopes, self.parameters, cotangents, retain=True)
         if grads:
             torch._foreach_add_(self.gradients, grads)

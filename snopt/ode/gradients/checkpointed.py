@@ -13,48 +13,48 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from snopt.ode.gradients.context import SolveContext, vjp
 from snopt.ode.gradients.held import drawn, generators, set_generators
 from snopt.ode.gradients.kept import Kept, Step
-from snopt.ode.gradients.problem import Solve, vector_jacobian
 from snopt.ode.integrate import Statistics
-from snopt.ode.runge_kutta import clock
+from snopt.ode.runge_kutta import stage_times
 from snopt.ode.runge_kutta import step as runge_kutta_step
 
 _RANDOM: WeakSet[nn.Module] = WeakSet()
 """Fields that were seen to draw random numbers."""
 
 
-def solved(problem: Solve, y0: Tensor, t: Tensor) -> Kept:
+def solved(context: SolveContext, y0: Tensor, t: Tensor) -> Kept:
     """The states, and the steps between them."""
-    if problem.module in _RANDOM:
-        return _solved(problem, y0, t, _Recorder(problem, random=True))
-    held = problem.held
+    if context.module in _RANDOM:
+        return _solved(context, y0, t, _Recorder(context, random=True))
+    held = context.held
     before = None if held is None or held.calm else generators(y0.device)
-    found = _solved(problem, y0, t, _Recorder(problem, random=False))
+    found = _solved(context, y0, t, _Recorder(context, random=False))
     if held is None or before is None:
         return found
     held.calm = not drawn(before, generators(y0.device))
     if held.calm:
         return found
     # Only now it is known that numbers must be recorded: the same ones, once more.
-    _RANDOM.add(problem.module)
+    _RANDOM.add(context.module)
     set_generators(y0.device, before)
-    return _solved(problem, y0, t, _Recorder(problem, random=True))
+    return _solved(context, y0, t, _Recorder(context, random=True))
 
 
-def _solved(problem: Solve, y0: Tensor, t: Tensor, recorder: _Recorder) -> Kept:
+def _solved(context: SolveContext, y0: Tensor, t: Tensor, recorder: _Recorder) -> Kept:
     outputs: list[Tensor] = [y0]
     steps: list[list[Step]] = []
     for times in t.unfold(0, 2, 1):
         recorder.begin()
-        found = problem.integrate(
+        found = context.integrate(
             "forward",
             recorder.field,
             outputs[-1],
             times,
-            norm=problem.norm,
-            land=True,
-            on_try=recorder.on_try,
+            norm=context.norm,
+            exact_endpoint=True,
+            on_attempt=recorder.on_attempt,
             on_step=recorder.on_step,
         )
         outputs.append(found[-1])
@@ -66,7 +66,7 @@ class _Recorder:
     """The steps that are kept of a solve.
 
     Args:
-        problem: field and solver.
+        context: field and solver.
         random: whether the states of random generators are recorded.
 
     Attributes:
@@ -75,9 +75,9 @@ class _Recorder:
         steps: those of this interval.
     """
 
-    def __init__(self, problem: Solve, random: bool) -> None:
-        self.problem, self.random = problem, random
-        self.field = self._recorded if random else problem.field
+    def __init__(self, context: SolveContext, random: bool) -> None:
+        self.context, self.random = context, random
+        self.field = self._recorded if random else context.field
         self.starts: list[Tensor] = []
 
     def begin(self) -> None:
@@ -89,9 +89,9 @@ class _Recorder:
 
     def _recorded(self, t: Tensor, y: Tensor) -> Tensor:
         self._states.append(generators(y.device))
-        return self.problem.field(t, y)
+        return self.context.field(t, y)
 
-    def on_try(self) -> None:
+    def on_attempt(self) -> None:
         """The stages of a step come next."""
         self._tried = len(self._states)
 
@@ -99,8 +99,8 @@ class _Recorder:
         """The step that was tried last is kept."""
         found: list[list[Tensor]] = []
         if self.random:
-            stages = len(self.problem.tableau.nodes)
-            if self.problem.solver.adaptive:
+            stages = len(self.context.tableau.nodes)
+            if self.context.solver.adaptive:
                 # The first stage is the last evaluation of the step before.
                 own = self._states[self._tried : self._tried + stages - 1]
                 found = [self._states[self._first], *own]
@@ -112,12 +112,12 @@ class _Recorder:
 
 
 def backward(
-    problem: Solve, kept: Kept, inputs: tuple[Tensor, ...], cotangent: Tensor
+    context: SolveContext, kept: Kept, inputs: tuple[Tensor, ...], cotangent: Tensor
 ) -> tuple[Tensor, ...]:
     """Each kept step is repeated and differentiated, the last one first.
 
     Args:
-        problem: field and solver.
+        context: field and solver.
         kept: the forward solve.
         inputs: whose gradients are wanted beside the initial state's.
         cotangent: of the states.
@@ -126,28 +126,28 @@ def backward(
     gradients = [torch.zeros_like(x) for x in inputs]
     times, a, statistics = kept.times.tolist(), cotangent[-1], Statistics()
     for i in range(len(times) - 1, 0, -1):
-        nodes = problem.watched(times[i], times[i - 1])
+        nodes = context.watched(times[i], times[i - 1])
         if nodes is not None:
             nodes.boundary(times[i], states[i], a)
         steps = kept.steps[i - 1]
         for index, step in reversed([*enumerate(steps)]):
             y = starts.pop()
-            row = _stage_times(problem, steps, index, times[i], y)
-            a, *grads = _repeat(problem, step, row, y, a, inputs)
+            row = _stage_times(context, steps, index, times[i], y)
+            a, *grads = _repeat(context, step, row, y, a, inputs)
             if grads:
                 torch._foreach_add_(gradients, grads)
-            statistics.nfe += len(problem.tableau.nodes)
+            statistics.nfe += len(context.tableau.nodes)
             if nodes is not None:
                 nodes.boundary(step.time, y, a)
         if nodes is not None:
             nodes.finish()
         a = a + cotangent[i - 1]
-    problem.count("backward", statistics)
+    context.count("backward", statistics)
     return (a, *gradients)
 
 
 def _stage_times(
-    problem: Solve, steps: list[Step], index: int, stop: float, like: Tensor
+    context: SolveContext, steps: list[Step], index: int, stop: float, like: Tensor
 ) -> Tensor:
     """A step's row of the clock, with the very times at which its stages were evaluated.
 
@@ -155,11 +155,11 @@ def _stage_times(
     from its grid, and a method with error control evaluates just before it; that evaluation serves
     the next step as its first stage too.
     """
-    solver, step, last = problem.solver, steps[index], index == len(steps) - 1
+    solver, step, last = context.solver, steps[index], index == len(steps) - 1
     if solver.steps is not None or solver.method == "heun2":
         own_end = stop if last and solver.steps is not None else None
-        return clock([step.time], step.dt, problem.tableau, like, own_end)[0]
-    nodes, end = problem.tableau.nodes, stop if last else steps[index + 1].time
+        return stage_times([step.time], step.dt, context.tableau, like, own_end)[0]
+    nodes, end = context.tableau.nodes, stop if last else steps[index + 1].time
     times = [end if node == 1.0 else step.time + node * step.dt for node in nodes]
     if not solver.adaptive:
         return torch.tensor([*times, step.dt], dtype=like.dtype, device=like.device)
@@ -171,22 +171,22 @@ def _stage_times(
 
 
 def _repeat(
-    problem: Solve, step: Step, row: Tensor, y: Tensor, a: Tensor, inputs: tuple[Tensor, ...]
+    context: SolveContext, step: Step, row: Tensor, y: Tensor, a: Tensor, inputs: tuple[Tensor, ...]
 ) -> list[Tensor]:
     with torch.enable_grad():
         y = y.detach().requires_grad_(True)
-        y_next = _stepped(problem, step, row, y)
-        problem.inspect(y_next, (y, *inputs), lambda: _stepped(problem, step, row, y))
-    return vector_jacobian([y_next], (y, *inputs), [a])
+        y_next = _stepped(context, step, row, y)
+        context.inspect(y_next, (y, *inputs), lambda: _stepped(context, step, row, y))
+    return vjp([y_next], (y, *inputs), [a])
 
 
-def _stepped(problem: Solve, step: Step, row: Tensor, y: Tensor) -> Tensor:
+def _stepped(context: SolveContext, step: Step, row: Tensor, y: Tensor) -> Tensor:
     if not step.generators:
-        return problem.step(row, step.dt, y)
+        return context.step(row, step.dt, y)
     states: Iterator[list[Tensor]] = iter(step.generators)
 
     def field(t: Tensor, y: Tensor) -> Tensor:
         set_generators(y.device, next(states))
-        return problem.field(t, y)
+        return context.field(t, y)
 
-    return runge_kutta_step(field, row, y, problem.tableau, step.dt)
+    return runge_kutta_step(field, row, y, context.tableau, step.dt)

@@ -9,55 +9,58 @@ import torch
 from torch import Tensor
 
 from snopt.errors import SolverError
-from snopt.ode.gradients.problem import Observer, Solve
+from snopt.ode.gradients.context import Observer, SolveContext
 from snopt.ode.integrate import Statistics, step_grid
 from snopt.ode.joining import Place, Shares
 from snopt.ode.packing import all_finite
-from snopt.ode.quadrature import Nodes
-from snopt.ode.runge_kutta import clock
+from snopt.ode.quadrature import Quadrature
+from snopt.ode.runge_kutta import stage_times
 
 
-def solved(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+def solved(context: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
     """:func:`direct`, in a compiled program too."""
     # A compiler would hide the boundaries of steps from those who watch them.
-    watched = problem.observer is not None
-    states = (torch.compiler.disable(direct) if watched else direct)(problem, y0, t)
-    if problem.held is not None:
-        problem.held = problem.held.settled()
+    watched = context.observer is not None
+    states = (torch.compiler.disable(direct) if watched else direct)(context, y0, t)
+    if context.held is not None:
+        context.held = context.held.settled()
     return states
 
 
-def direct(problem: Solve, y0: Tensor, t: Tensor) -> Tensor:
+def direct(context: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
     """Backpropagation through the solver's operations."""
-    if problem.observer is not None:
+    if context.observer is not None:
         # A tensor of its own: hooks on it must not see what else the caller does with y0.
         y0 = y0.clone() if y0.requires_grad else y0.detach().requires_grad_(True)
-        problem.observer.start(y0)
+        context.observer.start(y0)
     boundaries: list[tuple[float, Tensor]] = []
-    if problem.solver.steps is not None:
-        states = torch.stack(unrolled(problem, y0, t, boundaries))
+    if context.solver.steps is not None:
+        states = torch.stack(unrolled(context, y0, t, boundaries))
     else:
-        states = problem.integrate(
+        states = context.integrate(
             "forward",
-            problem.field,
+            context.field,
             y0,
             t,
-            norm=problem.norm,
-            land=True,
+            norm=context.norm,
+            exact_endpoint=True,
             on_step=lambda time, y, dt: boundaries.append((time, y)),
         )
-    if problem.observer is not None and states.requires_grad:
-        _watch(problem, problem.observer, boundaries, states, float(t[-1]))
+    if context.observer is not None and states.requires_grad:
+        _watch(context, context.observer, boundaries, states, float(t[-1]))
     return states
 
 
 def unrolled(
-    problem: Solve, y0: Tensor, t: Tensor, boundaries: list[tuple[float, Tensor]] | None = None
+    context: SolveContext,
+    y0: Tensor,
+    t: Tensor,
+    boundaries: list[tuple[float, Tensor]] | None = None,
 ) -> list[Tensor]:
     """Equal steps, ``solver.steps`` of them between output times, as one graph.
 
     Args:
-        problem: field and solver.
+        context: field and solver.
         y0: initial state.
         t: output times.
         boundaries: filled with start time and start state of every step.
@@ -69,30 +72,30 @@ def unrolled(
         SolverError: the last state is not finite.
     """
     outputs, y, statistics = [y0], y0, Statistics()
-    stages = len(problem.tableau.nodes)
-    for times, dt, end in step_grid(t, problem.solver.steps or 1):
-        rows = clock(times, dt, problem.tableau, y0, end).unbind()
+    stages = len(context.tableau.nodes)
+    for times, dt, end in step_grid(t, context.solver.steps or 1):
+        rows = stage_times(times, dt, context.tableau, y0, end).unbind()
         for time, row in zip(times, rows, strict=True):
             if boundaries is not None:
                 boundaries.append((time, y))
-            y = problem.step(row, dt, y)
+            y = context.step(row, dt, y)
             statistics.nfe += stages
         outputs.append(y)
-    problem.count("forward", statistics)
+    context.count("forward", statistics)
     if not all_finite(y):
         raise SolverError("non-finite state", times[-1], dt, statistics.nfe)
     return outputs
 
 
 def _watch(
-    problem: Solve,
+    context: SolveContext,
     observer: Observer,
     boundaries: list[tuple[float, Tensor]],
     states: Tensor,
     end: float,
 ) -> None:
     """Tensor hooks that report the boundaries of a backpropagated solve, last one first."""
-    rules: list[Nodes] = []
+    rules: list[Quadrature] = []
     last, start = states[-1].detach(), boundaries[0][0]
 
     def report(time: float, y: Tensor, shares: Shares) -> None:
@@ -103,7 +106,7 @@ def _watch(
         rules.clear()
         if observer.active:
             shares = place.answer(grad[-1], observer.counted())
-            seen = [replace(problem, sign=sign) for sign, _ in shares]
+            seen = [replace(context, sign=sign) for sign, _ in shares]
             rules.extend(observer.nodes(solve, end, start) for solve in seen)
             report(end, last, shares)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from snopt.ode.gradients.problem import Solve
+from snopt.ode.gradients.context import SolveContext
 from snopt.ode.methods import callbacks_of
 from snopt.ode.runge_kutta import TABLEAUS
 
@@ -18,7 +18,7 @@ class Gradient:
     """A gradient method, a row of :data:`snopt.ode.gradients.GRADIENTS`.
 
     Attributes:
-        solve: takes (problem, y0, t), t of shape (T,) in float64 on the CPU; returns the states at
+        solve: takes (context, y0, t), t of shape (T,) in float64 on the CPU; returns the states at
             these times, (T, *y0.shape), differentiable in y0 and the parameters.
             :func:`snopt.ode.gradients.detached.detached` makes one of a forward and a backward
             function.
@@ -30,7 +30,7 @@ class Gradient:
             functions of (t, dt, y) alone.
     """
 
-    solve: Callable[[Solve, Tensor, Tensor], Tensor]
+    solve: Callable[[SolveContext, Tensor, Tensor], Tensor]
     through_layers: bool = False
     through_solver: bool = False
     repeats_steps: bool = False

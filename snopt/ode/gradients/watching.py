@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from snopt.ode.gradients.problem import Observer, Solve
+from snopt.ode.gradients.context import Observer, SolveContext
 from snopt.ode.joining import Passes
-from snopt.ode.quadrature import Nodes
+from snopt.ode.quadrature import Quadrature
 
 
 def together(observers: Collection[Observer]) -> Observer | None:
@@ -34,14 +34,14 @@ class _Several:
     def counted(self) -> list[Passes]:
         return [passes for x in self.observers if x.active for passes in x.counted()]
 
-    def nodes(self, solve: Solve, start: float, end: float) -> Nodes:
+    def nodes(self, solve: SolveContext, start: float, end: float) -> Quadrature:
         return _All([x.nodes(solve, start, end) for x in self.observers if x.active])
 
 
 class _All:
     """Quadrature rules that hear of the same boundaries."""
 
-    def __init__(self, rules: list[Nodes]) -> None:
+    def __init__(self, rules: list[Quadrature]) -> None:
         self.rules = rules
 
     def boundary(self, t: float, y: Tensor, a: Tensor) -> None:

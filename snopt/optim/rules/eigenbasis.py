@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from snopt.optim.method import Method, Parts
+from snopt.optim.method import Method, ModelView
 from snopt.optim.preconditioner import Preconditioner
 from snopt.optim.scaling import Scaling
 
@@ -16,5 +16,5 @@ class EigenbasisRule(Scaling):
     """A :class:`~snopt.optim.scaling.Scaling` that a preconditioner applies."""
 
     @override
-    def method(self, parts: Parts) -> Method:
+    def method(self, parts: ModelView) -> Method:
         return Preconditioner(parts, self)

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from snopt.optim.least_squares import LeastSquares
-from snopt.optim.method import Method, Parts
+from snopt.optim.method import Method, ModelView
 from snopt.optim.rule import Rule, State
 from snopt.optim.rules.adam import adam_direction
 from snopt.optim.settings import DECAY, LIMIT, POSITIVE, Decays, Flag, Number, setting
@@ -55,7 +55,7 @@ class GaussNewton(Rule):
     nesterov: bool = setting(False, Flag(), group=True)
 
     @override
-    def method(self, parts: Parts) -> Method:
+    def method(self, parts: ModelView) -> Method:
         return LeastSquares(parts, self.backtrack)
 
     @override

@@ -16,7 +16,7 @@ from snopt.ode.gradients.kept import Backward
 from snopt.ode.integrate import Solver, Statistics, integrate
 from snopt.ode.joining import Passes, Place
 from snopt.ode.packing import Layout
-from snopt.ode.quadrature import Nodes
+from snopt.ode.quadrature import Quadrature
 from snopt.ode.runge_kutta import TABLEAUS, Field, Tableau
 from snopt.ode.runge_kutta import step as runge_kutta_step
 
@@ -34,12 +34,12 @@ class Observer(Protocol):
     def counted(self) -> list[Passes]:
         """Where the backward pass that runs now is counted; empty if it shall stand alone."""
 
-    def nodes(self, solve: Solve, start: float, end: float) -> Nodes:
+    def nodes(self, solve: SolveContext, start: float, end: float) -> Quadrature:
         """A quadrature rule for one interval, from ``start`` to ``end`` in backward order."""
 
 
 @dataclass
-class Solve:
+class SolveContext:
     """One call of a block: all that its gradient needs.
 
     Attributes:
@@ -111,12 +111,12 @@ class Solve:
         return TABLEAUS[self.solver.method]
 
     def step(self, row: Tensor, dt: float, y: Tensor) -> Tensor:
-        """One step of that method, from its row of :func:`snopt.ode.runge_kutta.clock`."""
+        """One step of that method, from its row of :func:`snopt.ode.runge_kutta.stage_times`."""
         if self.stepper is not None:
             return self.stepper(row, y)
         return runge_kutta_step(self.field, row, y, self.tableau, dt)
 
-    def watched(self, start: float, end: float) -> Nodes | None:
+    def watched(self, start: float, end: float) -> Quadrature | None:
         """A quadrature rule for one interval if somebody watches this backward pass."""
         if self.observer is None or not self.observer.active:
             return None
@@ -144,7 +144,7 @@ class Solve:
         self.count("curvature", Statistics(statistics.nfe))
 
 
-def vector_jacobian(
+def vjp(
     outputs: list[Tensor],
     inputs: tuple[Tensor, ...],
     cotangents: list[Tensor],
