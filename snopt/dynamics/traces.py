@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
-from snopt.dynamics.adaptive import AdamNODE
-from snopt.dynamics.momentum import GHBNODE, HBNODE
+from snopt.dynamics.scalar import LearnedScalar
 
 
 def traces(model: nn.Module) -> dict[str, float]:
-    """Current γ, ξ, β₁ and β₂ of every system inside ``model``.
+    """Current value of every learned scalar inside ``model``: γ, ξ, β₁, β₂, or another system's.
 
     Args:
         model: any module; reads from the device, so not for every step.
 
     Returns:
-        Values by the system's module name and the scalar's, ``"block.field.gamma"``.
+        Values by the scalar's module name, ``"block.field.gamma"``.
     """
     return {
-        f"{name}.{key}" if name else key: value
+        name: module().item()
         for name, module in model.named_modules()
-        if isinstance(module, HBNODE | GHBNODE | AdamNODE)
-        for key, value in module.traces().items()
+        if isinstance(module, LearnedScalar)
     }
