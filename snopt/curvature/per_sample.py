@@ -155,7 +155,8 @@ class _LayerCalls:
         self, layer: Layer, rows: PerSampleGradients, repeated: bool, handles: list[RemovableHandle]
     ) -> None:
         self.layer, self._rows, self._repeated = layer, weakref.ref(rows), repeated
-        self._weight = layer.weight
+        self._weight, self._places = layer.weight, layer.module._parameters
+        self._parameters = [p for p in (layer.weight, self._places.get("bias")) if p is not None]
         self._unbatched = layer.unbatched
         _, out, width = layer.shape
         self._numbers = (out + width) / out
@@ -190,13 +191,13 @@ class _LayerCalls:
         if rows.ignoring or not torch.is_grad_enabled() or not self._weight.requires_grad:
             return
         if not self._unbatched(input_of(args, kwargs)) and self._own() and _plain(self._repeated):
-            self._frozen = self.layer.parameters
+            self._frozen = [p for p in self._parameters if p.requires_grad]
             for p in self._frozen:
                 p.requires_grad = False
 
     def _own(self) -> bool:
         """Whether the module holds the weight that is trained (``functional_call`` swaps it)."""
-        return self.layer.module._parameters.get("weight") is self._weight
+        return self._places.get("weight") is self._weight
 
     def _leave(
         self,

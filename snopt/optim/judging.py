@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from snopt.curvature.capture import Capture
-from snopt.curvature.kronecker import Basis
 from snopt.curvature.processes import Processes
 from snopt.layers.base import Layer
 from snopt.optim.damping import LevenbergMarquardt
+from snopt.optim.learned import Learned
 from snopt.optim.scaling import Scaling
 
 
@@ -22,8 +22,7 @@ class Judged(Protocol):
     capture: Capture
     processes: Processes
     layers: dict[str, Layer]
-    bases: dict[str, Basis]
-    states: dict[str, dict[str, Any]]
+    learned: dict[str, Learned]
     rule: Scaling
 
 
@@ -68,10 +67,11 @@ def predicted_change(method: Judged, moves: Mapping[Tensor, Tensor], damping: fl
             product = (as_real(p.grad) * as_real(move)).sum()
             total += float(product + damping / 2 * as_real(move).square().sum())
     for name, layer in method.layers.items():
-        basis = method.bases.get(name)
+        learned = method.learned[name]
+        basis = learned.basis
         if basis is None or layer.weight not in moves:
             continue
-        curvature = method.rule.diagonal(method.states[name], basis)
+        curvature = method.rule.diagonal(learned.state, basis)
         if curvature is not None:
             matrix = layer.matrix(moves[layer.weight])
             if layer.bias is not None:

@@ -71,7 +71,6 @@ class Method(ABC):
         refresh_every: steps between two looks at a layer's curvature.
         stopwatch: time spent on curvature so far.
         plain: why layers take the fallback update, by layer name, as of the last step.
-        factors: Kronecker factors by layer name, as of their last refresh; empty without any.
         needs_curvature_pass: the setting for which it needs :meth:`observe_outputs`, empty if none
             does.
         gradient_scale: what gradients are multiplied by before anything is made of them.
@@ -83,10 +82,14 @@ class Method(ABC):
     steps: int
     refresh_every: int
     stopwatch: Stopwatch
-    factors: Mapping[str, Factors]
     plain: dict[str, str]
     needs_curvature_pass: str = ""
     gradient_scale: float = 1.0
+
+    @property
+    def factors(self) -> Mapping[str, Factors]:
+        """Kronecker factors by layer name, as of their last refresh; empty without any."""
+        return {}
 
     @abstractmethod
     def layers_to_refresh(self) -> list[str]:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from snopt.curvature.averages import Average, averaged, gradient_average_factors
+from snopt.curvature.averages import averaged, gradient_average_factors
 from snopt.curvature.capture import UNHEARD, Capture
 from snopt.curvature.kronecker import (
-    Basis,
     Factors,
     combined_factors,
     condition_number,
@@ -29,9 +28,9 @@ from snopt.curvature.processes import shared_basis
 from snopt.errors import FactorizationError
 from snopt.optim.damping import LevenbergMarquardt, controller_at
 from snopt.optim.judging import judge
+from snopt.optim.learned import Learned
 from snopt.optim.method import Closure, Method, ModelView, Step
-from snopt.optim.rule import State
-from snopt.optim.saving import copied, read_layer, reading
+from snopt.optim.saving import read_layer, reading
 from snopt.optim.scaling import Scaling
 from snopt.optim.tally import Tally
 
@@ -70,21 +69,19 @@ class Preconditioner(Method):
         self._told_of_samples = False
         self.refreshes = 0
         self.failures = 0
-        self.factors: dict[str, Factors] = {}
-        self.bases: dict[str, Basis] = {}
-        # Layers that took no part when they were last watched: not asked again within a period.
-        self.absent: set[str] = set()
         self.plain = {}
         self._told: set[str] = set()
-        self.states: dict[str, State] = {name: {} for name in self.layers}
-        self.averages: dict[str, Average] = {}
-        # Whether a layer's bias was trained when what is known of the layer was learned.
-        self.biased = {name: layer.bias is not None for name, layer in self.layers.items()}
+        self.learned = {name: Learned(layer) for name, layer in self.layers.items()}
         if rule.curvature != "empirical":
             self.needs_curvature_pass = f"curvature={rule.curvature!r}"
         self._controller: LevenbergMarquardt | None = None
         self._before: dict[str, Tensor] = {}
         self.prepare_next()
+
+    @property
+    @override
+    def factors(self) -> dict[str, Factors]:
+        return {n: x.factors for n, x in self.learned.items() if x.factors is not None}
 
     @override
     def layers_to_refresh(self) -> list[str]:
@@ -95,8 +92,12 @@ class Preconditioner(Method):
         return [
             name
             for name, offset in zip(names, offsets, strict=True)
-            if self.steps % period == offset or (name not in self.bases and name not in self.absent)
+            if self.steps % period == offset or self._unknown(self.learned[name])
         ]
+
+    @staticmethod
+    def _unknown(learned: Learned) -> bool:
+        return learned.basis is None and not learned.absent
 
     @override
     def prepare_next(self) -> None:
@@ -144,7 +145,8 @@ class Preconditioner(Method):
     @override
     def clear(self) -> None:
         """Forget the curvature gathered since the last step."""
-        self._follow_biases()
+        for learned in self.learned.values():
+            learned.follow_bias()
         if set(self.layers_to_refresh()) - self.capture.sums.keys():
             self.prepare_next()  # a layer was thawed
         self.capture.clear()
@@ -155,8 +157,7 @@ class Preconditioner(Method):
         self.layers.update(parts.layers)
         self.blocks, self.processes = parts.blocks, parts.processes
         self.parameters = parts.parameters
-        self.states.update({name: {} for name in parts.layers})
-        self.biased.update({name: layer.bias is not None for name, layer in parts.layers.items()})
+        self.learned.update({name: Learned(layer) for name, layer in parts.layers.items()})
         self.capture.disarm()
         self.capture.watch(self.layers, self.blocks)
         self.prepare_next()
@@ -185,15 +186,15 @@ class Preconditioner(Method):
     @override
     def step(self) -> Step:
         """Refresh what is due and give the direction of every layer that has a basis."""
-        self._follow_biases()
         device = next(iter(self.layers.values())).weight.device if self.layers else None
         grads: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            grad = layer.gradient()
+        for name, learned in self.learned.items():
+            learned.follow_bias()
+            grad = learned.layer.gradient()
             if grad is not None:
                 dtype = torch.promote_types(grad.dtype, torch.float32)
                 grads[name] = self.scaled(grad.to(dtype))
-                self._follow(name, grads[name])
+                learned.follow(grads[name])
         due = self.layers_to_refresh()
         if due or not self.steps:
             self.processes.warn_if_unsure()
@@ -206,36 +207,14 @@ class Preconditioner(Method):
         self.steps += 1
         found = {}
         for name, grad in grads.items():
-            basis = self.bases.get(name)
+            learned, settings = self.learned[name], self.settings(self.layers[name])
+            basis = learned.basis
             if basis is not None:
-                settings = self.settings(self.layers[name])
                 direction = self.rule.direction(
-                    self.states[name], basis.to(grad), basis, settings, self.samples
+                    learned.state, basis.to(grad), basis, settings, self.samples
                 )
                 found[name] = basis.back(direction)
         return Step(found)
-
-    def _follow_biases(self) -> None:
-        """Begin anew with layers whose bias has been frozen or thawed: their matrix has changed."""
-        for name, layer in self.layers.items():
-            if self.biased[name] != (layer.bias is not None):
-                self.biased[name] = layer.bias is not None
-                for known in (self.factors, self.bases, self.averages):
-                    known.pop(name, None)
-                self.states[name] = {}
-                self.absent.discard(name)
-
-    def _follow(self, name: str, grad: Tensor) -> None:
-        """Have what is known of a layer follow it to another device or precision."""
-        known = self.averages[name][0] if name in self.averages else None
-        known = self.bases[name].u_b if name in self.bases else known
-        if known is None or (known.dtype == grad.dtype and known.device == grad.device):
-            return
-        self.states[name] = copied(self.states[name], grad.device, grad.dtype)
-        everything: tuple[dict[str, Any], ...] = (self.factors, self.bases, self.averages)
-        for entries in everything:
-            if name in entries:
-                entries[name] = copied(entries[name], grad.device, grad.dtype)
 
     def _refresh(
         self, due: Sequence[str], grads: Mapping[str, Tensor], device: torch.device
@@ -249,8 +228,8 @@ class Preconditioner(Method):
             if total:
                 self.micro_batches = batch / last if batch and last else 1.0
                 self._own, self.samples = float(batch), float(total)
-                self.absent -= captured.keys()
-                self.absent |= {name for name, factors in captured.items() if factors is None}
+                for name, found in captured.items():
+                    self.learned[name].absent = found is None
         else:
             batch, last = self.tally.samples, self._last_batch()
             self.tally.stop()
@@ -260,23 +239,24 @@ class Preconditioner(Method):
         if self.rule.basis != "curvature":
             self._average(grads)
         for i, name in enumerate(due):
-            factors = self._factors(name, captured.get(name))
+            learned = self.learned[name]
+            factors = self._factors(learned, captured.get(name))
             if factors is None:
-                if self.rule.basis != "gradient" and name in grads and name not in self.bases:
+                if self.rule.basis != "gradient" and name in grads and learned.basis is None:
                     self._leave(name, self.capture.why.get(name, UNHEARD))
                 continue
             try:
-                old = self.bases.get(name)
                 follows = self.rule.basis in self.rule.follows
-                find = partial(followed, old=old) if follows else eigenbasis
+                find = partial(followed, old=learned.basis) if follows else eigenbasis
                 new = shared_basis(self.processes, i % self.processes.size, find, factors)
             except FactorizationError as error:
                 self._discard(name, str(error))
                 continue
-            if not all(bool(torch.isfinite(x).all()) for x in _tensors(self.states[name])):
-                old, self.states[name] = None, {}  # or it would be carried over for ever
-            self.rule.refresh(self.states[name], old, new)
-            self.factors[name], self.bases[name] = factors, new
+            old = learned.basis
+            if learned.broken:
+                old, learned.state = None, {}
+            self.rule.refresh(learned.state, old, new)
+            learned.factors, learned.basis = factors, new
             self.plain.pop(name, None)
             self.refreshes += 1
 
@@ -292,23 +272,20 @@ class Preconditioner(Method):
                 counts,
             )
 
-    def _factors(self, name: str, captured: Factors | None) -> Factors | None:
+    def _factors(self, learned: Learned, captured: Factors | None) -> Factors | None:
         if self.rule.basis == "curvature":
             return captured
-        if name not in self.averages:
+        if learned.average is None:
             return captured if self.rule.basis == "both" else None
-        gradient = gradient_average_factors(self.averages[name], self.samples)
+        gradient = gradient_average_factors(learned.average, self.samples)
         if self.rule.basis == "gradient" or captured is None:
             return gradient if self.rule.basis == "gradient" else None
         return combined_factors(captured, gradient)
 
     def _discard(self, name: str, why: str) -> None:
         self.failures += 1
-        # A running average that is not finite stays so.
-        average = self.averages.get(name)
-        if average is not None and not bool(torch.isfinite(average[0]).all()):
-            del self.averages[name]
-        if name not in self.bases:
+        self.learned[name].drop_broken()
+        if self.learned[name].basis is None:
             self._leave(name, f"its curvature was discarded: {why}")
         elif name not in self._told:
             self._told.add(name)
@@ -323,13 +300,11 @@ class Preconditioner(Method):
 
     def _average(self, grads: Mapping[str, Tensor]) -> None:
         for name, grad in grads.items():
-            # Factors of the backward solve are whole, and what is added to them must be too.
-            modes = (
-                self.layers[name].input_factor_sizes
-                if self.rule.basis == "gradient"
-                else ((grad.shape[2],),)
-            )
-            self.averages[name] = averaged(self.averages.get(name), grad, modes)
+            learned = self.learned[name]
+            sizes: tuple[tuple[int, ...], ...] = ((grad.shape[2],),)
+            if self.rule.basis == "gradient":  # captured factors are whole, and so is their mean
+                sizes = learned.layer.input_factor_sizes
+            learned.average = averaged(learned.average, grad, sizes)
 
     def _last_batch(self) -> int:
         return max((block.samples for block in self.blocks.values()), default=0)
@@ -350,8 +325,9 @@ class Preconditioner(Method):
     def diagnostics(self) -> dict[str, float]:
         """Counts and condition numbers, for logs."""
         conditions = [
-            max(condition_number(basis.values_a), condition_number(basis.values_b))
-            for basis in self.bases.values()
+            max(condition_number(x.basis.values_a), condition_number(x.basis.values_b))
+            for x in self.learned.values()
+            if x.basis is not None
         ]
         return {
             "refreshes": float(self.refreshes),
@@ -369,16 +345,8 @@ class Preconditioner(Method):
             "refreshes": self.refreshes,
             "failures": self.failures,
             "draws": self.draws,
-            "absent": sorted(self.absent),
-            "layers": {
-                name: {
-                    "factors": _pack(self.factors.get(name)),
-                    "basis": _pack(self.bases.get(name)),
-                    "rule": dict(self.states[name]),
-                    "averages": _pack(self.averages.get(name)),
-                }
-                for name in self.layers
-            },
+            "absent": sorted(n for n, x in self.learned.items() if x.absent),
+            "layers": {name: learned.state_dict() for name, learned in self.learned.items()},
         }
 
     @override
@@ -404,28 +372,11 @@ class Preconditioner(Method):
             names = ("steps", "refreshes", "failures", "draws")
             counts = {name: int(state[name]) for name in names}
             sizes = {name: float(state[name]) for name in ("samples", "micro_batches")}
-            absent = set(state["absent"]) & self.layers.keys()
-        vars(self).update({**counts, **sizes, "absent": absent})
+            absent = set(state["absent"])
+        vars(self).update({**counts, **sizes})
         self._own = 0.0
-        self.factors, self.bases, self.averages = {}, {}, {}
-        self.states = {name: {} for name in self.layers}
-        self.biased = {name: layer.bias is not None for name, layer in self.layers.items()}
-        for name, own in saved.items():
-            if own is None:
-                continue
-            if own["factors"] is not None:
-                self.factors[name] = Factors(*own["factors"])
-                self.bases[name] = Basis(*own["basis"])
-            if own["averages"] is not None:
-                self.averages[name] = Average(*own["averages"])
-            self.states[name] = own["rule"]
+        for name, learned in self.learned.items():
+            learned.load(saved.get(name))
+            learned.absent = name in absent
         self.capture.disarm()
         self.prepare_next()
-
-
-def _pack(values: Any) -> tuple[Any, ...] | None:
-    return None if values is None else tuple(values)
-
-
-def _tensors(state: Mapping[str, Any]) -> list[Tensor]:
-    return [x for x in state.values() if isinstance(x, Tensor)]
