@@ -32,10 +32,13 @@ from tasks.engine.records.record import FINISHED, Outcome
 from tasks.engine.records.results import ResultsError, RunFolder, run_folder
 from tasks.engine.records.resuming import require_fit
 from tasks.engine.records.writer import RowLog, Writer
+from tasks.engine.training.batches import Order
 from tasks.engine.training.horizon import build_horizon, check_horizon
+from tasks.engine.training.learner import Learner
 from tasks.engine.training.parallel import World
 from tasks.engine.training.progress import Progress
-from tasks.engine.training.runner import Runner, State
+from tasks.engine.training.recorder import Counters, Recorder
+from tasks.engine.training.runner import Runner
 from tasks.engine.training.shelf import Loaded, Shelf
 from tasks.models.families import FUNCTIONS, OPTIONS, SCALARS, SYSTEMS
 from tasks.task import Splits, Task
@@ -256,19 +259,12 @@ def _train(
     shelf: Shelf,
 ) -> Mapping[str, Any]:
     path = run_folder(settings)
-
-    def load() -> Loaded:
-        return task, load_splits(settings, task, world)
-
-    task, splits = shelf.take(settings.config, load)
-    model = build_model(settings, task, world)
-    optimizer = build_optimizer(settings.config["optim"], model)
-    horizon = build_horizon(settings.horizon, model, optimizer)
+    learner = _learner(settings, task, world, shelf)
     state = checkpoint.load(path / "checkpoint.pt")
-    about = _identity(settings, task, splits, model, world)
+    about = _identity(settings, learner, world)
     identity = {
         **_names(settings),
-        "batch_size": task.batch_size,
+        "batch_size": learner.task.batch_size,
         "samples": about["samples"],
         "processes": world.size,
     }
@@ -277,10 +273,10 @@ def _train(
             state,
             path=path / "checkpoint.pt",
             identity=identity,
-            model=model,
-            optimizer=optimizer,
-            horizon=horizon,
-            counters=State(),
+            model=learner.model,
+            optimizer=learner.optimizer,
+            horizon=learner.horizon,
+            counters=Counters(),
         )
     if folder is not None:
         seen = (0,) if state is None else (state["metrics_bytes"], state.get("metrics_sha256"))
@@ -293,31 +289,20 @@ def _train(
     style: Any = settings.config["logger"].get("progress", "auto")
     progress = Progress(title, style if world.rank == 0 else "off")
     writer = Writer(folder, _logs(settings, path) if folder is not None else [])
-    runner: Runner | None = None
+    every = settings.train.log_every_steps
+    recorder = Recorder(learner, clock, writer, progress, log_every=every, identity=identity)
     try:
-        runner = Runner(
-            settings,
-            task,
-            splits,
-            model,
-            optimizer,
-            world=world,
-            clock=clock,
-            writer=writer,
-            progress=progress,
-            horizon=horizon,
-            identity=identity,
-        )
+        runner = Runner(settings, learner, recorder, world, clock)
         if state is not None:
             runner.resume(state)
         outcome, message = runner.run()
-        summary = {**about, **_totals(runner, clock), "outcome": outcome.value, "message": message}
+        summary = _summary(about, recorder, outcome, message)
         writer.summarise(summary)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         outcome = Outcome.INTERRUPTED if stopped else Outcome.ERROR
         message = "Stopped at once." if stopped else f"{type(error).__name__}: {error}"
-        summary = {**about, **_totals(runner, clock), "outcome": outcome.value, "message": message}
+        summary = _summary(about, recorder, outcome, message)
         with suppress(ResultsError):  # a full disk may be what the error is about
             writer.summarise(summary)
         raise
@@ -336,21 +321,40 @@ def _train(
     return summary
 
 
-def _identity(
-    settings: Settings, task: Task, splits: Splits, model: nn.Module, world: World
-) -> dict[str, Any]:
+def _learner(settings: Settings, task: Task, world: World, shelf: Shelf) -> Learner:
+    def load() -> Loaded:
+        return task, load_splits(settings, task, world)
+
+    task, splits = shelf.take(settings.config, load)
+    model = build_model(settings, task, world)
+    optimizer = build_optimizer(settings.config["optim"], model)
+    horizon = build_horizon(settings.horizon, model, optimizer)
+    order = Order(splits.train, task.batch_size, settings.seed, rank=world.rank, world=world.size)
+    return Learner(task, splits, order, model, optimizer, horizon)
+
+
+def _identity(settings: Settings, learner: Learner, world: World) -> dict[str, Any]:
     """What ``run.json`` says of a run before it has begun."""
+    task, splits = learner.task, learner.splits
     return {
         **_names(settings),
         "metric": task.metric,
         "higher_is_better": task.higher_is_better,
         "provenance": task.provenance,
         "batch_size": task.batch_size,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in learner.model.parameters()),
         "samples": {split: len(getattr(splits, split)[0]) for split in ("train", "valid", "test")},
         "environment": environment(world.device, world.size),
         "started": _now(),
     }
+
+
+def _summary(
+    about: Mapping[str, Any], recorder: Recorder, outcome: Outcome, message: str
+) -> dict[str, Any]:
+    """What ``run.json`` says of a run that has ended."""
+    ended = {"outcome": outcome.value, "message": message}
+    return {**about, "finished": _now(), **recorder.totals(), **ended}
 
 
 def _logs(settings: Settings, path: Path) -> list[RowLog]:
@@ -360,35 +364,6 @@ def _logs(settings: Settings, path: Path) -> list[RowLog]:
     from tasks.engine.records.wandb_log import WandbLog
 
     return [WandbLog(config, path, path.name, settings.names, settings.config)]
-
-
-def _totals(runner: Runner | None, clock: Clock) -> dict[str, Any]:
-    totals: dict[str, Any] = {
-        "finished": _now(),
-        "seconds": clock.seconds,
-        "buckets": clock.buckets(),
-    }
-    totals["wall"] = sum(totals["buckets"].values())
-    if runner is None:
-        return {**totals, "steps": 0, "final": {}, "best": None}
-    nfe = runner.nfe()
-    diagnostics: Mapping[str, float] = getattr(runner.optimizer, "diagnostics", dict)()
-    for key in ("refreshes", "refresh_failures"):
-        if key in diagnostics:
-            totals[key] = int(diagnostics[key])
-    if runner.horizon is not None:
-        totals["horizon"] = runner.horizon.T
-    return {
-        **totals,
-        "steps": runner.state.step,
-        "epochs": runner.order.epoch,
-        "steps_per_epoch": runner.order.steps_per_epoch,
-        "skipped_steps": runner.state.skipped,
-        "nfe_forward": nfe[0],
-        "nfe_backward": nfe[1],
-        "final": runner.state.final,
-        "best": runner.state.best,
-    }
 
 
 def _now() -> str:

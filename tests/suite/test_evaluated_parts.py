@@ -5,7 +5,7 @@ import pytest
 from tasks.common.checks import ConfigError
 from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
-from tasks.engine.training import runner
+from tasks.engine.training import evaluation
 from tasks.engine.training.batches import evenly_spaced
 from tests.suite import fake
 
@@ -13,13 +13,13 @@ from tests.suite import fake
 @pytest.fixture
 def sizes(monkeypatch):
     seen = []
-    evaluate = runner.evaluate
+    evaluate = evaluation.evaluate
 
     def watched(task, model, data, seed):
         seen.append(len(data[0]))
         return evaluate(task, model, data, seed)
 
-    monkeypatch.setattr(runner, "evaluate", watched)
+    monkeypatch.setattr(evaluation, "evaluate", watched)
     return seen
 
 

@@ -61,6 +61,11 @@ class Order:
             self._begin_epoch()
         return batch
 
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last batch was an epoch's last; so it is before the first, too."""
+        return self._position == 0
+
     def state_dict(self) -> dict[str, Any]:
         """Epoch, position in it, and the generator that draws its permutation."""
         return {

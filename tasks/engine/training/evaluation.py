@@ -10,7 +10,44 @@ from torch import nn
 
 import snopt
 from tasks.common.seeding import stream
+from tasks.engine.config.settings import Settings
+from tasks.engine.training.batches import evenly_spaced
+from tasks.engine.training.learner import Learner
 from tasks.task import Batch, Task
+
+
+class Evaluator:
+    """Measures a model that trains on its splits, or on the parts of them that were asked for.
+
+    Args:
+        settings: the splits, how many samples of each, and the seed.
+        learner: the model, its task and its data.
+        device: where they are.
+    """
+
+    def __init__(self, settings: Settings, learner: Learner, device: torch.device) -> None:
+        self._learner, self._seed, self._device = learner, settings.seed, device
+        train, splits = settings.train, learner.splits
+        self._parts = {
+            split: evenly_spaced(getattr(splits, split), getattr(train, f"eval_{split}_samples"))
+            for split in train.eval_splits
+        }
+
+    def measure(self, *, last: bool) -> dict[str, dict[str, float]]:
+        """Everything that the task measures, by split and metric.
+
+        Args:
+            last: whether training is over, so that it takes the whole test split.
+
+        Raises:
+            SolverError: a solve failed.
+        """
+        task, model = self._learner.task, self._learner.model
+        parts = {**self._parts}
+        if last and "test" in parts:
+            parts["test"] = self._learner.splits.test
+        with untouched(model, self._device):
+            return {split: evaluate(task, model, data, self._seed) for split, data in parts.items()}
 
 
 @contextmanager
