@@ -58,11 +58,15 @@ def stopped(root: Path, **changes: Any) -> Path:
 
 
 def as_before_seals(folder: Path) -> None:
-    """Give a run's files the form that they had before they were sealed."""
+    """Give a run's files the form that they had in versions that did not seal them."""
     path = folder / "checkpoint.pt"
     state = checkpoint.load(path)
     assert state is not None
     kept = {k: v for k, v in state.items() if k not in ("identity", "metrics_sha256")}
+    kept["solver"] = {
+        name: {k: v for k, v in block.items() if k != "one_sample"}
+        for name, block in state["solver"].items()
+    }
     torch.save({**kept, "format": 1}, path)
     record = json.loads((folder / "run.json").read_text())
     record = {k: v for k, v in record.items() if k not in ("files", "seal")}

@@ -166,7 +166,9 @@ def _times(state: Any) -> Any:
             f"solver.{name}.longest",
             "does not hold numbers",
         )
-        kept[name] = {key: value for key, value in block.items() if key != "longest"}
+        # Checkpoints of earlier versions lack what was False in them.
+        rest = {key: value for key, value in block.items() if key != "longest"}
+        kept[name] = {"one_sample": False, **rest}
     return kept
 
 
