@@ -23,6 +23,7 @@ from tasks.engine.optimizers.build import (
     call,
     check_keywords,
     check_optimizer,
+    import_modules,
     resolve,
 )
 from tasks.engine.records import checkpoint
@@ -54,6 +55,7 @@ def build_task(settings: Settings) -> Task:
     Raises:
         ConfigError: a key or a value that cannot be.
     """
+    import_modules(settings.imports)
     config = settings.config
     target = resolve("task", config["task"]["_target_"])
     keywords = {k: v for k, v in config["task"].items() if k not in NOT_CONSTRUCTOR}

@@ -15,6 +15,7 @@ from tasks.common.checks import (
     ConfigError,
     Section,
     choices,
+    fits,
     require_choice,
     require_keys,
 )
@@ -52,8 +53,9 @@ _SECTIONS = {
     "horizon": "rule",
 }
 #: All parts, and those that every configuration has; the others came later.
-PARTS = ("seed", "device", "dtype", "threads", *_SECTIONS)
-NEEDED = tuple(part for part in PARTS if part not in ("threads", "probe", "horizon"))
+PARTS = ("seed", "device", "dtype", "threads", "imports", *_SECTIONS)
+_LATER = ("threads", "imports", "probe", "horizon")
+NEEDED = tuple(part for part in PARTS if part not in _LATER)
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,7 @@ class SolverSettings(Section):
     def __post_init__(self) -> None:
         self._at_least(0, "rtol", "atol")
         self._at_least(1, "steps", "max_steps")
-        for name, valid in (("gradient", GRADIENTS), ("on_failure", ON_FAILURE)):
-            require_choice(name, getattr(self, name), valid)
+        require_choice("on_failure", self.on_failure, ON_FAILURE)
         for key in self.options or {}:
             if key in self.OPTIONS:
                 raise ValueError(f"options.{key}: is a key of the solver; write solver.{key}=...")
@@ -269,6 +270,7 @@ class Settings:
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``float64``.
         threads: of torch on the CPU; ``None`` leaves torch its own choice.
+        imports: modules that register something, such as a solver; imported when a run is built.
         probe: measurements of the gradient's quality.
         horizon: how the integration time moves.
     """
@@ -280,6 +282,7 @@ class Settings:
     device: str
     dtype: str
     threads: int | None = None
+    imports: tuple[str, ...] = ()
     probe: ProbeSettings = ProbeSettings()
     horizon: HorizonSettings = HorizonSettings()
 
@@ -301,11 +304,16 @@ class Settings:
                 f"threads={threads!r}: must be an integer, at least 1, or null; at most "
                 f"{MOST_THREADS}."
             )
+        imports = config.get("imports", [])
+        if not fits(imports, list[str]):
+            raise ConfigError(f"imports={imports}: must be a list of modules, imports=[my_solver].")
         require_choice("device", config["device"], DEVICES)
         require_choice("dtype", config["dtype"], DTYPES)
         DataSettings.read("data", config["data"])
         ResultsSettings.read("results", config["results"])
-        SolverSettings.read("solver", config["solver"])
+        solver = SolverSettings.read("solver", config["solver"])
+        if not imports:  # which may register others; the library will know
+            require_choice("solver.gradient", solver.gradient, GRADIENTS)
         LoggerSettings.read("logger", config["logger"])
         return cls(
             config=config,
@@ -315,6 +323,7 @@ class Settings:
             device=config["device"],
             dtype=config["dtype"],
             threads=threads,
+            imports=tuple(imports),
             probe=ProbeSettings.read("probe", config.get("probe", {})),
             horizon=HorizonSettings.read("horizon", config.get("horizon", {})),
         )

@@ -7,7 +7,7 @@ import inspect
 import math
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +163,22 @@ def resolve(where: str, target: str) -> Callable[..., Any]:
             "missing: pip install -e '.[suite,launchers,optimizers]'."
         ) from error
     return found
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import modules for what they register in the library's tables.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever importing the module raises
+            raise ConfigError(
+                f"imports=[{name}]: cannot be imported ({type(error).__name__}: {error}); name a "
+                "module that lies in a folder of PYTHONPATH."
+            ) from error
 
 
 def check_keywords(
