@@ -15,6 +15,7 @@ import torch
 from tasks.common.checks import ConfigError, require_choice
 from tasks.engine import experiment
 from tasks.engine.config.settings import Settings
+from tasks.engine.optimizers.about import known
 from tasks.engine.records.record import Outcome
 from tasks.engine.training.shelf import Shelf
 
@@ -48,31 +49,10 @@ class Choice:
         return " | ".join(str(value) for value in self.values)
 
 
-#: Learning rates, about the optimizer's default.
-RATES = {
-    "sgd": LogUniform(1e-2, 1.0),
-    "adam": LogUniform(1e-3, 0.1),
-    "adamw": LogUniform(1e-3, 0.1),
-    "snopt": LogUniform(1e-3, 0.1),
-    "snopt_gauss_newton": LogUniform(0.1, 1.0),  # 1 is a whole step
-    "snopt_paper": LogUniform(1e-3, 0.1),
-    "soap": LogUniform(1e-3, 0.1),
-    "muon": LogUniform(3e-3, 0.3),
-    "shampoo": LogUniform(1e-2, 1.0),
-    "adahessian": LogUniform(1e-2, 1.0),
-}
 #: What every optimizer has: the field's rate over ``lr``, and the schedule.
 FIELD_RATIO = LogUniform(0.01, 1.0)
 SCHEDULES = Choice(("constant", "cosine"))
 WARMUPS = Choice((0.0, 0.05, 0.15))
-#: What some have beside it, where the end depends on it much.
-_BETAS = Choice(([0.7, 0.9], [0.8, 0.9], [0.9, 0.95], [0.9, 0.999]))
-OWN: Mapping[str, Mapping[str, LogUniform | Choice]] = {
-    "adam": {"optim.betas": _BETAS},
-    "adamw": {"optim.betas": _BETAS},
-    "snopt": {"optim.betas": _BETAS},  # so it tries the very points that Adam and AdamW do
-    "snopt_gauss_newton": {"optim.damping": LogUniform(1e-3, 1.0)},
-}
 #: How far on each side of given rates a closer search looks.
 CLOSER = 3.0
 #: Training seconds, about, of the run that times an optimizer, and its fewest and most steps.
@@ -82,6 +62,21 @@ REPORTED_SEEDS = range(10)
 
 Changes = Mapping[str, Any]
 Configure = Callable[[Changes], Mapping[str, Any]]
+
+
+def ranges() -> dict[str, dict[str, Any]]:
+    """What is searched of each optimizer, by setting, from its file in ``conf/optim``."""
+    return {
+        name: {key: _range(entry) for key, entry in one.search.items()}
+        for name, one in known().items()
+        if "lr" in one.search
+    }
+
+
+def _range(entry: Mapping[str, Any]) -> LogUniform | Choice:
+    if "among" in entry:
+        return Choice(tuple(entry["among"]))
+    return LogUniform(float(entry["from"]), float(entry["to"]))
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class Space:
     """What is searched for an optimizer: two rates, settings of its own, the schedule.
 
     Args:
-        optim: a key of ``RATES``.
+        optim: a key of :func:`ranges`.
         given: settings that are not searched, by dotted key, as typed.
         around: ``lr`` and ``field_lr`` found before, within ``CLOSER`` times of which (``field_lr``
             over ``lr``, for the field) the search stays; None searches the whole range.
@@ -116,14 +111,14 @@ class Space:
     around: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        require_choice("optim", self.optim, RATES)
+        require_choice("optim", self.optim, ranges())
         if self.around is not None and not all(0 < rate < math.inf for rate in self.around):
             raise ConfigError("--around: the rates must be positive and finite.")
 
     @property
     def lr(self) -> LogUniform:
         """The range of the learning rate."""
-        return RATES[self.optim] if self.around is None else _about(self.around[0])
+        return ranges()[self.optim]["lr"] if self.around is None else _about(self.around[0])
 
     @property
     def field_ratio(self) -> LogUniform:
@@ -133,7 +128,7 @@ class Space:
     @property
     def own(self) -> dict[str, LogUniform | Choice]:
         """What is searched beside rates and schedule, by dotted key."""
-        settings = OWN.get(self.optim, {})
+        settings = {f"optim.{k}": v for k, v in ranges()[self.optim].items() if k != "lr"}
         return {key: values for key, values in settings.items() if key not in self.given}
 
     def draw(self, count: int, seed: int) -> list[dict[str, Any]]:

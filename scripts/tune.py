@@ -2,15 +2,15 @@
 
 Every optimizer gets the same number of trials, training seconds and points. A trial is as many
 steps as the optimizer makes in the seconds given, timed once, so that a busy moment cannot cut it
-short; the points are a scrambled Sobol sequence, scaled to the ranges of ``RATES`` and to the
-choices that are the same for all; a setting that is given, as ``optim.betas=[0.8,0.9]`` or
-``task.batch_size=512``, is kept and not searched. ``--around LR,FIELD_LR`` looks closer, about the
-rates that an earlier search of one pair found. Every point runs with the first of the seeds, the
-best two (``--finalists``) with the others too; the lowest mean loss at the end of training wins, on
-the evaluated part of the training split, or with ``--select valid`` on the validation split;
-nothing looks at the test split, and seeds 0 to 9 are left to what is reported. The winner goes to
-``conf/tuned/<task>/<optim>.yaml``, and how it was found in
-``results/reference/tuning/<task>.md``. What is finished is kept under
+short; the points are a scrambled Sobol sequence, scaled to the ranges in
+``conf/optim/<name>.yaml`` and to the choices that are the same for all; a setting that is given, as
+``optim.betas=[0.8,0.9]`` or ``task.batch_size=512``, is kept and not searched. ``--around
+LR,FIELD_LR`` looks closer, about the rates that an earlier search of one pair found. Every point
+runs with the first of the seeds, the best two (``--finalists``) with the others too; the lowest
+mean loss at the end of training wins, on the evaluated part of the training split, or with
+``--select valid`` on the validation split; nothing looks at the test split, and seeds 0 to 9 are
+left to what is reported. The winner goes to ``conf/tuned/<task>/<optim>.yaml``, and how it was
+found in ``results/reference/tuning/<task>.md``. What is finished is kept under
 ``--results`` and not made again, so the command can be stopped at any time and given again.
 """
 
@@ -30,7 +30,7 @@ from hydra import compose, initialize_config_dir
 
 from scripts.entry import MISTAKES, status
 from scripts.pool import INTERRUPTED, run_all
-from scripts.search import RATES, Changes, Space, check_budget, record, render, search, steps_in
+from scripts.search import Changes, Space, check_budget, ranges, record, render, search, steps_in
 from scripts.seeds import read_seeds
 from tasks.common.checks import ConfigError, require_choice
 from tasks.common.files import written_whole
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs = list(itertools.product(given["task"].split(","), given["optim"].split(",")))
         for task, optim in pairs:
             require_choice("task", task, [path.stem for path in (cli.CONF / "task").glob("*.yaml")])
-            require_choice("optim", optim, RATES)
+            require_choice("optim", optim, ranges())
         if len(pairs) > 1:
             if options.around is not None:
                 raise ConfigError("--around: say it for one task and one optimizer at a time.")

@@ -84,7 +84,8 @@ def stage_times(
     rows = [[*(time + node * dt for node in tableau.nodes), dt] for time in times]
     if end is not None and not exporting():
         *last, _ = rows[-1]
-        rows[-1] = [*(min(t, end) if dt > 0 else max(t, end) for t in last), dt]
+        if max(last) > end if dt > 0 else min(last) < end:
+            rows[-1] = [*(min(t, end) if dt > 0 else max(t, end) for t in last), dt]
     return torch.tensor(rows, dtype=like.dtype, device=like.device)
 
 

@@ -39,9 +39,10 @@ def test_every_optimizer_gets_the_same_points() -> None:
         assert one["schedule.warmup"] == other["schedule.warmup"]
 
 
-@pytest.mark.parametrize("optim", search.RATES)
+@pytest.mark.parametrize("optim", search.ranges())
 def test_points_fill_the_space_and_stay_in_it(optim) -> None:
-    low, high = search.RATES[optim].low, search.RATES[optim].high
+    lr = search.ranges()[optim]["lr"]
+    low, high = lr.low, lr.high
     drawn = search.Space(optim).draw(16, seed=0)
     rates = [changes["optim.lr"] for changes in drawn]
     middle = math.sqrt(low * high)
@@ -51,7 +52,7 @@ def test_points_fill_the_space_and_stay_in_it(optim) -> None:
     assert all(0.0099 <= ratio <= 1.01 for ratio in ratios)
     assert sum(changes["schedule.name"] == "cosine" for changes in drawn) == 8
     assert {changes["schedule.warmup"] for changes in drawn} == {0.0, 0.05, 0.15}
-    for key, space in search.OWN.get(optim, {}).items():
+    for key, space in search.Space(optim).own.items():
         values = [changes[key] for changes in drawn]
         if isinstance(space, search.Choice):
             counts = [values.count(value) for value in space.values]

@@ -22,7 +22,7 @@ from tasks.engine.config.identity import MOVED
 from tasks.engine.config.settings import ScheduleSettings
 
 #: Keys of ``conf/optim`` that are ours, not the constructor's.
-OWN_KEYS = ("_target_", "name", "field_lr", "create_graph")
+OWN_KEYS = ("_target_", "name", "about", "field_lr", "create_graph")
 _HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 #: Settings that infinity switches off.
 UNBOUNDED = ("backtrack",)

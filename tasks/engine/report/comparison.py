@@ -7,13 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.engine.optimizers.about import about, colour
 from tasks.engine.records.metrics import Curve, Key
 from tasks.engine.records.runs import Run
-
-FIRST_ORDER = frozenset(
-    {"sgd", "adam", "adamw", "adamax", "nadam", "radam", "rmsprop", "adagrad", "adadelta"}
-)
-"""Optimizers among which the target of a comparison is found, by name or by class name."""
 
 TRAIN_LOSS: tuple[Key, ...] = (("train", "loss"), ("train", "batch_loss"))
 """Where the training loss is looked for: evaluated on a fixed subset, else of the batches."""
@@ -42,6 +38,11 @@ class Series:
     variant: int
     first_order: bool
     runs: tuple[Run, ...]
+
+    @property
+    def colour(self) -> str:
+        """The optimizer's, the same in every figure, table and report."""
+        return colour(self.optim, _optimizer(self.runs[0]))
 
     def curves(self, keys: Sequence[Key]) -> list[Curve]:
         """Each run's curve under the first of the keys that it has; runs without any left out."""
@@ -124,7 +125,8 @@ def _series(members: Sequence[Run]) -> tuple[Series, ...]:
     for run in members:
         by_optim[run.optim][run.config_hash].append(run)
     result = []
-    for optim in sorted(by_optim, key=_order):
+    first_order = {run.optim: is_first_order(run) for run in members}
+    for optim in sorted(by_optim, key=lambda name: _order(name, first_order[name])):
         labels = _labels(optim, by_optim[optim])
         for variant, config_hash in enumerate(sorted(labels, key=lambda h: labels[h])):
             runs = sorted(by_optim[optim][config_hash], key=lambda r: r.seed)
@@ -133,16 +135,19 @@ def _series(members: Sequence[Run]) -> tuple[Series, ...]:
     return tuple(result)
 
 
-def _order(optim: str) -> tuple[int, str]:
+def _order(optim: str, first_order: bool) -> tuple[int, str]:
     """SNOpt first, then the first-order methods, then the rest."""
-    return (0 if optim == "snopt" else 1 if optim in FIRST_ORDER else 2, optim)
+    return (0 if optim == "snopt" else 1 if first_order else 2, optim)
 
 
 def is_first_order(run: Run) -> bool:
     """Whether a run's optimizer is one of those that targets are taken from."""
+    return about(run.optim, _optimizer(run)).first_order
+
+
+def _optimizer(run: Run) -> Mapping[str, Any]:
     settings = run.config.get("optim")
-    target = str(settings.get("_target_", "")) if isinstance(settings, Mapping) else ""
-    return run.optim in FIRST_ORDER or target.rpartition(".")[2].lower() in FIRST_ORDER
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _labels(optim: str, by_hash: Mapping[str, Sequence[Run]]) -> dict[str, str]:
@@ -176,7 +181,10 @@ def _by_importance(name: str) -> tuple[bool, bool, str]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in config.items() if k not in _IGNORED}
+    kept = {k: v for k, v in config.items() if k not in _IGNORED}
+    if isinstance(kept.get("optim"), Mapping):
+        kept["optim"] = {k: v for k, v in kept["optim"].items() if k != "about"}
+    return kept
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,6 @@ from rich.text import Text
 from tasks.engine.records.runs import LeftOut
 from tasks.engine.report.columns import columns
 from tasks.engine.report.page import relative
-from tasks.engine.report.palette import colour
 from tasks.engine.report.summary import Table, TableRow
 from tasks.engine.report.wording import spread
 
@@ -56,5 +55,5 @@ def _rich_table(table: Table, *, plain: bool) -> RichTable:
 
 
 def _cells(row: TableRow, texts: Sequence[str]) -> list[Text]:
-    tint = colour(row.series.optim)
+    tint = row.series.colour
     return [Text(text, style=f"bold {tint}" if i == 0 else "") for i, text in enumerate(texts)]

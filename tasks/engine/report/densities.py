@@ -16,7 +16,6 @@ from tasks.common.checks import ConfigError
 from tasks.engine.records.runs import Run
 from tasks.engine.report.comparison import Comparison, Series
 from tasks.engine.report.figures import new_figure
-from tasks.engine.report.palette import colour
 
 Points = NDArray[np.float64]
 
@@ -147,9 +146,9 @@ def _draw(comparison: Comparison, shown: Sequence[tuple[Series, Picture]]) -> Fi
         grid[0, column].set_title(
             f"{series.label}, seed {seed}\ntest nll {picture.nll:.3f}",
             fontsize=10,
-            color=colour(series.optim),
+            color=series.colour,
         )
-        scatter(grid[1, column], picture.samples, colour(series.optim))
+        scatter(grid[1, column], picture.samples, series.colour)
     grid[0, 0].set_ylabel("density", fontsize=10)
     grid[1, 0].set_ylabel(f"{_SAMPLES} samples", fontsize=10)
     for axes in grid.ravel():

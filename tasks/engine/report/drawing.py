@@ -16,7 +16,7 @@ from tasks.engine.records.clock import TRAINING
 from tasks.engine.records.metrics import Axis, Curve, Key
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
 from tasks.engine.report.costs import step_cost
-from tasks.engine.report.palette import BUCKETS, TARGET, colour
+from tasks.engine.report.palette import BUCKETS, TARGET
 from tasks.engine.report.spread import band, spans_decades
 from tasks.engine.report.targets import LOSS, Goal, Race, metric_goal, race
 
@@ -130,7 +130,7 @@ def draw_legend(part: FigureBase, comparison: Comparison, *, target: bool = True
         Line2D(
             [],
             [],
-            color=colour(s.optim),
+            color=s.colour,
             linestyle=_dashes(s),
             linewidth=1.8,
             label=_legend_text(s),
@@ -156,7 +156,7 @@ def draw_legend(part: FigureBase, comparison: Comparison, *, target: bool = True
 
 
 def _draw_series(axes: Axes, series: Series, panel: Panel, log: bool) -> None:
-    tint = colour(series.optim)
+    tint = series.colour
     curves = series.curves(panel.keys)
     middle = band(curves, panel.axis, log=log)
     if len(curves) > 1:

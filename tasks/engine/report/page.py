@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tasks.engine.records.runs import LeftOut, Run
 from tasks.engine.report.columns import Column, Place, columns
-from tasks.engine.report.palette import colour
 from tasks.engine.report.summary import Table, TableRow
 from tasks.engine.report.targets import LOSS, Goal, Race, metric_goal
 from tasks.engine.report.wording import metric_style, number, spread
@@ -139,7 +138,7 @@ def _table(table: Table, place: Place) -> str:
 
 
 def _table_row(row: TableRow, shown: Sequence[Column]) -> str:
-    dot = f'<span class="dot" style="background:{colour(row.series.optim)}"></span>'
+    dot = f'<span class="dot" style="background:{row.series.colour}"></span>'
     cells = [escape(column.text(row)) for column in shown]
     return "<tr>" + "".join(f"<td>{c}</td>" for c in (dot + cells[0], *cells[1:])) + "</tr>"
 
