@@ -38,7 +38,7 @@ from snopt.layers.base import Layer, input_of
 from snopt.ode.block import ODEBlock
 from snopt.ode.gradients import SolveContext, vjp
 from snopt.ode.joining import Passes, Place
-from snopt.ode.passes import Pass, cleared, current_pass, kind_of_pass
+from snopt.ode.passes import Pass, current_pass, kind_of_pass
 from snopt.ode.quadrature import MidpointRule, Quadrature, TrapezoidalRule
 
 UNHEARD = (
@@ -59,15 +59,6 @@ def _heard(
     """A layer was called; nobody listens once the optimizer is gone."""
     listening = capture()
     return None if listening is None else listening._watch_output(layer, passes, *args)
-
-
-def _thrown_away(layer: Layer, sums: FactorSums) -> bool:
-    """Whether the gradient that belongs to the sums has been dropped or zeroed."""
-    if cleared(layer.parameters):
-        return True
-    if any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters):
-        return False
-    return bool(sums.a.any()) and bool(sums.b.any())
 
 
 class Capture:
@@ -208,6 +199,8 @@ class Capture:
         """
         if layer.name not in self.sums:
             return False
+        if self.decided(layer) and (not inside or self.sums[layer.name].kind is Pass.LOSS):
+            return True
         if self.sums[layer.name].outdated(layer):
             self._restart(layer, passes)
         kind = kind_of_pass([layer.weight])
@@ -223,10 +216,16 @@ class Capture:
         if 0 <= sums.last_pass != number:
             if kind is Pass.GRADIENTS and sums.kind is Pass.LOSS:
                 return False
-            if kind is Pass.LOSS and (sums.kind is Pass.GRADIENTS or _thrown_away(layer, sums)):
+            if kind is Pass.LOSS and (sums.kind is Pass.GRADIENTS or sums.thrown_away(layer)):
                 sums = self._restart(layer, passes)
         sums.last_pass, sums.kind = number, kind
         return True
+
+    def decided(self, layer: Layer) -> bool:
+        """Whether the backward pass that runs now was found to count for a layer already."""
+        sums = self.sums.get(layer.name)
+        known = sums is not None and 0 <= sums.last_pass == current_pass()
+        return known and self.active and not self.replaying
 
     def _restart(self, layer: Layer, passes: Passes) -> FactorSums:
         passes.clear()
@@ -312,7 +311,8 @@ class FieldObserver:
         capture = self.capture
         if not capture.armed or not (capture.active or capture.replaying):
             return False
-        if kind_of_pass(x.weight for x in self.layers) is Pass.INNER:
+        known = any(capture.decided(x) for x in self.layers)
+        if not known and kind_of_pass(x.weight for x in self.layers) is Pass.INNER:
             return False
         counting = [capture.counts(x, self.passes) for x in self.layers]  # every one hears of it
         return any(counting)

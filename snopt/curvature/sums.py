@@ -10,7 +10,7 @@ from torch import Tensor
 from snopt.curvature.kronecker import Factors
 from snopt.curvature.processes import Processes
 from snopt.layers.base import Layer
-from snopt.ode.passes import Pass
+from snopt.ode.passes import Pass, cleared
 
 
 @dataclass
@@ -41,6 +41,14 @@ class FactorSums:
         dtype = torch.promote_types(torch.float32, weight.dtype)
         known = (self.a.shape[2], self.a.dtype, self.a.device)
         return (width, dtype, weight.device) != known
+
+    def thrown_away(self, layer: Layer) -> bool:
+        """Whether the gradient that belongs to the sums has been dropped or zeroed."""
+        if cleared(layer.parameters):
+            return True
+        if any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters):
+            return False
+        return bool(self.a.any()) and bool(self.b.any())
 
     def reduce(self, processes: Processes) -> None:
         """Add up over processes, whose losses' mean is what they train on."""

@@ -20,8 +20,7 @@ from snopt.ode.runge_kutta import stage_times
 def solved(context: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
     """:func:`direct`, in a compiled program too."""
     # A compiler would hide the boundaries of steps from those who watch them.
-    watched = context.observer is not None
-    states = (torch.compiler.disable(direct) if watched else direct)(context, y0, t)
+    states = (direct if context.observer is None else _uncompiled)(context, y0, t)
     if context.held is not None:
         context.held = context.held.settled()
     return states
@@ -49,6 +48,9 @@ def direct(context: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
     if context.observer is not None and states.requires_grad:
         _watch(context, context.observer, boundaries, states, float(t[-1]))
     return states
+
+
+_uncompiled = torch.compiler.disable(direct)
 
 
 def unrolled(
@@ -106,7 +108,7 @@ def _watch(
         rules.clear()
         if observer.active:
             shares = place.answer(grad[-1], observer.counted())
-            seen = [replace(context, sign=sign) for sign, _ in shares]
+            seen = [context if sign == 1 else replace(context, sign=sign) for sign, _ in shares]
             rules.extend(observer.nodes(solve, end, start) for solve in seen)
             report(end, last, shares)
 
