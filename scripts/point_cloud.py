@@ -27,7 +27,8 @@ from tasks.data.nested_spheres import make_nested_spheres
 from tasks.engine.report.console import console
 from tasks.engine.report.summary import Cell, as_csv
 from tasks.engine.report.write import save
-from tasks.models.families import SYSTEMS, PointNet
+from tasks.models.families import FAMILIES
+from tasks.models.family_nets import PointNet
 
 STEPS, RATE, THRESHOLD = 300, 0.01, 1e-3
 FRESH = "drawn for each run"
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = console()
     names = options.models.split(",")
     for name in names:
-        require_choice("--models", name, SYSTEMS)
+        require_choice("--models", name, FAMILIES)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     torch.set_default_dtype(torch.float64)
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.point_cloud", description=__doc__)
-    parser.add_argument("--models", default=",".join(SYSTEMS), help="families, by commas")
+    parser.add_argument("--models", default=",".join(FAMILIES), help="families, by commas")
     parser.add_argument(
         "--repeats", type=at_least(1), default=100, help="runs of each family and set"
     )

@@ -17,7 +17,7 @@ from tasks.common.seeding import stream_seed
 from tasks.data.measurements import read_plane_vibration, read_silverbox, read_walker2d
 from tasks.data.nested_spheres import make_nested_spheres
 from tasks.data.windows import Windows, vibration_windows, walker_windows
-from tasks.models.families import PointNet
+from tasks.models.family_nets import PointNet
 from tasks.models.forced import FORCINGS, ForcedNet
 from tasks.models.sequences import VibrationNet, WalkerNet
 from tasks.task import Batch, Likelihood, Splits, Task

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tasks.images import ImageClassification
-from tasks.models.families import CONV_SIZES, FamilyConvNet
+from tasks.models.family_nets import IMAGES, FamilyConvNet
 
 
 class FamilyImageClassification(ImageClassification):
@@ -19,7 +19,7 @@ class FamilyImageClassification(ImageClassification):
     family's own, both as published.
     """
 
-    datasets = tuple(CONV_SIZES)
+    datasets = tuple(IMAGES)
 
     def build_model(self, family: Mapping[str, Any], solver: Mapping[str, Any]) -> nn.Module:
         """The family's network with its published sizes."""

@@ -15,7 +15,7 @@ from tasks.common.checks import choices
 from tasks.data.spline import fill
 from tasks.data.splits import Indices, stratified_thirds
 from tasks.data.uea import FACTS, Series, read_uea
-from tasks.models.families import family_name
+from tasks.models.families import find_family
 from tasks.models.family_rnn import FamilyRNN
 from tasks.models.ode_rnn import ODERNN
 from tasks.task import Batch, Splits
@@ -77,9 +77,10 @@ class SeriesClassification(ClassificationTask):
 
     def build_model(self, family: Mapping[str, Any], solver: Mapping[str, Any]) -> nn.Module:
         """The ODE-RNN, with any family between the observations."""
-        if family_name(family) != "node":
-            return FamilyRNN(family, self.inputs, self.hidden, self.classes, solver=solver)
-        return ODERNN(self.inputs, self.hidden, self.classes, solver=solver)
+        record = find_family(family)
+        if record.adds_nothing and not record.extra:
+            return ODERNN(self.inputs, self.hidden, self.classes, solver=solver)
+        return FamilyRNN(family, self.inputs, self.hidden, self.classes, solver=solver)
 
     def forward(self, model: nn.Module, batch: Batch, noise: torch.Generator) -> Tensor:
         """Logits of shape (B, classes)."""

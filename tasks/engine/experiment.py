@@ -41,7 +41,7 @@ from tasks.engine.training.progress import Progress
 from tasks.engine.training.recorder import Counters, Recorder
 from tasks.engine.training.runner import Runner
 from tasks.engine.training.shelf import Loaded, Shelf
-from tasks.models.families import FUNCTIONS, OPTIONS, SCALARS, SYSTEMS
+from tasks.models.families import FAMILIES, FUNCTIONS
 from tasks.task import Splits, Task
 
 logger = logging.getLogger(__name__)
@@ -127,14 +127,13 @@ def check_model(settings: Settings, task: Task) -> None:
         ConfigError: an unknown family, or a setting that it does not take or refuses.
     """
     config = settings.config["model"]
-    family = config.get("name")
-    if family in SYSTEMS:
-        options = (*SCALARS.get(family, ()), *OPTIONS.get(family, ()))
-        require_keys("model", config, ("name", *options))
-        numbers = {k: config[k] for k in SCALARS.get(family, ()) if k in config}
+    family = FAMILIES.get(config.get("name", ""))
+    if family is not None:
+        require_keys("model", config, ("name", *family.scalars, *family.options))
+        numbers = {k: config[k] for k in family.scalars if k in config}
         named = {k: v for k, v in numbers.items() if v is not None and k not in FUNCTIONS}
-        check_keywords("model", SYSTEMS[family], named)
-        for key in OPTIONS.get(family, ()):
+        check_keywords("model", family.system, named)
+        for key in family.options:
             require_type(f"model.{key}", config.get(key), bool | None)
         for key in FUNCTIONS:
             require_type(f"model.{key}", config.get(key), str | None)

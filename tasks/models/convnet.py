@@ -13,13 +13,7 @@ from torch import Tensor, nn
 
 from snopt import ODEBlock
 from snopt.dynamics import FirstPart
-from tasks.models.families import (
-    build_field,
-    family_name,
-    field_inputs,
-    initial_state,
-    state_width,
-)
+from tasks.models.families import build_field, find_family
 
 
 class ConvField(nn.Module):
@@ -88,10 +82,10 @@ class ConvNet(nn.Module):
         for _ in range(strided):
             layers += [nn.ReLU(), nn.Conv2d(hidden, hidden, 4, stride=2, padding=1, bias=False)]
         self.stem = nn.Sequential(*layers)
-        name = family_name(family)
-        width = state_width(name, hidden)
-        self.start = initial_state(name, partial(nn.Conv2d, hidden, hidden, 1))
-        field = build_field(family, ConvField(width, field_inputs(name, width)))
+        record = find_family(family)
+        width = record.width(hidden)
+        self.start = record.initial(partial(nn.Conv2d, hidden, 2 * width - hidden, 1), record.extra)
+        field = build_field(family, ConvField(width, record.inputs(width)))
         self.block = ODEBlock(field, (0.0, 1.0), **solver)
         self.position = FirstPart()
         self.head = nn.Sequential(

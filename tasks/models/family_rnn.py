@@ -11,15 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from snopt import ODEBlock
-from tasks.models.families import (
-    PARTS,
-    Autonomous,
-    Mlp,
-    build_field,
-    family_name,
-    field_inputs,
-    state_width,
-)
+from tasks.models.families import build_field, find_family
+from tasks.models.family_nets import Autonomous, Mlp
 from tasks.models.ode_rnn import GatedCell, SeriesRNN
 
 State = tuple[Tensor, ...]
@@ -64,11 +57,11 @@ class FamilyRNN(SeriesRNN):
         solver: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        name = family_name(family)
-        width = state_width(name, hidden)
-        self.hidden, self.width, self.parts = hidden, width, PARTS[name]
-        self.updated = hidden * min(self.parts, 2)
-        inner = Autonomous(Mlp([field_inputs(name, width), *[width] * 4], nn.Tanh))
+        record = find_family(family)
+        width = record.width(hidden)
+        self.hidden, self.width, self.parts = hidden, width, record.parts
+        self.updated = hidden * record.open_parts
+        inner = Autonomous(Mlp([record.inputs(width), *[width] * 4], nn.Tanh))
         self.block = ODEBlock(build_field(family, inner), (0.0, elapsed), **solver)
         self.cell = GatedCell(inputs, self.updated)
         self.head = nn.Linear(width, classes)

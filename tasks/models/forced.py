@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from snopt import ODEBlock
-from snopt.dynamics import AdamInitialState, Augment, Constant, InitialState
+from snopt.dynamics import Constant
 from tasks.common.checks import choices
-from tasks.models.families import PARTS, build_system, family_name
+from tasks.models.families import build_system, find_family
 
 FORCINGS = ("interpolated", "ramp_as_published")
-FORCED_SCALARS = {"ghbnode": {"xi": math.log(2.0), "learn_xi": False, "activation": "hardtanh"}}
 
 
 class ForcedLinear(nn.Module):
@@ -76,19 +76,11 @@ class ForcedNet(nn.Module):
         solver: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        name = family_name(family)
-        width = 2 if name == "anode" else 1
-        self.field = ForcedLinear(2 if name == "sonode" else width, width, forcing)
-        self.start: nn.Module
-        if PARTS[name] == 1:
-            self.start = Augment(width - 1)
-        elif name == "adamnode":
-            self.start = AdamInitialState(Constant(1))
-        else:
-            self.start = InitialState(Constant(1))
-        self.block = ODEBlock(
-            build_system(family, self.field, FORCED_SCALARS), (0.0, 1.0), **solver
-        )
+        record = find_family(family)
+        (width,) = record.size("forced")
+        self.field = ForcedLinear(record.inputs(width), width, forcing)
+        self.start = record.initial(partial(Constant, 2 * width - 1), width - 1)
+        self.block = ODEBlock(build_system(family, self.field, "forced"), (0.0, 1.0), **solver)
 
     def forward(
         self, forcing: Float[Tensor, "n t"], first: Float[Tensor, " n"]

@@ -11,51 +11,30 @@ from torch import Tensor, nn
 
 from snopt import ODEBlock
 from snopt.dynamics import ElapsedTime, LearnedScalar
-from tasks.models.families import PARTS, Autonomous, Mlp, build_system, family_name
+from tasks.models.families import Family, build_system, find_family
+from tasks.models.family_nets import Autonomous, Mlp
 
 State = tuple[Tensor, ...]
-
-VIBRATION_SIZES = {
-    "node": 21,
-    "anode": 27,
-    "sonode": 19,
-    "hbnode": 20,
-    "ghbnode": 20,
-    "adamnode": 20,
-}
-VIBRATION_SCALARS = {"ghbnode": {"xi": 0.6931471805599453}}  # softplus(0)
-WALKER_SIZES = {
-    "node": 24,
-    "anode": 24,
-    "sonode": 23,
-    "hbnode": 24,
-    "ghbnode": 24,
-    "adamnode": 24,
-}
-WALKER_SCALARS = {"ghbnode": {"xi": 1.3132616875182228}}  # softplus(1)
 
 
 class _Recurrent(nn.Module):
     """A family's system solved over one observation interval after the other.
 
     The parts h and m of a state take observations in; AdamNODE's third part v = m² at the start and
-    then moves with the system only. With ``as_published`` SONODE travels one unit of time between
-    any two observations: in the released code its system leaves the elapsed time out.
+    then moves with the system only.
     """
 
     def __init__(
         self,
-        name: str,
+        record: Family,
         width: int,
         system: nn.Module,
         solver: Mapping[str, Any],
         as_published: bool,
     ) -> None:
         super().__init__()
-        self.one_unit = as_published and name == "sonode"
-        self.name, self.width = name, width
-        self.parts = PARTS[name]
-        self.open_parts = min(self.parts, 2)
+        self.one_unit = as_published and record.ignores_gaps_as_published
+        self.width, self.parts, self.open_parts = width, record.parts, record.open_parts
         self.block = ODEBlock(ElapsedTime(system), (0.0, 1.0), **solver)
 
     def evolve(self, state: State, elapsed: Tensor) -> State:
@@ -108,17 +87,15 @@ class VibrationNet(_Recurrent):
         shrink: float = 0.01,
         as_published: bool = False,
     ) -> None:
-        name = family_name(family)
-        n, parts = VIBRATION_SIZES[name], min(PARTS[name], 2)
-        if PARTS[name] == 1:
-            widths = [n, 3 * n, 4 * n, n]
-        else:
-            widths = [2 * n, 2 * n, n, n] if name == "sonode" else [n, n, n, n]
-        inner = Autonomous(Mlp(widths, nn.ReLU))
-        system = build_system(family, inner, VIBRATION_SCALARS)
-        super().__init__(name, n, system, solver, as_published)
+        record = find_family(family)
+        (n,), parts = record.size("vibration"), record.open_parts
+        seen = record.inputs(n)
+        inside = [3 * n, 4 * n] if record.parts == 1 else [seen, n]
+        inner = Autonomous(Mlp([seen, *inside, n], nn.ReLU))
+        system = build_system(family, inner, "vibration")
+        super().__init__(record, n, system, solver, as_published)
         self.horizon = horizon
-        self.encoder = nn.Linear(channels * window, channels if name == "anode" else parts * n)
+        self.encoder = nn.Linear(channels * window, channels if record.extra else parts * n)
         self.from_state = nn.ModuleList(nn.Linear(n, parts * n) for _ in range(parts))
         self.from_input = nn.Linear(channels, parts * n)
         self.head = nn.Linear(n, channels)
@@ -138,9 +115,8 @@ class VibrationNet(_Recurrent):
             before each next point (w), and along the forecast (``horizon``).
         """
         start = self.encoder(points.flatten(1))
-        if self.name == "anode":
-            start = torch.cat([start, start.new_zeros(len(start), self.width - start.shape[1])], 1)
-        state = self.begin(start)
+        further = start.new_zeros(len(start), self.open_parts * self.width - start.shape[1])
+        state = self.begin(torch.cat([start, further], dim=1))
         from_input = self.from_input(points).unbind(dim=1)
         after, before = [], []
         for seen, gap in zip(from_input, elapsed.unbind(dim=1), strict=True):
@@ -182,15 +158,15 @@ class WalkerNet(_Recurrent):
         solver: Mapping[str, Any],
         as_published: bool = False,
     ) -> None:
-        name = family_name(family)
-        n = WALKER_SIZES[name]
-        inner = Autonomous(nn.Linear(2 * n if name == "sonode" else n, n))
-        system = build_system(family, inner, WALKER_SCALARS)
-        super().__init__(name, n, system, solver, as_published)
+        record = find_family(family)
+        (n,) = record.size("walker")
+        inner = Autonomous(nn.Linear(record.inputs(n), n))
+        system = build_system(family, inner, "walker")
+        super().__init__(record, n, system, solver, as_published)
         first_order = self.parts == 1
         widths = [n, 3 * n, 2 * n, n] if first_order else [2 * n] * 4
         self.cell = Mlp([channels + widths[0], *widths[1:]], nn.Tanh)
-        self.encoder = nn.Linear(channels, 5) if name == "anode" else None
+        self.encoder = nn.Linear(channels, 5) if record.extra else None
         self.head = nn.Linear(n, channels)
         self.absorb_first = as_published and not first_order
         self.predict_first = as_published and first_order

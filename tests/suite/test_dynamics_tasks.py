@@ -16,7 +16,7 @@ from tasks.data.measurements import read_plane_vibration, read_silverbox, read_w
 from tasks.data.nested_spheres import make_nested_spheres
 from tasks.data.windows import vibration_windows, walker_windows
 from tasks.dynamics import NestedSpheres, PlaneVibration, Silverbox, Walker2d
-from tasks.models.families import SYSTEMS
+from tasks.models.families import FAMILIES
 
 CPU = torch.device("cpu")
 NOISE = torch.Generator()
@@ -218,7 +218,7 @@ def test_silverbox_reports_the_norm_of_the_whole_state() -> None:
     assert bool(task.measure(torch.zeros(3, 64, 2), batch)["log10_norm"].isfinite().all())
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_steps_reduce_the_loss(name: str) -> None:
     torch.manual_seed(0)
     frames = torch.cumsum(0.1 * torch.randn(8, 9, 17), dim=1)

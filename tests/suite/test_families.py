@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from snopt.dynamics import GHBNODE, AdamNODE, LearnedScalar
 from tasks.family_images import FamilyImageClassification
 from tasks.images import ImageClassification
-from tasks.models.families import CONV_SIZES, SYSTEMS, FamilyConvNet, PointNet, build_system
+from tasks.models.families import FAMILIES, build_system
+from tasks.models.family_nets import IMAGES, FamilyConvNet, PointNet
 from tasks.models.forced import ForcedLinear, ForcedNet
 from tasks.models.sequences import VibrationNet, WalkerNet
 
@@ -83,7 +84,7 @@ def test_parameter_counts_are_the_published_ones(kind: str, name: str) -> None:
     assert count(build(kind, name)) == PUBLISHED[kind][name] - unused
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", ["points", "vibration", "walker"])
 def test_every_parameter_of_every_family_learns(kind: str, name: str) -> None:
     torch.manual_seed(0)
@@ -98,12 +99,12 @@ def test_every_parameter_of_every_family_learns(kind: str, name: str) -> None:
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("dataset", CONV_SIZES)
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("dataset", IMAGES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_convolutional_networks_run(dataset: str, name: str) -> None:
-    sizes = CONV_SIZES[dataset]
+    channels, side = IMAGES[dataset]
     model = FamilyConvNet(dataset, {"name": name}, {"method": "euler", "options": {"steps": 1}})
-    images = torch.rand(2, sizes.channels, sizes.side, sizes.side)
+    images = torch.rand(2, channels, side, side)
     assert model(images).shape == (2, 10)
     if name == "adamnode":
         aligned = FamilyConvNet(dataset, {"name": name, "aligned": True}, {})
@@ -113,7 +114,9 @@ def test_convolutional_networks_run(dataset: str, name: str) -> None:
 
 def test_published_scalars_and_overrides() -> None:
     def scalars(kind: str, name: str) -> dict[str, float]:
-        system = next(m for m in build(kind, name).modules() if isinstance(m, SYSTEMS[name]))
+        system = next(
+            m for m in build(kind, name).modules() if isinstance(m, FAMILIES[name].system)
+        )
         return system.traces()
 
     def near(value: float) -> object:
@@ -130,23 +133,23 @@ def test_published_scalars_and_overrides() -> None:
     assert scalars("cifar10", "adamnode") == {"beta1": near(0.95257), "beta2": near(0.95257)}
 
     family = {"name": "ghbnode", "gamma": 0.3, "xi": None, "activation": "hardtanh"}
-    system = build_system(family, nn.Identity(), {"ghbnode": {"xi": 0.9, "learn_xi": False}})
+    system = build_system(family, nn.Identity(), "cifar10")
     assert isinstance(system, GHBNODE)
-    assert system.traces() == {"gamma": near(0.3), "xi": near(0.9)}
+    assert system.traces() == {"gamma": near(0.3), "xi": near(1.5)}
     assert system.activation(torch.tensor(9.0)) == 5.0
     assert "xi.raw" not in dict(system.named_parameters())
-    adam = build_system({"name": "adamnode", "phi": "sigmoid"}, nn.Identity(), {})
+    adam = build_system({"name": "adamnode", "phi": "sigmoid"}, nn.Identity())
     assert isinstance(adam, AdamNODE)
     assert adam.phi is torch.sigmoid
 
 
-@pytest.mark.parametrize("dataset", CONV_SIZES)
+@pytest.mark.parametrize("dataset", IMAGES)
 def test_image_tasks_take_the_families_networks(dataset: str) -> None:
     task = FamilyImageClassification(dataset, hidden=64, batch_size=4)
     model = task.build_model({"name": "hbnode"}, {"method": "euler", "options": {"steps": 1}})
     assert count(model) == PUBLISHED[dataset]["hbnode"] - UNUSED.get((dataset, "hbnode"), 0)
-    sizes = CONV_SIZES[dataset]
-    pixels = torch.randint(0, 256, (3, sizes.channels, sizes.side, sizes.side), dtype=torch.uint8)
+    channels, side = IMAGES[dataset]
+    pixels = torch.randint(0, 256, (3, channels, side, side), dtype=torch.uint8)
     scaled = task.standardise(pixels)
     torch.testing.assert_close(scaled, pixels / 255.0)
     assert task.forward(model, (pixels, torch.zeros(3)), torch.Generator()).shape == (3, 10)
@@ -170,7 +173,7 @@ def test_mistakes_are_explained() -> None:
     with pytest.raises(ValueError, match=r"Did you mean hbnode\?"):
         PointNet({"name": "hbnod"}, {})
     with pytest.raises(ValueError, match="activation=relu"):
-        build_system({"name": "ghbnode", "activation": "relu"}, nn.Identity(), {})
+        build_system({"name": "ghbnode", "activation": "relu"}, nn.Identity())
     with pytest.raises(ValueError, match="dataset=svhn"):
         FamilyConvNet("svhn", {"name": "node"}, {})
     with pytest.raises(ValueError, match="forcing=linear"):
@@ -200,12 +203,12 @@ def seen_frames(name: str, as_published: bool) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_walker_predictions_see_frames_up_to_their_own(name: str) -> None:
     assert seen_frames(name, as_published=False) == [list(range(i + 1)) for i in range(5)]
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_as_published_first_order_families_see_one_frame_less(name: str) -> None:
     seen = seen_frames(name, as_published=True)
     late = name in ("node", "anode")
@@ -227,7 +230,7 @@ def test_walker_gaps_lie_on_the_right_side_of_a_frame() -> None:
         assert torch.equal(*out) is not as_published
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("net", [WalkerNet, VibrationNet])
 def test_only_the_published_sonode_ignores_how_much_time_passes(net: type, name: str) -> None:
     """Fault D2 of the released code: it takes every gap for one unit."""
@@ -307,7 +310,7 @@ def growth(name: str, forcing: Tensor, first: Tensor, draws: int, mode: str) -> 
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [(name, "interpolated") for name in SYSTEMS]
+    [(name, "interpolated") for name in FAMILIES]
     + [(name, "ramp_as_published") for name in ("hbnode", "ghbnode")],
 )
 def test_only_bounded_families_stay_bounded_on_a_long_interval(name: str, mode: str) -> None:

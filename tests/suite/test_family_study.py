@@ -19,7 +19,8 @@ from tasks.engine import experiment
 from tasks.engine.config.settings import Settings
 from tasks.engine.records.runs import Run, read_runs
 from tasks.engine.report.rebuilt import evaluations, rebuild
-from tasks.models.families import SYSTEMS, PointNet
+from tasks.models.families import FAMILIES
+from tasks.models.family_nets import PointNet
 
 QUICK = ["train.max_epochs=2", "solver.rtol=1e-3", "solver.atol=1e-3", "logger.progress=off"]
 
@@ -29,8 +30,8 @@ QUICK = ["train.max_epochs=2", "solver.rtol=1e-3", "solver.atol=1e-3", "logger.p
 
 def test_one_file_stands_for_every_family() -> None:
     planned = plan(experiments()["families/point_cloud"], [3], None)
-    assert [job.config["model"]["name"] for job in planned] == list(SYSTEMS)
-    assert len({job.folder for job in planned}) == len(SYSTEMS)
+    assert [job.config["model"]["name"] for job in planned] == list(FAMILIES)
+    assert len({job.folder for job in planned}) == len(FAMILIES)
     assert not any(job.trial for job in planned)
     given = plan(experiments()["families/point_cloud"], [3, 4], None, ["model=sonode"])
     assert [job.config["seed"] for job in given] == [3, 4]
@@ -48,7 +49,7 @@ def test_every_family_experiment_composes(name: str) -> None:
 def test_the_best_rate_of_each_pair_goes_on_to_the_reported_seeds(tmp_path: Path) -> None:
     choices = ["families/optimizers/digits-adam"]
     trials = plan(choices, [0, 1], None, [f"results.root={tmp_path}"])
-    assert len(trials) == 4 * len(SYSTEMS)  # seeds 0 and 1 wait for the choice
+    assert len(trials) == 4 * len(FAMILIES)  # seeds 0 and 1 wait for the choice
     assert all(job.trial and job.config["seed"] == TRIAL_SEED for job in trials)
     losses = {"node": (0.5, 0.2, 0.3, 0.4), "anode": (math.nan, 0.9, 0.1, 0.2)}
     for name, values in losses.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from tasks.common.checks import ConfigError
 from tasks.engine import cli, experiment
 from tasks.engine.config.settings import Settings
+from tasks.engine.report import family_figures
 from tasks.images import ImageClassification
 from tasks.models.convnet import ConvNet
-from tasks.models.families import EXTRA, SYSTEMS
+from tasks.models.families import FAMILIES, Family
 from tasks.models.family_rnn import FamilyRNN
 from tasks.models.ode_rnn import ODERNN, GatedCell
 from tasks.series import SeriesClassification
@@ -40,7 +42,7 @@ def count(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("task", NAMES)
 def test_every_task_with_every_family(task: str) -> None:
-    for name in SYSTEMS:
+    for name in FAMILIES:
         settings = read(f"task={task}", f"model={name}", "optim=adam")
         if name != "node" and "flows" in settings.config["task"]["_target_"]:
             with pytest.raises(ConfigError, match=r"model=node only\. A flow's state is the data"):
@@ -58,7 +60,7 @@ def test_every_task_with_every_family(task: str) -> None:
             assert model(*batch, torch.tensor([1, 2])).shape == (2, built.classes)
 
 
-@pytest.mark.parametrize(("task", "model"), [*itertools.product(AFFORDABLE, SYSTEMS)])
+@pytest.mark.parametrize(("task", "model"), [*itertools.product(AFFORDABLE, FAMILIES)])
 def test_one_step(task: str, model: str, tmp_path) -> None:
     overrides = [f"task={task}", f"model={model}", "optim=snopt", f"results.root={tmp_path}"]
     summary = experiment.train(read(*overrides, *ONE_STEP, *AFFORDABLE[task]))
@@ -66,15 +68,15 @@ def test_one_step(task: str, model: str, tmp_path) -> None:
     assert summary["nfe_forward"] > 0
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_image_networks_differ_by_what_the_family_needs(name: str) -> None:
     c = 6
     plain = count(ConvNet(1, c, 10, pool=3, strided=1, solver=RK4))
     model = ConvNet(1, c, 10, pool=3, strided=1, family={"name": name}, solver=RK4)
-    wide = c + EXTRA
+    wide = c + FAMILIES["anode"].extra
     further = {
         "node": 0,
-        "anode": 2 * (9 * (wide + 1) * wide + wide - 9 * (c + 1) * c - c) + 10 * EXTRA,
+        "anode": 2 * (9 * (wide + 1) * wide + wide - 9 * (c + 1) * c - c) + 10 * (wide - c),
         "sonode": c * c + c + 9 * c * c,  # momentum, and a field that sees it
         "hbnode": c * c + c + 1,  # momentum, gamma
         "ghbnode": c * c + c + 2,  # momentum, gamma, xi
@@ -102,7 +104,7 @@ def test_node_makes_the_network_written_for_it() -> None:
     torch.testing.assert_close(ours(*series()), theirs(*series()), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_series_networks(name: str) -> None:
     torch.manual_seed(0)
     model = FamilyRNN({"name": name}, 3, 5, 2, elapsed=0.7, solver=RK4).double()
@@ -116,7 +118,7 @@ def test_series_networks(name: str) -> None:
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
     open_width = 10 if name in ("sonode", "hbnode", "ghbnode", "adamnode") else 5
     assert count(model.cell) == count(GatedCell(3, open_width))
-    assert model.head.in_features == (5 + EXTRA if name == "anode" else 5)
+    assert model.head.in_features == FAMILIES[name].width(5)
 
 
 def test_the_heavy_ball_takes_observations_into_position_and_momentum() -> None:
@@ -148,3 +150,63 @@ def three_eighths(system: nn.Module, y: Tensor, dt: float) -> Tensor:
     k3 = f(y + dt * (k2 - k1 / 3))
     k4 = f(y + dt * (k1 - k2 + k3))
     return y + dt * (k1 + 3 * (k2 + k3) + k4) / 8
+
+
+class Leaky(nn.Module):
+    """h' = m, m' = f([h, m]) - rate h: two parts, both seen by the inner field."""
+
+    parts = 2
+
+    def __init__(self, inner: nn.Module, *, rate: float = 0.5) -> None:
+        super().__init__()
+        self.inner, self.rate = inner, nn.Parameter(torch.tensor([rate]))
+
+    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        h, m = state
+        return m, self.inner(t, torch.cat([h, m], dim=1)) - self.rate * h
+
+
+class Decaying(nn.Module):
+    """h' = f(t, h) - rate h: a state of one part, whose system is more than its inner field."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.rate = inner, nn.Parameter(torch.ones(1))
+
+    def forward(self, t: Tensor, h: Tensor) -> Tensor:
+        return self.inner(t, h) - self.rate * h
+
+
+TOYS = {
+    "leaky": Family(Leaky, inner_parts=2, sizes={"points": (2, 6)}),
+    "decaying": Family(Decaying, extra=2, sizes={"points": (4, 6)}),
+}
+
+
+@pytest.mark.parametrize(("task", "kind"), [*itertools.product(AFFORDABLE, TOYS)])
+def test_a_family_from_outside_trains(task: str, kind: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(FAMILIES, "toy", TOYS[kind])
+    given = [f"task={task}", "model=node", "model.name=toy", "optim=snopt"]
+    given += [f"results.root={tmp_path}", *ONE_STEP, *AFFORDABLE[task], "train.max_steps=3"]
+    settings = read(*given)
+    summary = experiment.train(settings)
+    assert (summary["outcome"], summary["model"], summary["steps"]) == ("completed", "toy", 3)
+    model = experiment.build_task(settings).build_model(settings.config["model"], RK4)
+    assert sum(isinstance(m, TOYS[kind].system) for m in model.modules()) == 1
+
+
+def test_a_family_without_sizes_is_told_so(monkeypatch) -> None:
+    monkeypatch.setitem(FAMILIES, "toy", Family(Leaky, inner_parts=2))
+    settings = read("task=nested_spheres", "model=node", "model.name=toy", "optim=adam")
+    with pytest.raises(ConfigError, match=r"Leaky has no sizes for the network 'points'"):
+        experiment.check_model(settings, experiment.build_task(settings))
+
+
+def test_figures_keep_families_without_a_colour() -> None:
+    runs = [SimpleNamespace(model=m, seed=s) for m, s in [("toy", 1), ("node", 0), ("toy", 0)]]
+    found = family_figures.by_model(runs)
+    assert [(name, [run.seed for run in kept]) for name, kept in found.items()] == [
+        ("node", [0]),
+        ("toy", [0, 1]),
+    ]
+    assert family_figures.colour("toy") not in family_figures.COLOURS.values()

@@ -30,9 +30,16 @@ _SHOWN = 16  # points of a window before its forecast
 
 
 def by_model(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of every family, in the usual order, sorted by seed."""
-    found = {name: [run for run in runs if run.model == name] for name in COLOURS}
-    return {name: sorted(found[name], key=lambda r: r.seed) for name in found if found[name]}
+    """Runs of every family, in the usual order and further ones behind, sorted by seed."""
+    found: dict[str, list[Run]] = {name: [] for name in COLOURS}
+    for run in sorted(runs, key=lambda r: (r.model, r.seed)):
+        found.setdefault(run.model, []).append(run)
+    return {name: members for name, members in found.items() if members}
+
+
+def colour(name: str) -> str:
+    """A family's colour; one grey for those that have none of their own."""
+    return COLOURS.get(name, "#555555")
 
 
 def point_cloud_figure(runs: Sequence[Run]) -> Figure:
@@ -50,7 +57,7 @@ def point_cloud_figure(runs: Sequence[Run]) -> Figure:
         axes.set_axis_off()
     for axes, part in zip(curves.subplots(1, 2), (0, 1), strict=True):
         for name, members in families.items():
-            _draw_evaluations(axes, members, part, COLOURS[name])
+            _draw_evaluations(axes, members, part, colour(name))
         axes.set_xlabel("optimizer steps", fontsize=9)
         word = ("forward", "backward")[part]
         axes.set_ylabel(f"evaluations of a {word} solve", fontsize=9)
@@ -76,9 +83,9 @@ def growth_figure(growth: Mapping[str, Mapping[str, np.ndarray]], output: np.nda
     for axes, (forcing, families) in zip(panels, growth.items(), strict=True):
         for name, norms in families.items():
             times = np.arange(norms.shape[1])
-            axes.plot(times, norms.mean(axis=0), color=COLOURS[name], linewidth=2.0)
+            axes.plot(times, norms.mean(axis=0), color=colour(name), linewidth=2.0)
             for draw in norms:
-                axes.plot(times, draw, color=COLOURS[name], alpha=0.22, linewidth=0.7)
+                axes.plot(times, draw, color=colour(name), alpha=0.22, linewidth=0.7)
         axes.plot(np.arange(len(output)), output, color="#444444", linestyle="dotted")
         axes.set_yscale("log")
         axes.set_ylim(1e-3, None)
@@ -112,7 +119,7 @@ def forecast_figure(runs: Sequence[Run]) -> Figure:
         ahead = np.arange(truth.shape[1] - 2 * window)
         axes.plot(ahead, truth[index, 2 * window :, 2], "o-", **_TRUTH)
         for name, out in outputs.items():
-            axes.plot(ahead, out[index, 2 * window :, 2], color=COLOURS[name], linewidth=1.6)
+            axes.plot(ahead, out[index, 2 * window :, 2], color=colour(name), linewidth=1.6)
         axes.axvline(0, color="#BBBBBB", linewidth=0.8)
         axes.set_title(f"test window {index}: {CHANNELS[2]}", fontsize=9)
         axes.set_xlabel("samples after the window", fontsize=9)
@@ -121,9 +128,9 @@ def forecast_figure(runs: Sequence[Run]) -> Figure:
     errors, channels = lower.subplots(1, 2, width_ratios=[1.3, 1.0])
     for name, members in families.items():
         ahead, series = _errors_ahead(members, window, made[name])
-        errors.plot(ahead, np.median(series, axis=0), color=COLOURS[name], linewidth=1.8)
+        errors.plot(ahead, np.median(series, axis=0), color=colour(name), linewidth=1.8)
         for one in series if len(series) > 1 else ():
-            errors.plot(ahead, one, color=COLOURS[name], alpha=0.3, linewidth=0.7)
+            errors.plot(ahead, one, color=colour(name), alpha=0.3, linewidth=0.7)
     errors.set_xlabel("samples after the window", fontsize=9)
     errors.set_ylabel("mean squared error, test (log)", fontsize=9)
     errors.set_yscale("log")
@@ -193,7 +200,7 @@ def _draw_channels(
     places = np.arange(truth.shape[2])
     for index, (name, out) in enumerate(outputs.items()):
         error = ((out - truth)[:, start:] ** 2).mean(axis=(0, 1))
-        axes.bar(places + (index + 0.5) * width - 0.4, error, width, color=COLOURS[name])
+        axes.bar(places + (index + 0.5) * width - 0.4, error, width, color=colour(name))
     axes.set_xticks(places, CHANNELS, fontsize=8, rotation=15)
     axes.set_ylabel("mean squared error of the forecast (log)", fontsize=9)
     axes.set_yscale("log")
@@ -207,7 +214,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _handles(families: Mapping[str, object]) -> list[Line2D]:
-    return [Line2D([], [], color=COLOURS[name], linewidth=2.0, label=name) for name in families]
+    return [Line2D([], [], color=colour(name), linewidth=2.0, label=name) for name in families]
 
 
 def _plain(axes: Axes) -> None:
