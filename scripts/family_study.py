@@ -22,11 +22,11 @@ from tasks.engine.report.family_figures import (
     point_cloud_figure,
 )
 from tasks.engine.report.figures import png
+from tasks.engine.report.formatting import metric_style, number, spread
 from tasks.engine.report.nfe import per_step
-from tasks.engine.report.rebuilt import evaluations, rebuild
-from tasks.engine.report.spread import Spread
+from tasks.engine.report.reload import evaluations, rebuild
+from tasks.engine.report.statistics import Spread
 from tasks.engine.report.summary import as_csv
-from tasks.engine.report.wording import metric_style, number, spread
 from tasks.engine.report.write import save
 
 DRAWS = 10

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tasks.engine.records.runs import Run
+from tasks.engine.report.formatting import metric_style, number, spread
 from tasks.engine.report.nfe import per_step
-from tasks.engine.report.spread import Spread
-from tasks.engine.report.wording import metric_style, number, spread
+from tasks.engine.report.statistics import Spread
 
 _T = ("train", "horizon/T")
 

@@ -29,10 +29,10 @@ from tasks.common.checks import ConfigError
 from tasks.engine.cli import DIVERGED, REFUSED, check_overrides, override
 from tasks.engine.records.results import ResultsError
 from tasks.engine.records.runs import UnreadableRunError
-from tasks.engine.report import LeftOut, Report, Run, read_run, write_runs
+from tasks.engine.report import Report, Run, SkippedRun, read_run, write_runs
 from tasks.engine.report.console import console, show
+from tasks.engine.report.formatting import metric_style, number, spread
 from tasks.engine.report.summary import TableRow
-from tasks.engine.report.wording import metric_style, number, spread
 from tasks.engine.report.write import save
 
 
@@ -124,14 +124,14 @@ def _absolute(overrides: Sequence[str], root: Path) -> list[str]:
 
 def _draw(jobs: Sequence[Job], root: Path, folder: Path) -> Report:
     runs: list[Run] = []
-    left_out: list[LeftOut] = []
+    left_out: list[SkippedRun] = []
     for job in jobs:
         try:
             if not job.finished:
                 raise UnreadableRunError("not finished")
             runs.append(read_run(job.folder))
         except UnreadableRunError as error:
-            left_out.append(LeftOut(job.folder, str(error)))
+            left_out.append(SkippedRun(job.folder, str(error)))
     report = write_runs(runs, left_out, root, folder)
     if report.tables:
         text = write_study(runs, folder) or horizon_markdown(runs) or _markdown(report)

@@ -17,7 +17,7 @@ from tasks.engine import experiment
 from tasks.engine.config.settings import Settings
 from tasks.engine.optimizers.about import known
 from tasks.engine.records.record import Outcome
-from tasks.engine.training.shelf import Shelf
+from tasks.engine.training.dataset_cache import DatasetCache
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,15 @@ def _round(value: float) -> float:
 
 
 def run(
-    configure: Configure, changes: Changes, seed: int, select: str, shelf: Shelf | None = None
+    configure: Configure,
+    changes: Changes,
+    seed: int,
+    select: str,
+    cache: DatasetCache | None = None,
 ) -> float:
     """Train once; the loss at the end on the split ``select``, infinite after a failure."""
     settings = Settings.read(configure({**changes, "seed": seed}))
-    record = experiment.train(settings, shelf)
+    record = experiment.train(settings, cache)
     if record["outcome"] == Outcome.INTERRUPTED:
         raise KeyboardInterrupt
     loss = record["final"].get(select, {}).get("loss")
@@ -187,7 +191,9 @@ def run(
     return float(loss) if ended and loss is not None else math.inf
 
 
-def steps_in(configure: Configure, seconds: float, seed: int, shelf: Shelf | None = None) -> int:
+def steps_in(
+    configure: Configure, seconds: float, seed: int, cache: DatasetCache | None = None
+) -> int:
     """How many steps of an optimizer, with its defaults, the machine makes in so much time.
 
     Counted in seconds of the processor where those are fewer: other work on the machine would cut
@@ -199,7 +205,7 @@ def steps_in(configure: Configure, seconds: float, seed: int, shelf: Shelf | Non
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter(), time.process_time()
             changes = {"train.max_steps": count, "results.root": folder}
-            run(configure, changes, seed, "train", shelf)
+            run(configure, changes, seed, "train", cache)
             ended = time.perf_counter(), time.process_time()
         return min(end - start for start, end in zip(started, ended, strict=True))
 
@@ -236,7 +242,7 @@ def search(
     select: str = "train",
     draw_seed: int = 0,
     ceiling: float | None = None,
-    shelf: Shelf | None = None,
+    cache: DatasetCache | None = None,
     report: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """Try every point with the first seed, the best of them with the others; best first.
@@ -255,7 +261,7 @@ def search(
         select: ``train`` or ``valid``.
         draw_seed: of the points.
         ceiling: training seconds after which a run is ended, whatever its steps.
-        shelf: keeps the data between runs.
+        cache: keeps the data between runs.
         report: called with every trial as it ends.
 
     Raises:
@@ -267,7 +273,7 @@ def search(
         limited = {**changes, "train.max_steps": steps}
         if ceiling is not None:
             limited["train.max_seconds"] = ceiling
-        return tuple(run(configure, limited, seed, select, shelf) for seed in with_seeds)
+        return tuple(run(configure, limited, seed, select, cache) for seed in with_seeds)
 
     def score(trial: Trial) -> float:
         return trial.score

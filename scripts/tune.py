@@ -36,7 +36,7 @@ from tasks.common.checks import ConfigError, require_choice
 from tasks.common.files import written_whole
 from tasks.engine import cli
 from tasks.engine.report.console import console
-from tasks.engine.training.shelf import Shelf
+from tasks.engine.training.dataset_cache import DatasetCache
 
 #: What is kept in the tuned file where it is given: settings of how a task is trained.
 KEPT = ("optim.", "schedule.", "task.batch_size")
@@ -139,7 +139,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     typed = _parsed(options.overrides)
     given = {key: typed[key] for key in typed if key.startswith(KEPT)}
     space = Space(optim, given, options.around)
-    shelf = Shelf()
+    cache = DatasetCache()
     steps = options.steps
 
     def configure(changes: Changes) -> Mapping[str, Any]:
@@ -156,7 +156,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         steps = remembered(
             options.results / task / f"{optim}-steps.json",
             asked,
-            lambda: steps_in(configure, options.seconds, seeds[0], shelf),
+            lambda: steps_in(configure, options.seconds, seeds[0], cache),
         )
     out.print(f"{task} {optim}: {steps} steps a trial", markup=False)
     tried = search(
@@ -169,7 +169,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         select=options.select,
         draw_seed=options.draw_seed,
         ceiling=CEILING * options.seconds,
-        shelf=shelf,
+        cache=cache,
         report=lambda trial: out.print(
             f"{task} {optim}: {trial.score:.4g}  {dict(trial.changes)}", markup=False
         ),

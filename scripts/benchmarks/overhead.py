@@ -17,7 +17,7 @@ from tasks.common.seeding import stream
 from tasks.engine.config.settings import Settings
 from tasks.engine.experiment import train
 from tasks.engine.optimizers.build import build_optimizer
-from tasks.engine.training.batches import Order
+from tasks.engine.training.batches import BatchSampler
 
 HEADINGS = (
     "task", "steps", "s by hand", "s runner", "clock / hand", "with logging / hand",
@@ -62,7 +62,7 @@ def by_hand(workload: Workload, steps: int) -> float:
     """Seconds of the loop as one would type it."""
     model = workload.model()
     optimizer = build_optimizer(workload.settings.config["optim"], model)
-    order = Order(workload.splits.train, workload.task.batch_size, 0)
+    order = BatchSampler(workload.splits.train, workload.task.batch_size, 0)
     noise = stream(0, "noise", workload.device)
     start = time.perf_counter()
     for _ in range(steps):

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tasks.engine.report.wording import number
+from tasks.engine.report.formatting import number
 from tasks.engine.report.write import save
 
 Cell = str | float | int | None

@@ -11,7 +11,7 @@ from rich.console import Console
 from scripts.benchmarks.tables import Cell, present
 from scripts.benchmarks.workloads import Weights, Workload, load, ode_blocks, trained
 from snopt import ODEBlock
-from tasks.engine.training.batches import Order
+from tasks.engine.training.batches import BatchSampler
 
 STEPS = 5
 """Training steps that are counted, after one that leaves a step size behind."""
@@ -56,7 +56,7 @@ def evaluations(
     model = workload.model(weights, solver)
     blocks = ode_blocks(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    order = Order(workload.splits.train, workload.task.batch_size, 1)
+    order = BatchSampler(workload.splits.train, workload.task.batch_size, 1)
     calls: list[ODEBlock] = []
     for block in blocks:
         block.register_forward_hook(lambda block, *_: calls.append(block))

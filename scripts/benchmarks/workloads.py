@@ -17,7 +17,7 @@ from tasks.common.seeding import stream
 from tasks.engine.cli import CONF, plain
 from tasks.engine.config.settings import Settings
 from tasks.engine.experiment import build_model, build_task, default_data_root
-from tasks.engine.training.batches import Order
+from tasks.engine.training.batches import BatchSampler
 from tasks.engine.training.parallel import World
 from tasks.task import Batch, Splits, Task
 
@@ -92,7 +92,7 @@ def load(
     root = settings.config["data"]["root"]
     folder = Path(root).expanduser() if root else default_data_root()
     splits = made.load(folder, 0, world.device, getattr(torch, dtype))
-    batch = Order(splits.train, made.batch_size, 0).next()
+    batch = BatchSampler(splits.train, made.batch_size, 0).next()
     return Workload(task, settings, made, splits, batch, world.device)
 
 
@@ -106,7 +106,7 @@ def trained(workload: Workload, steps: int, solver: Mapping[str, Any] | None = N
     """
     model = workload.model(solver=solver)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    order = Order(workload.splits.train, workload.task.batch_size, 0)
+    order = BatchSampler(workload.splits.train, workload.task.batch_size, 0)
     for _ in range(steps):
         optimizer.zero_grad()
         workload.loss(model, order.next()).backward()

@@ -33,14 +33,14 @@ from tasks.engine.records.record import FINISHED, Outcome
 from tasks.engine.records.results import ResultsError, RunFolder, run_folder
 from tasks.engine.records.resuming import require_fit
 from tasks.engine.records.writer import RowLog, Writer
-from tasks.engine.training.batches import Order
+from tasks.engine.training.batches import BatchSampler
+from tasks.engine.training.dataset_cache import DatasetCache, Loaded
 from tasks.engine.training.horizon import build_horizon, check_horizon
 from tasks.engine.training.learner import Learner
 from tasks.engine.training.parallel import World
 from tasks.engine.training.progress import Progress
 from tasks.engine.training.recorder import Counters, Recorder
 from tasks.engine.training.runner import Runner
-from tasks.engine.training.shelf import Loaded, Shelf
 from tasks.models.families import FAMILIES, FUNCTIONS
 from tasks.task import Splits, Task
 
@@ -192,12 +192,12 @@ def default_data_root() -> Path:
     return user_cache_path("snopt", appauthor=False)
 
 
-def train(settings: Settings, shelf: Shelf | None = None) -> Mapping[str, Any]:
+def train(settings: Settings, cache: DatasetCache | None = None) -> Mapping[str, Any]:
     """Train what the settings describe, or say that it has been done.
 
     Args:
         settings: the validated configuration.
-        shelf: keeps the data for the next run of this process.
+        cache: keeps the data for the next run of this process.
 
     Returns:
         The content of ``run.json``.
@@ -224,7 +224,7 @@ def train(settings: Settings, shelf: Shelf | None = None) -> Mapping[str, Any]:
             if done is not None:
                 logger.info("already finished: %s", done["message"])
                 return cast(Mapping[str, Any], done)
-            return _train(settings, task, world, clock, folder, shelf or Shelf())
+            return _train(settings, task, world, clock, folder, cache or DatasetCache())
         finally:
             if folder is not None:
                 folder.close()
@@ -257,10 +257,10 @@ def _train(
     world: World,
     clock: Clock,
     folder: RunFolder | None,
-    shelf: Shelf,
+    cache: DatasetCache,
 ) -> Mapping[str, Any]:
     path = run_folder(settings)
-    learner = _learner(settings, task, world, shelf)
+    learner = _learner(settings, task, world, cache)
     state = checkpoint.load(path / "checkpoint.pt")
     about = _identity(settings, learner, world)
     identity = {
@@ -322,15 +322,17 @@ def _train(
     return summary
 
 
-def _learner(settings: Settings, task: Task, world: World, shelf: Shelf) -> Learner:
+def _learner(settings: Settings, task: Task, world: World, cache: DatasetCache) -> Learner:
     def load() -> Loaded:
         return task, load_splits(settings, task, world)
 
-    task, splits = shelf.take(settings.config, load)
+    task, splits = cache.get(settings.config, load)
     model = build_model(settings, task, world)
     optimizer = build_optimizer(settings.config["optim"], model)
     horizon = build_horizon(settings.horizon, model, optimizer)
-    order = Order(splits.train, task.batch_size, settings.seed, rank=world.rank, world=world.size)
+    order = BatchSampler(
+        splits.train, task.batch_size, settings.seed, rank=world.rank, world=world.size
+    )
     return Learner(task, splits, order, model, optimizer, horizon)
 
 

@@ -18,7 +18,7 @@ from scripts.jobs import TRIAL_SEED, chosen, experiments, plan
 from tasks.engine import experiment
 from tasks.engine.config.settings import Settings
 from tasks.engine.records.runs import Run, read_runs
-from tasks.engine.report.rebuilt import evaluations, rebuild
+from tasks.engine.report.reload import evaluations, rebuild
 from tasks.models.families import FAMILIES
 from tasks.models.family_nets import PointNet
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import snopt
 from tasks.engine.records.clock import Clock
-from tasks.engine.training.batches import Order
+from tasks.engine.training.batches import BatchSampler
 from tasks.engine.training.learner import Learner
 from tasks.engine.training.progress import Progress
 from tasks.engine.training.recorder import Counters, Recorder
@@ -48,7 +48,7 @@ def recorder(kept: Kept, *, higher: bool = True, log_every: int = 2) -> Recorder
     model = nn.Sequential(
         snopt.ODEBlock(fake.Field(), method="euler", options={"steps": 3}), nn.Linear(4, 2)
     )
-    order = Order(splits.train, 50, 0)
+    order = BatchSampler(splits.train, 50, 0)
     learner = Learner(task, splits, order, model, Diagnosed(model.parameters(), 0.1))
     seconds = iter(range(10_000))
     clock = Clock(now=lambda: float(next(seconds)))

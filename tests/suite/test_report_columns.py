@@ -9,8 +9,8 @@ import pytest
 
 from tasks.engine.report import write_report
 from tasks.engine.report.columns import Place, columns, summary_csv
+from tasks.engine.report.formatting import NOTHING
 from tasks.engine.report.targets import LOSS, Goal, race
-from tasks.engine.report.wording import NOTHING
 from tests.suite.made_up_runs import made_up_run, made_up_suite
 
 

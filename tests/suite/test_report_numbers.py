@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tasks.engine.records.metrics import Curve
 from tasks.engine.records.runs import read_runs
 from tasks.engine.report.comparison import compare
-from tasks.engine.report.spread import Spread, band, spans_decades
+from tasks.engine.report.statistics import Spread, band, spans_decades
 from tasks.engine.report.summary import tabulate
 from tasks.engine.report.targets import LOSS, Goal
 from tests.suite.made_up_runs import made_up_run

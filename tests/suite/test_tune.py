@@ -9,7 +9,7 @@ import yaml
 
 from scripts import search, tune
 from tasks.common.checks import ConfigError
-from tasks.engine.training.shelf import Shelf
+from tasks.engine.training.dataset_cache import DatasetCache
 from tests.suite import fake
 
 LIMITS = {"train": {"max_steps": 5, "eval_every_epochs": None, "eval_at_start": False}}
@@ -133,7 +133,7 @@ def test_trials_are_kept_and_not_made_again(tmp_path) -> None:
 def test_time_becomes_steps(tmp_path, monkeypatch) -> None:
     clock = {"wall": 0.0, "cpu": 0.0}
 
-    def run(configure, changes, seed, select, shelf) -> float:
+    def run(configure, changes, seed, select, cache) -> float:
         # 2 s besides 0.25 s a step of the processor, that the machine takes three times as long for
         spent = 2.0 + 0.25 * changes["train.max_steps"]
         clock["cpu"] += spent
@@ -163,10 +163,10 @@ def test_data_are_loaded_once(tmp_path, monkeypatch) -> None:
     loads = []
     load = fake.Rings.load
     monkeypatch.setattr(fake.Rings, "load", lambda *given: loads.append(1) or load(*given))
-    shelf = Shelf()
-    search.steps_in(configure(tmp_path), 0.1, 100, shelf)
+    cache = DatasetCache()
+    search.steps_in(configure(tmp_path), 0.1, 100, cache)
     search.search(
-        configure(tmp_path), search.Space("adam"), trials=2, steps=5, seeds=[100], shelf=shelf
+        configure(tmp_path), search.Space("adam"), trials=2, steps=5, seeds=[100], cache=cache
     )
     assert len(loads) == 1
 

@@ -67,7 +67,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedRun:
     """A folder that looks like a run but is not in the report, and why."""
 
     path: Path
@@ -76,7 +76,7 @@ class LeftOut:
 
 def read_runs(
     root: Path, *, tasks: Iterable[str] | None = None, partial: bool = False
-) -> tuple[list[Run], list[LeftOut]]:
+) -> tuple[list[Run], list[SkippedRun]]:
     """Read every run below a folder.
 
     Args:
@@ -89,20 +89,20 @@ def read_runs(
     """
     wanted = None if tasks is None else set(tasks)
     runs: dict[tuple[str, str, str, str, int], Run] = {}
-    left_out: list[LeftOut] = []
+    left_out: list[SkippedRun] = []
     for folder in run_folders(root):
         try:
             run = read_run(folder)
         except UnreadableRunError as error:
-            left_out.append(LeftOut(folder, str(error)))
+            left_out.append(SkippedRun(folder, str(error)))
             continue
         if wanted is not None and run.task not in wanted:
             continue
         identity = (run.task, run.model, run.optim, run.config_hash, run.seed)
         if not partial and run.outcome not in FINISHED:
-            left_out.append(LeftOut(folder, _unfinished(run)))
+            left_out.append(SkippedRun(folder, _unfinished(run)))
         elif identity in runs:
-            left_out.append(LeftOut(folder, f"the same run as {runs[identity].path}"))
+            left_out.append(SkippedRun(folder, f"the same run as {runs[identity].path}"))
         else:
             runs[identity] = run
     return [runs[key] for key in sorted(runs)], left_out

@@ -9,10 +9,10 @@ from typing import Literal
 
 from tasks.engine.records.clock import BUCKETS
 from tasks.engine.report.costs import step_cost, untimed_cost
-from tasks.engine.report.spread import Spread
+from tasks.engine.report.formatting import NOTHING, metric_style, number, outcome, spread, until
+from tasks.engine.report.statistics import Spread
 from tasks.engine.report.summary import Cell, Table, TableRow, as_csv
 from tasks.engine.report.targets import Race, Reach
-from tasks.engine.report.wording import NOTHING, metric_style, number, outcome, spread, until
 
 Place = Literal["console", "page", "loss race", "metric race", "costs", "markdown", "csv"]
 """A table: on the console, four of a section of the page, ``summary.md``, ``summary.csv``."""

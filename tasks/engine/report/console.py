@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tasks.engine.records.runs import LeftOut
+from tasks.engine.records.runs import SkippedRun
 from tasks.engine.report.columns import columns
-from tasks.engine.report.page import relative
+from tasks.engine.report.formatting import spread
+from tasks.engine.report.html import relative
 from tasks.engine.report.summary import Table, TableRow
-from tasks.engine.report.wording import spread
 
 # Without a terminal there is no width to respect: a log is better searched with unbroken rows.
 _PLAIN_WIDTH = 240
@@ -27,7 +27,7 @@ def console(*, stderr: bool = False) -> Console:
     )  # fmt: skip
 
 
-def show(tables: Iterable[Table], left_out: Sequence[LeftOut], root: Path, out: Console) -> None:
+def show(tables: Iterable[Table], left_out: Sequence[SkippedRun], root: Path, out: Console) -> None:
     """Print a table a comparison, then what was left out."""
     for table in tables:
         comparison = table.comparison

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tasks.engine.records.clock import BUCKETS, TRAINING
 from tasks.engine.records.runs import Run
-from tasks.engine.report.spread import Spread
+from tasks.engine.report.statistics import Spread
 
 
 def step_cost(runs: Iterable[Run], buckets: Iterable[str] = TRAINING) -> Spread:

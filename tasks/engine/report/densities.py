@@ -76,7 +76,7 @@ def _picture(run: Run) -> Picture | None:
     from snopt import SolverError
     from tasks.common.seeding import stream
     from tasks.data.errors import DataError
-    from tasks.engine.report.rebuilt import rebuild
+    from tasks.engine.report.reload import rebuild
 
     try:
         made = rebuild(run, solver={"compile": False})  # not worth it for a few solves

@@ -17,7 +17,7 @@ from tasks.engine.records.metrics import Axis, Curve, Key
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
 from tasks.engine.report.costs import step_cost
 from tasks.engine.report.palette import BUCKETS, TARGET
-from tasks.engine.report.spread import band, spans_decades
+from tasks.engine.report.statistics import band, spans_decades
 from tasks.engine.report.targets import LOSS, Goal, Race, metric_goal, race
 
 AXES: tuple[tuple[Axis, str], ...] = (

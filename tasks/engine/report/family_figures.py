@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from tasks.engine.records.runs import Run
 from tasks.engine.report.figures import new_figure
 from tasks.engine.report.nfe import per_step
-from tasks.engine.report.rebuilt import Rebuilt, rebuild
+from tasks.engine.report.reload import Rebuilt, rebuild
 
 COLOURS = {
     "node": "#0072B2",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tasks.engine.report.columns import columns
+from tasks.engine.report.formatting import spread
 from tasks.engine.report.summary import Table
-from tasks.engine.report.wording import spread
 
 
 def summary_markdown(tables: Sequence[Table]) -> str:

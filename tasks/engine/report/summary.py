@@ -13,7 +13,7 @@ from tasks.engine.records.clock import BUCKETS, TRAINING
 from tasks.engine.records.runs import Run
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
 from tasks.engine.report.costs import step_cost
-from tasks.engine.report.spread import Spread
+from tasks.engine.report.statistics import Spread
 from tasks.engine.report.targets import LOSS, Race, Reach, metric_goal, race
 
 Cell = str | float | int

@@ -11,7 +11,7 @@ import numpy as np
 from tasks.engine.records.metrics import Axis, Curve, Key
 from tasks.engine.records.runs import Run
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
-from tasks.engine.report.spread import Spread
+from tasks.engine.report.statistics import Spread
 
 AXES: tuple[Axis, ...] = ("seconds", "steps", "nfe")
 

@@ -13,14 +13,14 @@ from typing import BinaryIO
 
 from tasks.common.checks import require_choice
 from tasks.engine.records.results import write_atomically
-from tasks.engine.records.runs import LeftOut, Run, read_runs
+from tasks.engine.records.runs import Run, SkippedRun, read_runs
 from tasks.engine.report.columns import summary_csv
 from tasks.engine.report.comparison import Comparison, compare, is_first_order
 from tasks.engine.report.densities import density_figure
 from tasks.engine.report.figures import comparison_figure, diagnostics_figure, overview_figure, png
 from tasks.engine.report.horizon_figure import has_horizon, horizon_figure
+from tasks.engine.report.html import Section, render
 from tasks.engine.report.markdown import summary_markdown
-from tasks.engine.report.page import Section, render
 from tasks.engine.report.summary import Table, runs_csv, tabulate
 
 # Density plots and the like that a task left in a run's folder; more would drown the curves.
@@ -40,7 +40,7 @@ class Report:
     """
 
     tables: tuple[Table, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[SkippedRun, ...]
     files: tuple[Path, ...]
 
 
@@ -80,7 +80,7 @@ def write_report(
 
 def write_runs(
     runs: Iterable[Run],
-    left_out: Iterable[LeftOut],
+    left_out: Iterable[SkippedRun],
     root: Path,
     folder: Path,
     *,

@@ -11,7 +11,7 @@ from tasks.common.seeding import stream
 from tasks.task import Batch
 
 
-class Order:
+class BatchSampler:
     """Batches of a data set, a fresh permutation every epoch, that can be left and taken up again.
 
     The stream depends on the seed alone, so every optimizer sees the same batches. The last batch

@@ -46,12 +46,12 @@ class Evaluator:
         parts = {**self._parts}
         if last and "test" in parts:
             parts["test"] = self._learner.splits.test
-        with untouched(model, self._device):
+        with preserving_state(model, self._device):
             return {split: evaluate(task, model, data, self._seed) for split, data in parts.items()}
 
 
 @contextmanager
-def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
+def preserving_state(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluate inside: mode, random streams, NFE counters and warm starts are put back after."""
     training = model.training
     solver = snopt.solver_state(model)
@@ -70,7 +70,7 @@ def evaluate(task: Task, model: nn.Module, data: Batch, seed: int) -> dict[str, 
 
     Args:
         task: says how to run the model and what to measure.
-        model: the model, in whatever mode :func:`untouched` has put it.
+        model: the model, in whatever mode :func:`preserving_state` has put it.
         data: tensors of shape (N, ...), sample first.
         seed: the run's root seed; every evaluation draws the same noise.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import snopt
-from tasks.engine.training.batches import Order
+from tasks.engine.training.batches import BatchSampler
 from tasks.task import Splits, Task
 
 
@@ -29,7 +29,7 @@ class Learner:
 
     task: Task
     splits: Splits
-    order: Order
+    order: BatchSampler
     model: nn.Module
     optimizer: torch.optim.Optimizer
     horizon: snopt.Horizon | None = None

@@ -12,7 +12,7 @@ from tasks.task import Splits, Task
 Loaded = tuple[Task, Splits]
 
 
-class Shelf:
+class DatasetCache:
     """Holds what one run has loaded; a run on other data takes its place.
 
     Runs that a search makes one after the other differ in their optimizer alone, and reading and
@@ -23,7 +23,7 @@ class Shelf:
         self._key = ""
         self._loaded: Loaded | None = None
 
-    def take(self, config: Mapping[str, Any], load: Callable[[], Loaded]) -> Loaded:
+    def get(self, config: Mapping[str, Any], load: Callable[[], Loaded]) -> Loaded:
         """The task and its data; the tensors are shared, the task is the caller's own.
 
         Args:

@@ -4,7 +4,7 @@ import pytest
 
 from tasks.engine.config.settings import Settings
 from tasks.engine.experiment import train
-from tasks.engine.training.shelf import Shelf
+from tasks.engine.training.dataset_cache import DatasetCache
 from tests.suite import fake
 
 
@@ -21,26 +21,26 @@ def loads(monkeypatch):
     return seeds
 
 
-def final(root, shelf, **changes):
+def final(root, cache, **changes):
     changes = {"train": {"max_steps": 6}, **changes}
-    return train(Settings.read(fake.config(root, **changes)), shelf)["final"]
+    return train(Settings.read(fake.config(root, **changes)), cache)["final"]
 
 
 def test_runs_on_a_shelf_equal_runs_on_their_own(tmp_path, loads) -> None:
-    shelf = Shelf()
+    cache = DatasetCache()
     failing = {"_target_": "tests.suite.fake.Rings", "name": "rings", "fail_at": [3]}
     rest = {"task": failing, "solver": {"on_failure": "skip_step"}}
-    together = [final(tmp_path / str(i), shelf, **rest) for i in range(2)]
+    together = [final(tmp_path / str(i), cache, **rest) for i in range(2)]
     assert loads == [0]
     alone = final(tmp_path / "alone", None, **rest)
     assert together == [alone, alone]
 
 
 def test_another_seed_or_task_is_loaded_anew(tmp_path, loads) -> None:
-    shelf = Shelf()
-    final(tmp_path, shelf)
-    final(tmp_path, shelf, seed=1)
+    cache = DatasetCache()
+    final(tmp_path, cache)
+    final(tmp_path, cache, seed=1)
     larger = {"_target_": "tests.suite.fake.Rings", "name": "rings", "samples": 50}
-    final(tmp_path, shelf, seed=1, task=larger)
-    final(tmp_path, shelf, seed=1, task=larger, optim={"lr": 0.5})
+    final(tmp_path, cache, seed=1, task=larger)
+    final(tmp_path, cache, seed=1, task=larger, optim={"lr": 0.5})
     assert loads == [0, 1, 1]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from tasks.engine.records.runs import LeftOut, Run
+from tasks.engine.records.runs import Run, SkippedRun
 from tasks.engine.report.columns import Column, Place, columns
+from tasks.engine.report.formatting import metric_style, number, spread
 from tasks.engine.report.summary import Table, TableRow
 from tasks.engine.report.targets import LOSS, Goal, Race, metric_goal
-from tasks.engine.report.wording import metric_style, number, spread
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto;
@@ -42,7 +42,7 @@ class Section:
     pictures: Mapping[str, bytes]
 
 
-def render(root: Path, sections: Sequence[Section], left_out: Sequence[LeftOut]) -> str:
+def render(root: Path, sections: Sequence[Section], left_out: Sequence[SkippedRun]) -> str:
     """The whole page.
 
     Args:
@@ -148,7 +148,7 @@ def _image(content: bytes, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def _left_out(root: Path, left_out: Sequence[LeftOut]) -> str:
+def _left_out(root: Path, left_out: Sequence[SkippedRun]) -> str:
     if not left_out:
         return ""
     items = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tasks.engine.report.spread import Spread
+from tasks.engine.report.statistics import Spread
 
 NOTHING = "–"
 
