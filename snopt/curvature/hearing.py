@@ -28,7 +28,7 @@ ONE_PASS = (
 
 
 class _Asked(NamedTuple):
-    """What :meth:`GaussNewton.look` was given, samples first."""
+    """What :meth:`~snopt.SNOpt.curvature_pass` was given, samples first."""
 
     outputs: Tensor
     likelihood: str

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ from snopt.curvature.row_check import EVERY, FIRST_STEPS, check_row, gradient_fa
 from snopt.layers.base import Layer
 from snopt.ode.gradients import GRADIENTS, through_layers
 from snopt.optim.backtracking import Backtracking
-from snopt.optim.method import Closure, Method, ModelView, Step
+from snopt.optim.method import Closure, Method, ModelView, Seen, Step
 from snopt.optim.saving import copied, reading
 
 logger = logging.getLogger(__name__)
@@ -116,16 +116,7 @@ class LeastSquares(Method):
         self._measured: dict[str, float] = {}
 
     @override
-    def observe_outputs(
-        self,
-        outputs: Tensor,
-        likelihood: str,
-        parameters: Sequence[Tensor],
-        *,
-        targets: Tensor | None = None,
-        loss: Tensor | None = None,
-        batch_dim: int = 0,
-    ) -> None:
+    def observe_outputs(self, seen: Seen) -> None:
         """Learn the samples' losses from the cotangent that the backward pass brings to outputs."""
         self.processes.warn_if_unsure()
         if self.processes.size > 1:
@@ -139,14 +130,14 @@ class LeastSquares(Method):
             self.clear()  # that pass' gradients were thrown away
         if self.hearing.roots is not None:
             raise RuntimeError(ONE_PASS)
-        if not outputs.requires_grad:
+        if not seen.outputs.requires_grad:
             return
         if not any(layer.module.training for layer in self.layers.values()):
             raise RuntimeError(
                 "rule='gauss_newton' listens in training mode only, and the model is in eval "
                 "mode: call model.train() before the forward pass"
             )
-        self.hearing.listen(outputs, likelihood, targets, loss, batch_dim)
+        self.hearing.listen(seen.outputs, seen.likelihood, seen.targets, seen.loss, seen.batch_dim)
 
     @override
     def layers_to_refresh(self) -> list[str]:

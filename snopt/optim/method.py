@@ -44,6 +44,25 @@ class ModelView:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """The outputs of a forward pass, and what its loss is.
+
+    Attributes:
+        outputs: the model's outputs, with their graph.
+        likelihood: one of :data:`snopt.curvature.likelihoods.LIKELIHOODS`.
+        targets: what the loss compares the outputs with.
+        loss: the loss of the batch.
+        batch_dim: the outputs' dimension of samples.
+    """
+
+    outputs: Tensor
+    likelihood: str
+    targets: Tensor | None = None
+    loss: Tensor | None = None
+    batch_dim: int = 0
+
+
+@dataclass(frozen=True)
 class Step:
     """What a method makes of gradients, shaped like :meth:`snopt.layers.base.Layer.gradient`.
 
@@ -100,25 +119,11 @@ class Method(ABC):
         """Get ready for the coming step's forward pass."""
 
     @abstractmethod
-    def observe_outputs(
-        self,
-        outputs: Tensor,
-        likelihood: str,
-        parameters: Sequence[Tensor],
-        *,
-        targets: Tensor | None = None,
-        loss: Tensor | None = None,
-        batch_dim: int = 0,
-    ) -> None:
+    def observe_outputs(self, seen: Seen) -> None:
         """Learn what is to be known from the outputs, between forward and backward pass.
 
         Args:
-            outputs: the model's outputs, with their graph.
-            likelihood: one of :data:`snopt.curvature.likelihoods.LIKELIHOODS`.
-            parameters: the model's parameters.
-            targets: what the loss compares the outputs with.
-            loss: the loss of the batch.
-            batch_dim: the outputs' dimension of samples.
+            seen: what the loop has passed to :meth:`snopt.SNOpt.curvature_pass`.
         """
 
     @property

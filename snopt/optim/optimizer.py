@@ -18,7 +18,7 @@ from snopt.optim.coverage import Coverage
 from snopt.optim.damping import LevenbergMarquardt, damping_at
 from snopt.optim.groups import listed, named_groups
 from snopt.optim.members import Members
-from snopt.optim.method import Method, Step
+from snopt.optim.method import Method, Seen, Step
 from snopt.optim.rules import Adam, GaussNewton, Rule, group_settings, made, split
 from snopt.optim.saving import check_kind, read_groups, read_parameter, reading, saved_groups
 from snopt.optim.settings import SHARED, kinds, validate
@@ -233,10 +233,7 @@ class SNOpt(Optimizer):
             ValueError: the loss, or the way to it, is not what the rule can take.
         """
         choose("likelihood", likelihood, LIKELIHOODS)
-        parameters = list(self.members.by_id.values())
-        self.method.observe_outputs(
-            outputs, likelihood, parameters, targets=targets, loss=loss, batch_dim=batch_dim
-        )
+        self.method.observe_outputs(Seen(outputs, likelihood, targets, loss, batch_dim))
 
     def close(self) -> None:
         """Take all hooks and observers off the model, which then trains with any optimizer.

@@ -29,7 +29,7 @@ from snopt.errors import FactorizationError
 from snopt.optim.damping import LevenbergMarquardt, controller_at
 from snopt.optim.judging import judge
 from snopt.optim.learned import Learned
-from snopt.optim.method import Closure, Method, ModelView, Step
+from snopt.optim.method import Closure, Method, ModelView, Seen, Step
 from snopt.optim.saving import read_layer, reading
 from snopt.optim.scaling import Scaling
 from snopt.optim.tally import Tally
@@ -109,25 +109,18 @@ class Preconditioner(Method):
             self.tally.start([*self.blocks.values()])
 
     @override
-    def observe_outputs(
-        self,
-        outputs: Tensor,
-        likelihood: str,
-        parameters: Sequence[Tensor],
-        *,
-        targets: Tensor | None = None,
-        loss: Tensor | None = None,
-        batch_dim: int = 0,
-    ) -> None:
+    def observe_outputs(self, seen: Seen) -> None:
         """Gather curvature from the model's predictive distribution, if a refresh asks for it."""
         if self.rule.curvature == "empirical" or not self.capture.armed:
             return
-        outputs = outputs.movedim(batch_dim, 0)
+        outputs = seen.outputs.movedim(seen.batch_dim, 0)
         # Processes have samples of their own, and draw for themselves.
         seed = self.seed + self.draws + _SEEDS_APART * self.processes.rank
-        columns = loss_hessian_sqrt_columns(outputs.detach(), likelihood, self.rule.curvature, seed)
+        columns = loss_hessian_sqrt_columns(
+            outputs.detach(), seen.likelihood, self.rule.curvature, seed
+        )
         self.draws += 1
-        gather(self.capture, self.blocks, parameters, outputs, columns)
+        gather(self.capture, self.blocks, list(self.parameters.values()), outputs, columns)
 
     @property
     @override

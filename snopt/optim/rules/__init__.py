@@ -77,7 +77,8 @@ def split(rule: str | Rule, asked: Mapping[str, Any]) -> tuple[dict[str, Any], d
         rule: a name, or a rule.
         asked: settings by name.
     """
-    kind = RULES.get(rule, Adam) if isinstance(rule, str) else type(rule)
+    named = RULES.get(rule, Adam) if isinstance(rule, str) else Adam
+    kind = type(rule) if isinstance(rule, Rule) else named
     beside = kinds(Adam, groups=True).keys() - kind.settings().keys()
     fallback = {n: x for n, x in asked.items() if n in beside and x is not None}
     return fallback, {n: x for n, x in asked.items() if n not in fallback}
