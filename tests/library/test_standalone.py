@@ -10,8 +10,6 @@ from snopt import SNOpt, SNOptPreconditioner
 from tests.library import problems
 from tests.library.training import XS, YS, flat, net, train
 
-X, Y = problems.data()
-
 
 def test_preconditioner_before_sgd_is_the_optimizer() -> None:
     model, plain = net(), net()
