@@ -211,7 +211,7 @@ def train(settings: Settings, cache: DatasetCache | None = None) -> Mapping[str,
         torch.set_num_threads(settings.threads)
     world = World.join(settings.device)
     try:
-        clock = Clock(world.device)
+        clock = Clock(world.device, settings.train.clock)
         task = build_task(settings)
         if world.size > 1 and settings.config["optim"].get("rule") == "gauss_newton":
             raise ConfigError(

@@ -16,6 +16,17 @@ def scripted(*times: float) -> Clock:
     return Clock(now=lambda: next(ticks))
 
 
+def test_seconds_on_processors_are_counted_while_training() -> None:
+    wall, cpu = iter([0.0, 1.0, 5.0, 9.0, 9.0, 9.0]), iter([10.0, 11.0, 13.0, 16.0, 16.5, 17.0])
+    clock = Clock(limits="cpu", now=lambda: next(wall), cpu_now=lambda: next(cpu))
+    clock.switch("forward")
+    clock.switch("evaluation")
+    clock.switch("optimizer")
+    assert clock.cpu_seconds == 2.0 + 0.5
+    assert clock.elapsed == 2.0 + 1.0
+    assert clock.seconds == 4.0
+
+
 def test_every_second_is_charged_once() -> None:
     clock = scripted(0.0, 1.0, 3.0, 6.0, 10.0, 10.0)
     clock.switch("forward")

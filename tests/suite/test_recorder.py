@@ -89,8 +89,8 @@ def test_rows_of_steps() -> None:
     assert [row["nfe_forward"] for row in kept.rows] == [6] * 5 + [9] * 2
     assert [row["epoch"] for row in kept.rows] == [1] * 7
     assert list(kept.rows[0]) == [
-        "step", "epoch", "split", "metric", "value", "seconds", "wall", "nfe_forward",
-        "nfe_backward",
+        "step", "epoch", "split", "metric", "value", "seconds", "cpu_seconds", "wall",
+        "nfe_forward", "nfe_backward",
     ]  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def test_totals_add_up_and_count_on_from_a_checkpoint() -> None:
     made(run, None)
     run.evaluation({"valid": measures(0.75)})
     run.save({"model": {}})
-    assert kept.saved.keys() == {"model", "identity", "state", "clock"}
+    assert kept.saved.keys() == {"model", "identity", "state", "clock", "cpu_seconds"}
     assert kept.saved["identity"] == {"seed": 7}
     later.load(kept.saved)
     assert later.counters == run.counters == Counters(**kept.saved["state"])

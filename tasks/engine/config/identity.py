@@ -14,6 +14,7 @@ NOT_IDENTITY = ("data", "results", "seed", "logger", "imports")
 
 #: Values of later keys of ``train`` that leave everything as it was, identities included.
 _ADDED_LATER = (
+    ("clock", "wall"),
     ("eval_valid_samples", None),
     ("eval_test_samples", None),
     ("eval_splits", list(SPLITS)),

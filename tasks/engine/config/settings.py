@@ -23,6 +23,10 @@ from tasks.common.checks import (
 Style = Literal["auto", "bar", "plain", "off"]
 """Ways to show progress at the console."""
 
+ClockKind = Literal["wall", "cpu"]
+"""Seconds on the wall, or those of the process on processors."""
+
+CLOCKS: tuple[ClockKind, ...] = get_args(ClockKind)
 SCHEDULES = ("constant", "linear", "cosine", "multistep")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
@@ -65,6 +69,7 @@ class TrainSettings(Section):
     max_epochs: int | None = None
     max_steps: int | None = None
     max_seconds: float | None = None
+    clock: ClockKind = "wall"
     target: float | None = None
     eval_every_epochs: int | None = 1
     eval_every_steps: int | None = None
@@ -89,6 +94,7 @@ class TrainSettings(Section):
                 "max_epochs=None: one of train.max_epochs, train.max_steps and train.max_seconds "
                 "must be set, or training never ends."
             )
+        require_choice("clock", self.clock, CLOCKS)
         for split in self.eval_splits:
             require_choice("eval_splits", split, SPLITS)
         if not self.eval_splits:

@@ -2,7 +2,8 @@
 
 At every moment exactly one bucket is running, so nothing is counted twice and nothing is lost. The
 training clock is the sum of the buckets of training; evaluation, logging and checkpoints stand
-outside of it.
+outside of it. Beside it, the seconds that the process spent on processors are counted: on a shared
+machine they say what a run costs when nobody else is there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
+
+from tasks.engine.config.settings import ClockKind
 
 Bucket = Literal[
     "data",
@@ -38,14 +41,22 @@ class Clock:
     Args:
         device: synchronised before every reading, so that queued kernels are charged to the bucket
             that queued them.
+        limits: the seconds that a run's limits and intervals are in.
         now: seconds of a monotonic clock.
+        cpu_now: seconds that the process has spent on processors, all of its threads together.
     """
 
     def __init__(
-        self, device: torch.device | None = None, now: Callable[[], float] = time.perf_counter
+        self,
+        device: torch.device | None = None,
+        limits: ClockKind = "wall",
+        *,
+        now: Callable[[], float] = time.perf_counter,
+        cpu_now: Callable[[], float] = time.process_time,
     ) -> None:
         self._cuda = device if device is not None and device.type == "cuda" else None
-        self._now = now
+        self._now, self._cpu_now, self._limits = now, cpu_now, limits
+        self._cpu, self._cpu_since = 0.0, cpu_now()
         self._seconds: dict[Bucket, float] = dict.fromkeys(BUCKETS, 0.0)
         self._running: Bucket = "other"
         self._since = now()
@@ -54,9 +65,11 @@ class Clock:
         """Charge the time since the last switch to the running bucket and start another."""
         if self._cuda is not None:
             torch.cuda.synchronize(self._cuda)
-        now = self._now()
+        now, cpu = self._now(), self._cpu_now()
         self._seconds[self._running] += now - self._since
-        self._since = now
+        if self._running in TRAINING:
+            self._cpu += cpu - self._cpu_since
+        self._since, self._cpu_since = now, cpu
         self._running = bucket
 
     @contextmanager
@@ -89,6 +102,17 @@ class Clock:
         return sum(self._seconds[bucket] for bucket in TRAINING) + running
 
     @property
+    def cpu_seconds(self) -> float:
+        """Seconds on processors while the training clock ran."""
+        running = self._cpu_now() - self._cpu_since if self._running in TRAINING else 0.0
+        return self._cpu + running
+
+    @property
+    def elapsed(self) -> float:
+        """The training clock as the run's limits and intervals have it."""
+        return self.cpu_seconds if self._limits == "cpu" else self.seconds
+
+    @property
     def wall(self) -> float:
         """Seconds since the run began, those of the processes it was resumed from included."""
         return sum(self._seconds.values()) + self._now() - self._since
@@ -98,10 +122,11 @@ class Clock:
         self.switch(self._running)
         return {bucket: self._seconds[bucket] for bucket in BUCKETS}
 
-    def load(self, buckets: Mapping[str, float]) -> None:
-        """Add the buckets of the process that this one resumes."""
+    def load(self, buckets: Mapping[str, float], cpu_seconds: float = 0.0) -> None:
+        """Add the buckets and the :attr:`cpu_seconds` of the process that this one resumes."""
         for bucket in BUCKETS:
             self._seconds[bucket] += buckets.get(bucket, 0.0)
+        self._cpu += cpu_seconds
 
 
 def compile_seconds(part: Literal["forward", "backward"]) -> float:

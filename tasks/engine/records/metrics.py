@@ -6,14 +6,15 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-Axis = Literal["seconds", "steps", "nfe"]
-"""What a curve is drawn against: training clock, optimizer steps, or evaluations of the field."""
+Axis = Literal["seconds", "cpu_seconds", "steps", "nfe"]
+"""What a curve is drawn against: training clock, by the wall or on processors, optimizer steps, or
+evaluations of the field."""
 
 Key = tuple[str, str]
 """Split and metric of a measurement."""
@@ -28,6 +29,7 @@ class Measurement(TypedDict):
     metric: str
     value: float
     seconds: float
+    cpu_seconds: float
     wall: float
     nfe_forward: int
     nfe_backward: int
@@ -40,6 +42,7 @@ class Curve:
     Attributes:
         steps: optimizer steps done at each measurement, shape (K,).
         seconds: training clock at each measurement, in seconds, shape (K,).
+        cpu_seconds: seconds on processors while it ran, shape (K,); NaN in files without them.
         nfe_forward: field evaluations so far, forward, shape (K,).
         nfe_backward: the same, backward.
         values: the measured values, shape (K,); may hold NaN where a run diverged.
@@ -47,6 +50,7 @@ class Curve:
 
     steps: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    cpu_seconds: NDArray[np.float64]
     nfe_forward: NDArray[np.float64]
     nfe_backward: NDArray[np.float64]
     values: NDArray[np.float64]
@@ -54,11 +58,13 @@ class Curve:
     @classmethod
     def of(cls, measurements: Mapping[int, Measurement]) -> Curve:
         """The curve of one key's measurements, by step."""
-        rows = [
-            (one["step"], one["seconds"], one["nfe_forward"], one["nfe_backward"], one["value"])
-            for _, one in sorted(measurements.items())
-        ]
-        return cls(*np.array(rows, dtype=np.float64).T)
+        ordered = [cls._row(one) for _, one in sorted(measurements.items())]
+        return cls(*np.array(ordered, dtype=np.float64).T)
+
+    @staticmethod
+    def _row(one: Measurement) -> tuple[float, ...]:
+        times = one["step"], one["seconds"], one["cpu_seconds"]
+        return *times, one["nfe_forward"], one["nfe_backward"], one["value"]
 
     @property
     def nfe(self) -> NDArray[np.float64]:
@@ -67,13 +73,13 @@ class Curve:
 
     def along(self, axis: Axis) -> NDArray[np.float64]:
         """The measurements' positions on one axis, shape (K,)."""
-        return {"seconds": self.seconds, "steps": self.steps, "nfe": self.nfe}[axis]
+        found: NDArray[np.float64] = getattr(self, axis)
+        return found
 
     def finite(self) -> Curve:
         """The same curve without the measurements that are NaN or infinite."""
         keep = np.isfinite(self.values)
-        parts = (self.steps, self.seconds, self.nfe_forward, self.nfe_backward, self.values)
-        return Curve(*(part[keep] for part in parts))
+        return Curve(*(getattr(self, field.name)[keep] for field in fields(self)))
 
     @property
     def final(self) -> float:
@@ -101,6 +107,7 @@ def parse_line(line: bytes) -> Measurement:
             "metric": str(row["metric"]),
             "value": number(row["value"]),
             "seconds": number(row["seconds"]),
+            "cpu_seconds": number(row.get("cpu_seconds")),
             "wall": number(row.get("wall")),
             "nfe_forward": int(number(row.get("nfe_forward"), 0.0)),
             "nfe_backward": int(number(row.get("nfe_backward"), 0.0)),

@@ -27,7 +27,7 @@ class Counters:
         step: steps made, skipped ones included.
         skipped: steps left out because a solve failed.
         evaluated_at: step of the last evaluation, -1 before the first.
-        evaluated_seconds: training clock at the last evaluation.
+        evaluated_seconds: training clock at the last evaluation, as limits have it.
         final: latest values by split and metric.
         best: step, training seconds and values where the validation metric was best.
     """
@@ -101,14 +101,14 @@ class Recorder:
             (forward, backward), before = self.nfe(), self._nfe_before
             nfe = (forward - before[0], backward - before[1])
             epoch = self._learner.order.epoch
-            self._progress.draw(counters.step, epoch, loss, nfe, done, self._clock.seconds)
+            self._progress.draw(counters.step, epoch, loss, nfe, done, self._clock.elapsed)
 
     def evaluation(self, values: dict[str, dict[str, float]]) -> None:
         """Write down what the model was measured at, by split and metric."""
         counters, horizon = self.counters, self._learner.horizon
         counters.final = values
         counters.evaluated_at = counters.step
-        counters.evaluated_seconds = self._clock.seconds
+        counters.evaluated_seconds = self._clock.elapsed
         self._note_best()
         rows = [(split, *value) for split, found in values.items() for value in found.items()]
         rows += [("train", f"dynamics/{k}", v) for k, v in traces(self._learner.model).items()]
@@ -136,6 +136,7 @@ class Recorder:
             "identity": self._identity,
             "state": asdict(self.counters),
             "clock": self._clock.buckets(),
+            "cpu_seconds": self._clock.cpu_seconds,
         }
         self._writer.save({**parts, **own})
         self.saved_wall = self._clock.wall
@@ -143,7 +144,7 @@ class Recorder:
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue counting where a checkpoint was written."""
         self.counters = Counters(**state["state"])
-        self._clock.load(state["clock"])
+        self._clock.load(state["clock"], state.get("cpu_seconds", 0.0))
         self.saved_wall = self._clock.wall
 
     def totals(self) -> dict[str, Any]:
@@ -154,6 +155,7 @@ class Recorder:
         forward, backward = self.nfe()
         return {
             "seconds": self._clock.seconds,
+            "cpu_seconds": self._clock.cpu_seconds,
             "buckets": buckets,
             "wall": sum(buckets.values()),
             **{key: int(diagnostics[key]) for key in failures if key in diagnostics},
@@ -181,7 +183,7 @@ class Recorder:
         if math.isnan(best) or self._better(counters.final["valid"][metric], best):
             counters.best = {
                 "step": counters.step,
-                "seconds": counters.evaluated_seconds,
+                "seconds": self._clock.seconds,
                 "metric": metric,
                 **{split: values[metric] for split, values in counters.final.items()},
             }
@@ -203,7 +205,8 @@ class Recorder:
 
     def _append(self, values: Iterable[tuple[str, str, float]], step: int | None = None) -> None:
         """Append a row for each split, metric and value, all with the same stamp."""
-        epoch, seconds, wall = self._learner.order.epoch, self._clock.seconds, self._clock.wall
+        epoch, clock = self._learner.order.epoch, self._clock
+        seconds, cpu_seconds, wall = clock.seconds, clock.cpu_seconds, clock.wall
         forward, backward = self.nfe()
         self._writer.append(
             Measurement(
@@ -213,6 +216,7 @@ class Recorder:
                 metric=metric,
                 value=float(value),
                 seconds=seconds,
+                cpu_seconds=cpu_seconds,
                 wall=wall,
                 nfe_forward=forward,
                 nfe_backward=backward,

@@ -97,7 +97,7 @@ class Runner:
 
     def _loop(self, signals: StopSignals) -> tuple[Outcome, str]:
         train, counters = self.settings.train, self.recorder.counters
-        (self._time_is_up,) = self.world.any([_passed(train.max_seconds, self.clock.seconds)])
+        (self._time_is_up,) = self.world.any([_passed(train.max_seconds, self.clock.elapsed)])
         if train.eval_at_start and counters.evaluated_at < 0:
             self.evaluate()
         while (ended := self._ended()) is None:
@@ -178,7 +178,7 @@ class Runner:
         """What is due after a step; rank 0's clock decides what goes by time."""
         train, counters, order = self.settings.train, self.recorder.counters, self.learner.order
         leads = self.world.rank == 0
-        seconds, wall = self.clock.seconds, self.clock.wall
+        seconds, wall = self.clock.elapsed, self.clock.wall
         evaluated, saved = counters.evaluated_seconds, self.recorder.saved_wall
         self._time_is_up, measure, save, stop = self.world.any(
             [
@@ -223,7 +223,7 @@ class Runner:
         if self._total_steps is not None:
             parts.append(self.recorder.counters.step / self._total_steps)
         if self.settings.train.max_seconds is not None:
-            parts.append(self.clock.seconds / self.settings.train.max_seconds)
+            parts.append(self.clock.elapsed / self.settings.train.max_seconds)
         return min(1.0, max(parts))
 
 
