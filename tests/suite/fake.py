@@ -136,7 +136,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a run without what depends on time."""
     lines = (path / "metrics.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "wall")}
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "cpu_seconds", "wall")}
         for line in lines
     ]
 

@@ -15,7 +15,7 @@ from tests.suite import fake
 def test_every_file_says_it() -> None:
     assert {path.stem for path in (cli.CONF / "optim").glob("*.yaml")} == known().keys()
     first = {name for name, one in known().items() if one.first_order}
-    assert first == {"sgd", "sgd_field", "adam", "adamw"}
+    assert first == {"sgd", "sgd_field", "adam", "adamw", "schedulefree"}
     assert (
         len({colour(name, {}) for name in ("sgd", "adam", "adamw", "snopt", "soap", "muon")}) == 6
     )

@@ -18,9 +18,12 @@ def read(*overrides: str) -> Settings:
         return Settings.read(cli.plain(compose("config", overrides=list(overrides))))
 
 
-@pytest.mark.parametrize("optim", ["soap", "muon", "shampoo", "adahessian", "lbfgs"])
+@pytest.mark.parametrize(
+    "optim", ["soap", "muon", "shampoo", "adahessian", "lbfgs", "schedulefree", "kron"]
+)
 def test_loss_falls(optim, tmp_path) -> None:
     config = read("task=digits", f"optim={optim}").config["optim"]
+    config = {**config, "lr": max(config["lr"], 0.02)}  # within 150 steps
     summary = fake.train(tmp_path, optim=config, train={"max_steps": 150})
     start = next(
         row["value"]

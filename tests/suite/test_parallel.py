@@ -69,11 +69,19 @@ def start(module: str, argument: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_processes_equal_one(tmp_path) -> None:
-    answer = torchrun(tmp_path / "two", **CHANGES)
+@pytest.mark.parametrize(
+    "optim",
+    [
+        CHANGES["optim"],
+        {"_target_": "pytorch_optimizer.ScheduleFreeAdamW", "name": "schedulefree", "lr": 0.02},
+    ],
+)
+def test_two_processes_equal_one(tmp_path, optim) -> None:
+    changes = {**CHANGES, "optim": optim}
+    answer = torchrun(tmp_path / "two", **changes)
     assert answer.returncode == 0, answer.stderr
-    fake.train(tmp_path / "one", **CHANGES)
-    folders = [fake.folder(tmp_path / root, **CHANGES) for root in ("two", "one")]
+    fake.train(tmp_path / "one", **changes)
+    folders = [fake.folder(tmp_path / root, **changes) for root in ("two", "one")]
     two, one = (checkpoint.load(folder / "checkpoint.pt") for folder in folders)
     assert two is not None
     assert one is not None

@@ -22,6 +22,18 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "lbfgs": {"_target_": "torch.optim.LBFGS", "lr": 0.1, "max_iter": 2},
     "snopt": {"_target_": "snopt.SNOpt", "lr": 0.02, "momentum": 0.9, "refresh_every": 4},
 }
+OPTIMIZERS["schedulefree"] = {"_target_": "pytorch_optimizer.ScheduleFreeAdamW", "lr": 0.02}
+OPTIMIZERS["by_part"] = {
+    "_target_": "tasks.engine.optimizers.by_part.ByPart",
+    "field": {**OPTIMIZERS["schedulefree"], "_partial_": True},
+    "rest": {**OPTIMIZERS["adam"], "_partial_": True},
+}
+OPTIMIZERS["kron"] = {
+    "_target_": "pytorch_optimizer.Kron",
+    "lr": 0.01,
+    "precondition_dtype": None,
+    "balance_prob": 0.5,
+}
 SCHEDULE = {"name": "cosine", "warmup_steps": 3}
 HORIZON = {"rule": "feedback", "T0": 0.7, "every": 3, "lr": 0.3}
 

@@ -20,6 +20,7 @@ from snopt.optim.rules import without_defaults_of_others
 from tasks.common.checks import ConfigError, require_keys, require_type
 from tasks.engine.config.identity import MOVED
 from tasks.engine.config.settings import ScheduleSettings
+from tasks.engine.optimizers.averaging import training_mode
 
 #: Keys of ``conf/optim`` that are ours, not the constructor's.
 OWN_KEYS = ("_target_", "name", "about", "field_lr", "create_graph")
@@ -78,6 +79,7 @@ def _two_steps(optimizer: torch.optim.Optimizer, model: nn.Module, create_graph:
             loss.backward(create_graph=create_graph)
         return loss
 
+    training_mode(optimizer)
     for _ in range(2):
         if needs_closure(optimizer):
             optimizer.step(closure)  # type: ignore[arg-type]  # a tensor, as L-BFGS wants it

@@ -174,6 +174,14 @@ def _times(state: Any) -> Any:
 
 def _require_groups(found: object, optimizer: torch.optim.Optimizer) -> None:
     wanted = optimizer.state_dict()
+    if "parts" in wanted:  # of ByPart
+        parts: Any = optimizer
+        states = found.get("parts") if isinstance(found, Mapping) else None
+        fits = isinstance(states, list) and len(states) == len(parts.parts)
+        _require(fits, "optimizer", f"has not the states of {len(parts.parts)} optimizers")
+        for part, state in zip(parts.parts, states or [], strict=True):
+            _require_groups(state, part)
+        return
     if not isinstance(found, Mapping) or not {"state", "param_groups"} <= found.keys():
         raise MisfitError("optimizer holds no state of an optimizer")
     # What else an optimizer keeps, it looks at itself.

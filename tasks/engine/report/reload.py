@@ -68,7 +68,7 @@ def rebuild(
         state = checkpoint.load(run.path / "checkpoint.pt")
         if state is None:
             raise FileNotFoundError(f"{run.path} has no checkpoint.pt")
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state.get("averaged", state["model"]))
     return Rebuilt(task, splits, model, run.seed)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 import snopt
 from tasks.common.seeding import stream
 from tasks.engine.config.settings import Settings
+from tasks.engine.optimizers.averaging import evaluation_weights
 from tasks.engine.training.batches import evenly_spaced
 from tasks.engine.training.learner import Learner
 from tasks.task import Batch, Task
@@ -46,7 +47,8 @@ class Evaluator:
         parts = {**self._parts}
         if last and "test" in parts:
             parts["test"] = self._learner.splits.test
-        with preserving_state(model, self._device):
+        weights = evaluation_weights(self._learner.optimizer)
+        with preserving_state(model, self._device), weights:
             return {split: evaluate(task, model, data, self._seed) for split, data in parts.items()}
 
 

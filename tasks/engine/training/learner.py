@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import snopt
+from tasks.engine.optimizers.averaging import averaging, evaluation_weights
 from tasks.engine.training.batches import BatchSampler
 from tasks.task import Splits, Task
 
@@ -35,8 +36,17 @@ class Learner:
     horizon: snopt.Horizon | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """States by part, as a checkpoint has them."""
+        """States by part, as a checkpoint has them.
+
+        ``averaged`` is the model as it is evaluated, of an optimizer that trains at other weights.
+        """
+        averaged = {}
+        if averaging(self.optimizer):
+            with evaluation_weights(self.optimizer):
+                weights = {name: x.clone() for name, x in self.model.state_dict().items()}
+            averaged = {"averaged": weights}
         return {
+            **averaged,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "solver": snopt.solver_state(self.model),

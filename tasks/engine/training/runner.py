@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import snopt
 from tasks.common.seeding import stream, stream_seed
 from tasks.engine.config.settings import Settings
+from tasks.engine.optimizers.averaging import training_mode
 from tasks.engine.optimizers.build import Schedule
 from tasks.engine.records import checkpoint
 from tasks.engine.records.clock import Clock
@@ -83,6 +84,7 @@ class Runner:
             How it ended, and a sentence on it.
         """
         self.learner.model.train()
+        training_mode(self.learner.optimizer)
         try:
             with StopSignals() as signals:
                 ended = self._loop(signals)
