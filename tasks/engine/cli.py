@@ -115,6 +115,7 @@ def checked(arguments: Sequence[str]) -> list[str]:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if all(flag in ("-m", "--multirun") for flag in flags):
         return [*flags, *check_overrides(overrides, sweep=bool(flags))]
+    arguments = _open(arguments)
     if not any(flag.startswith(("--config", "-c")) and flag != "-c" for flag in flags):
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             _parsed([text for text in overrides if _parses(text)], sweep=True)
@@ -134,7 +135,7 @@ def check_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
     Raises:
         ConfigError: something is unknown or cannot be; the message lists what can.
     """
-    readable = [_readable(override) for override in overrides]
+    readable = _open([_readable(override) for override in overrides])
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         parsed = _parsed(readable, sweep)
         jobs = _jobs(parsed) if sweep else iter([readable])
@@ -146,6 +147,13 @@ def check_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
                 raise ConfigError(str(error)) from error
             Settings.read(plain(config))
     return readable
+
+
+def _open(overrides: Sequence[str]) -> list[str]:
+    """With ``optim=custom`` any key of ``optim`` may be given; the class says which there are."""
+    if "optim=custom" not in overrides:
+        return list(overrides)
+    return [f"++{text}" if text.startswith("optim.") else text for text in overrides]
 
 
 def _parsed(overrides: Sequence[str], sweep: bool) -> list[Override]:

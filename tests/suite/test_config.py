@@ -14,6 +14,7 @@ from tasks.engine.config.settings import Settings
 
 GROUPS = ("task", "optim", "model", "solver")
 CHOICES = {g: sorted(p.stem for p in (cli.CONF / g).glob("*.yaml")) for g in GROUPS}
+CHOICES["optim"].remove("custom")  # cannot do without a class
 
 #: What makes a step of each task cheap, on data that need no download.
 TINY: dict[str, list[str]] = {

@@ -377,7 +377,10 @@ def _check_parts(config: Mapping[str, Any]) -> None:
             )
     for part in ("task", "optim"):
         if not isinstance(config[part].get("_target_"), str):
-            raise ConfigError(f"{part}._target_ is missing: conf/{part}/*.yaml must name it.")
+            raise ConfigError(
+                f"{part}._target_ is missing: conf/{part}/*.yaml must name it, or "
+                f"{part}._target_=my_module.MyClass."
+            )
     for part in ("task", "model", "optim"):
         name = config[part].get("name")
         if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):

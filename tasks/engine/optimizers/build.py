@@ -105,6 +105,8 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.
             model without ODE blocks.
     """
     target = resolve("optim", config["_target_"])
+    if inspect.isclass(target) and not issubclass(target, torch.optim.Optimizer):
+        raise ConfigError(f"optim._target_={config['_target_']}: not a torch.optim.Optimizer.")
     keywords = {key: value for key, value in config.items() if key not in OWN_KEYS}
     if target is SNOpt and isinstance(keywords.get("rule"), str):
         keywords = without_defaults_of_others(keywords["rule"], keywords)
@@ -161,8 +163,9 @@ def resolve(where: str, target: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever importing the module raises
         raise ConfigError(
-            f"{where}._target_={target}: cannot be imported ({error}). An optional package may be "
-            "missing: pip install -e '.[suite,launchers,optimizers]'."
+            f"{where}._target_={target}: cannot be imported ({error}). Name module.Class, its "
+            "folder on PYTHONPATH; an optional package may be missing: "
+            "pip install -e '.[suite,launchers,optimizers]'."
         ) from error
     return found
 
