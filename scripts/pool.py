@@ -22,6 +22,7 @@ def run_all(
     jobs: int = 1,
     begin: Callable[[int], None] = lambda index: None,
     *,
+    deadline: float | None = None,
     cwd: Path = CONF.parent,
 ) -> list[int | None]:
     """Run every command, at most ``jobs`` at a time, in order.
@@ -33,6 +34,7 @@ def run_all(
         commands: programs with their arguments.
         jobs: how many run at once, at least 1.
         begin: called with a command's index before it starts.
+        deadline: of ``time.monotonic``, after which all is as if somebody had interrupted it.
         cwd: where they run.
 
     Returns:
@@ -45,7 +47,8 @@ def run_all(
     with _signals() as heard:
         try:
             while running or (following and not stopped):
-                if heard and not stopped:
+                late = deadline is not None and time.monotonic() > deadline
+                if (heard or late) and not stopped:
                     stopped = True
                     _interrupt(running)
                 if len(heard) > 1:  # told twice: no more patience

@@ -43,7 +43,9 @@ def test_a_colour_of_its_own() -> None:
 
 
 def test_another_key_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optim\.about: has first_order, colour and search"):
+    with pytest.raises(
+        ConfigError, match=r"optim\.about: has first_order, colour, search, rates, schedule"
+    ):
         About.read({"color": "red"})
 
 

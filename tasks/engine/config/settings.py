@@ -57,8 +57,8 @@ _SECTIONS = {
     "horizon": "rule",
 }
 #: All parts, and those that every configuration has; the others came later.
-PARTS = ("seed", "device", "dtype", "threads", "imports", *_SECTIONS)
-_LATER = ("threads", "imports", "probe", "horizon")
+PARTS = ("seed", "device", "dtype", "threads", "imports", "workload", *_SECTIONS)
+_LATER = ("threads", "imports", "workload", "probe", "horizon")
 NEEDED = tuple(part for part in PARTS if part not in _LATER)
 
 

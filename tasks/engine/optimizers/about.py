@@ -5,11 +5,11 @@ It says how runs are compared, drawn and searched, and is no part of what is com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
@@ -33,11 +33,15 @@ class About:
         colour: in every figure, table and report; ``None``: a spare one, by its name.
         search: by setting, ``{"from": a, "to": b}`` for a log-uniform range or ``{"among": [...]}``
             for equally likely values; ``lr`` is the learning rate.
+        rates: the four learning rates that the benchmark's default track chooses from.
+        schedule: that track's schedule: cosine to zero, or constant after the warm-up.
     """
 
     first_order: bool = False
     colour: str | None = None
     search: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rates: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2)
+    schedule: Literal["cosine", "constant"] = "cosine"
 
     @classmethod
     def read(cls, part: Mapping[str, Any]) -> About:
@@ -50,7 +54,7 @@ class About:
             return cls(**part)
         except TypeError as error:
             raise ConfigError(
-                "optim.about: has first_order, colour and search, and nothing else "
+                f"optim.about: has {', '.join(x.name for x in fields(cls))}, and nothing else "
                 f"(given: {', '.join(map(str, part))})."
             ) from error
 
@@ -80,7 +84,7 @@ def about(name: str, config: Mapping[str, Any]) -> About:
     first = found.first_order or any(
         x in _FIRST_ORDER or (x in known() and known()[x].first_order) for x in (name, kind)
     )
-    return About(first, found.colour if name in known() else None, found.search)
+    return replace(found, first_order=first, colour=found.colour if name in known() else None)
 
 
 def colour(name: str, config: Mapping[str, Any]) -> str:

@@ -78,7 +78,10 @@ class Curve:
 
     def finite(self) -> Curve:
         """The same curve without the measurements that are NaN or infinite."""
-        keep = np.isfinite(self.values)
+        return self.take(np.isfinite(self.values))
+
+    def take(self, keep: NDArray[np.bool_]) -> Curve:
+        """Some of its measurements."""
         return Curve(*(getattr(self, field.name)[keep] for field in fields(self)))
 
     @property

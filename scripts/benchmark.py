@@ -1,0 +1,273 @@
+"""Rank optimizers on Neural ODEs: ``python -m scripts.benchmark --track default``.
+
+Every optimizer runs on every workload (``conf/target``). What counts is the training time until
+the validation loss that the best tuned first-order optimizer reaches; docs/benchmark.md has the
+definitions. On the default track each optimizer has one configuration for all workloads and four
+learning rates; on the tuned track settings are searched, all in equal seconds. Targets that are
+missing are fixed first, by tuning the first-order optimizers. Finished runs are kept and
+interrupted ones resumed, so the command can be stopped at any time and given again. Tables, curves
+and a page go to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from scripts.entry import MISTAKES, at_least, status
+from scripts.pool import INTERRUPTED, run_all
+from scripts.ranking import workloads
+from scripts.ranking.entrants import TRACKS, Entrant
+from scripts.ranking.outcomes import Outcome
+from scripts.ranking.page import write
+from scripts.ranking.scores import Entry
+from scripts.ranking.workloads import Target, Workload
+from tasks.common.checks import ConfigError, require_choice
+from tasks.engine import cli
+from tasks.engine.report.console import console
+
+#: Who runs where by default, and with how many seeds.
+FIELD = {
+    "default": [
+        *("sgd", "adam", "adamw", "schedulefree", "soap", "muon", "kron"),
+        *("snopt", "snopt_paper"),
+    ],
+    "tuned": ["adamw", "soap", "muon", "snopt", "snopt_paper"],
+}
+SEEDS = {"default": 5, "tuned": 3}
+#: Who fixes a target, with how many seeds.
+FIRST_ORDER, TARGET_SEEDS = ("sgd", "adam", "adamw", "schedulefree"), 5
+#: Wall seconds for a second of the training clock, before any run tells: evaluation, mostly.
+OVERHEAD = 1.4
+
+
+class Benchmark:
+    """What is asked for, and where it stands.
+
+    Args:
+        options: of the command line.
+        out: the console.
+    """
+
+    def __init__(self, options: argparse.Namespace, out: Console) -> None:
+        self._options, self._out = options, out
+        self.tracks: list[str] = [options.track] if options.track else list(TRACKS)
+        self._deadline = time.monotonic() + options.budget if options.budget else None
+
+    def entrants(self, track: str, workload: Workload) -> list[Entrant]:
+        """Everybody who runs on a workload."""
+        named = self._options.optims or FIELD[track]
+        return [self._entrant(track, workload, optim) for optim in named]
+
+    def missing(self) -> list[tuple[Entrant, int]]:
+        """Entrants with something left to do, and how many of their runs count."""
+        found = []
+        for workload in workloads.read(self._options.workloads):
+            for track in self.tracks:
+                seeds = self._options.seeds or SEEDS[track]
+                entrants = self.entrants(track, workload)
+                found += [(e, seeds) for e in entrants if not e.finals(range(seeds))]
+        return found
+
+    def untargeted(self) -> list[Workload]:
+        """Workloads whose target is still to be fixed."""
+        return [one for one in workloads.read(self._options.workloads) if one.target is None]
+
+    def fix_targets(self) -> bool:
+        """Fix what targets are missing; whether it was not stopped."""
+        searches = [
+            (self._entrant("tuned", workload, optim), 0)
+            for workload in self.untargeted()
+            for optim in FIRST_ORDER
+        ]
+        if not self._run([pair for pair in searches if pair[0].choice() is None]):
+            return False
+        best = []
+        for workload in self.untargeted():
+            rivals = [self._entrant("tuned", workload, optim) for optim in FIRST_ORDER]
+            chosen = [(choice.merit, e) for e in rivals if (choice := e.choice()) is not None]
+            if len(chosen) == len(rivals):
+                best.append((min(chosen, key=lambda pair: pair[0])[1], TARGET_SEEDS))
+        if not self._run([(e, n) for e, n in best if not e.finals(range(n))]):
+            return False
+        for entrant, seeds in best:
+            self._fix(entrant, entrant.finals(range(seeds)))
+        return True
+
+    def race(self) -> bool:
+        """Make what is missing of the tracks; whether it was not stopped."""
+        return self._run([pair for pair in self.missing() if pair[0].workload.target is not None])
+
+    def entries(self, track: str, workload: Workload) -> list[Entry]:
+        """Everybody whose runs are all there."""
+        found = []
+        for entrant in self.entrants(track, workload):
+            folders = entrant.finals(range(self._options.seeds or SEEDS[track]))
+            choice = entrant.choice()
+            if folders and choice is not None:
+                outcomes = tuple(map(Outcome.read, folders))
+                first = entrant.about.first_order
+                found.append(Entry(entrant.label, first, entrant.colour, choice.settings, outcomes))
+        return found
+
+    def price(self, pairs: Sequence[tuple[Entrant, int]]) -> float:
+        """Wall seconds that entrants take at most, one after the other."""
+        total = 0.0
+        for entrant, seeds in pairs:
+            cpu, wall = entrant.spent()
+            factor = wall / cpu if cpu > 0.5 * entrant.workload.seconds else OVERHEAD
+            total += max(0.0, entrant.price(seeds) - cpu) * factor
+        return total
+
+    def _entrant(self, track: str, workload: Workload, optim: str) -> Entrant:
+        overrides = tuple(self._options.overrides) if optim == "custom" else ()
+        return Entrant(track, workload, optim, self._options.results, overrides)
+
+    def _run(self, pairs: Sequence[tuple[Entrant, int]]) -> bool:
+        """Several entrants, some at a time; whether all were run."""
+        jobs = self._options.jobs
+        if not pairs:
+            return True
+        commands = []
+        for entrant, seeds in pairs:
+            program = [sys.executable, "-m", "scripts.ranking.entrants"]
+            names = [entrant.track, entrant.workload.name, entrant.optim, *entrant.overrides]
+            flags = [f"--seeds={seeds}", f"--results={entrant.root.resolve()}"]
+            commands.append([*program, *names, *flags])
+
+        def begin(index: int) -> None:
+            entrant = pairs[index][0]
+            left = self.price(pairs[index:]) / jobs / 60
+            self._out.print(
+                f"[{index + 1}/{len(pairs)}] {entrant.track} {entrant.workload.name} "
+                f"{entrant.label}; about {left:.0f} min left",
+                markup=False,
+                highlight=False,
+            )
+
+        codes = run_all(commands, jobs, begin, deadline=self._deadline)
+        failed = [
+            f"{pair[0].track} {pair[0].workload.name} {pair[0].label}"
+            for pair, code in zip(pairs, codes, strict=True)
+            if code not in (0, None, INTERRUPTED)
+        ]
+        if failed:
+            raise ConfigError(f"did not end well: {'; '.join(failed)}. What they said is above.")
+        return all(code == 0 for code in codes)
+
+    def _fix(self, entrant: Entrant, folders: Sequence[Path]) -> None:
+        losses = sorted(Outcome.read(folder).best for folder in folders)
+        target = Target(
+            loss=float(f"{losses[len(losses) // 2]:.4g}"),
+            low=float(f"{losses[0]:.4g}"),
+            high=float(f"{losses[-1]:.4g}"),
+            optim=entrant.optim,
+            date=datetime.now(UTC).date().isoformat(),
+            command=f"python -m scripts.benchmark --workloads {entrant.workload.name}",
+        )
+        workloads.fix(entrant.workload, target)
+        self._out.print(
+            f"{entrant.workload.name}: target {target.loss:g} [{target.low:g}, {target.high:g}], "
+            f"of {target.optim}",
+            markup=False,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing and draw; returns the exit status."""
+    options = _parser().parse_intermixed_args(arguments)
+    out, err = console(), console(stderr=True)
+    try:
+        _check(options)
+        benchmark = Benchmark(options, out)
+        if options.dry_run:
+            _print_plan(benchmark, options.jobs, out)
+            return 0
+        whole = options.draw_only or (benchmark.fix_targets() and benchmark.race())
+        written = write(
+            {
+                track: [
+                    (workload, benchmark.entries(track, workload))
+                    for workload in workloads.read(options.workloads)
+                ]
+                for track in benchmark.tracks
+            },
+            options.out,
+        )
+    except MISTAKES as error:
+        err.print(str(error), markup=False)
+        return cli.REFUSED
+    for line in written:
+        out.print(line, markup=False, highlight=False)
+    if not whole:
+        err.print("stopped; the same command continues where it was.")
+        return INTERRUPTED
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    known = sorted(path.stem for path in (cli.CONF / "optim").glob("*.yaml"))
+    for optim in options.optims or []:
+        require_choice("--optims", optim, known)
+    given = [override.partition("=")[0] for override in options.overrides]
+    custom = "custom" in (options.optims or [])
+    if custom != ("optim._target_" in given):
+        raise ConfigError(
+            "an optimizer of your own: --optims adamw,custom optim._target_=package.module.Class"
+        )
+    if options.budget is not None and options.budget <= 0:
+        raise ConfigError(f"--budget={options.budget:g}: seconds, above 0.")
+
+
+def _print_plan(benchmark: Benchmark, jobs: int, out: Console) -> None:
+    grid = Table("track", "workload", "optimizer", "spent, s", "at most left, s", box=None)
+    targets = [
+        (benchmark._entrant("tuned", workload, optim), 0)
+        for workload in benchmark.untargeted()
+        for optim in FIRST_ORDER
+    ]
+    pairs = [*targets, *benchmark.missing()]
+    for entrant, seeds in pairs:
+        row = [entrant.track, entrant.workload.name, entrant.label]
+        price = benchmark.price([(entrant, seeds)])
+        grid.add_row(*row, f"{entrant.spent()[1]:.0f}", f"{price:.0f}")
+    out.print(grid)
+    hours = benchmark.price(pairs) / 3600
+    out.print(
+        f"\n{len(pairs)} to run: at most {hours:.1f} h of one core, {hours / jobs:.1f} h here"
+    )
+
+
+def _names(typed: str) -> list[str]:
+    return [name for name in typed.split(",") if name]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--track", choices=TRACKS, help="one of two (both)")
+    parser.add_argument("--workloads", type=_names, help="separated by commas (all)")
+    parser.add_argument("--optims", type=_names, help="separated by commas (the track's field)")
+    parser.add_argument("--seeds", type=at_least(1), help="runs that count (5 default, 3 tuned)")
+    parser.add_argument("--budget", type=float, metavar="S", help="stop after so many seconds")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="optimizers at a time (1)")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would run")
+    parser.add_argument("--draw-only", action="store_true", help="only draw what is there")
+    parser.add_argument("--results", type=Path, default=Path("results/benchmark"), help="of runs")
+    parser.add_argument("--out", type=Path, default=Path("results/reference/benchmark"))
+    parser.add_argument("overrides", nargs="*", help="of --optims custom, as for run.py")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(status(main))

@@ -1,0 +1,105 @@
+"""The benchmark's pictures: curves of a workload, and the performance profile of a track."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+
+from scripts.ranking.scores import TAUS, Entry, Standing, area, optims, profile
+from scripts.ranking.workloads import Target, Workload
+from tasks.engine.records.metrics import Curve
+from tasks.engine.report.figures import new_figure, png
+from tasks.engine.report.formatting import NOTHING
+from tasks.engine.report.palette import TARGET
+from tasks.engine.report.statistics import band, spans_decades
+
+
+def curves(title: str, target: Target | None, entries: Sequence[Entry]) -> bytes:
+    """Validation loss and test metric against processor seconds: medians, ranges over seeds."""
+    figure = new_figure(11.0, 4.4)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    losses, tests = figure.subplots(1, 2)
+    metric = entries[0].outcomes[0].run.metric
+    # What is measured before the first step says nothing, and would stretch the axis.
+    valid = {e.optim: [_after_start(one.loss) for one in e.outcomes] for e in entries}
+    test = {e.optim: [_after_start(one.test) for one in e.outcomes] for e in entries}
+    _draw(losses, entries, valid, "validation loss")
+    _draw(tests, entries, test, f"test {metric}")
+    if target is not None:
+        losses.axhline(target.loss, color=TARGET, linewidth=0.9, linestyle="dashed")
+        losses.annotate(
+            f"target, of {target.optim}",
+            (1, target.loss),
+            xycoords=losses.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color="#555555",
+        )
+    handles, labels = losses.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return png(figure)
+
+
+def profiles(standings: Sequence[Standing], colours: Mapping[str, str]) -> bytes:
+    """The share of workloads on which each optimizer is within a factor of the fastest."""
+    figure = new_figure(7.0, 4.6)
+    axes = figure.subplots()
+    for index, optim in enumerate(optims(standings)):
+        shares = profile(standings, optim)
+        dashes = ("solid", "dashed", "dashdot")[index % 3]
+        label = f"{optim} ({area(shares):.2f})"
+        axes.step(TAUS, shares, where="post", color=colours[optim], linestyle=dashes, label=label)
+    axes.set(xlim=(1, TAUS[-1]), ylim=(0, 1.03))
+    axes.set_xlabel("seconds to the target, over the fastest optimizer's", fontsize=9)
+    axes.set_ylabel(f"share of the {len(standings)} workloads", fontsize=9)
+    axes.legend(frameon=False, fontsize=8, title="area", title_fontsize=8, loc="lower right")
+    _plain(axes)
+    return png(figure)
+
+
+def title(workload: Workload, track: str) -> str:
+    """Above a workload's curves."""
+    goal = NOTHING if workload.target is None else f"{workload.target.loss:.4g}"
+    return f"{workload.name}, {track} track    (target: validation loss {goal})"
+
+
+def _after_start(curve: Curve) -> Curve:
+    return curve.take(curve.steps > 0)
+
+
+def _draw(
+    axes: Axes, entries: Sequence[Entry], found: Mapping[str, Sequence[Curve]], name: str
+) -> None:
+    log = spans_decades((c for curves in found.values() for c in curves), decades=0.7)
+    lowest, highest = math.inf, -math.inf
+    for entry in entries:
+        middle = band(found[entry.optim], "cpu_seconds", log=log)
+        if not len(middle.x):
+            continue
+        axes.fill_between(middle.x, middle.low, middle.high, color=entry.colour, alpha=0.13, lw=0)
+        wide = 2.4 if entry.optim.startswith("snopt") else 1.4
+        dashes = "dashed" if entry.optim == "snopt_paper" else "solid"
+        axes.plot(
+            middle.x, middle.median, color=entry.colour, lw=wide, ls=dashes, label=entry.optim
+        )
+        later = middle.median[len(middle.median) // 12 :]
+        lowest, highest = min(lowest, later.min()), max(highest, later.max())
+    if log:
+        axes.set_yscale("log")
+    elif highest > lowest:
+        margin = 0.06 * (highest - lowest)
+        axes.set_ylim(lowest - margin, highest + margin)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("training time, seconds on one processor", fontsize=9)
+    axes.set_ylabel(f"{name}{' (log)' if log else ''}", fontsize=9)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, color="#E8E8E8", linewidth=0.6)
+    axes.tick_params(labelsize=8)
+    axes.set_axisbelow(True)

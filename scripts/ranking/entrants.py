@@ -1,0 +1,286 @@
+"""One optimizer on one workload: settings chosen on tuning seeds, then the runs that count.
+
+``python -m scripts.ranking.entrants default mnist adamw`` makes what is missing of one; the
+benchmark starts several of these. All runs are ordinary ones of ``run.py``, kept below the results
+folder and found again by their configurations, so that a stopped command continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from scripts.entry import at_least, status
+from scripts.ranking.outcomes import Outcome, merit
+from scripts.ranking.workloads import Workload
+from tasks.common.checks import ConfigError
+from tasks.common.files import written_whole
+from tasks.engine import cli
+from tasks.engine.config.settings import Settings
+from tasks.engine.optimizers.about import About, about, colour
+from tasks.engine.records.record import FINISHED, RecordError, read_record
+from tasks.engine.records.results import run_folder
+from tasks.engine.report.console import console
+from tasks.engine.training.dataset_cache import DatasetCache
+
+TRACKS = ("default", "tuned")
+
+#: Seeds that settings are chosen on; none of those that count.
+TUNING_SEEDS = (100, 101)
+#: Parts of the budget that a schedule may take: whoever is there sooner may end sooner.
+SHARES = (1.0, 0.5)
+#: Settings of the default track that the second tuning seed tries.
+FINALISTS = 2
+#: Budgets that the tuned track's search takes.
+SEARCH_BUDGETS = 6.0
+#: Warm-up of the default track, as a share of the run.
+WARMUP = 0.05
+
+Changes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an entrant runs with, and why.
+
+    Attributes:
+        settings: by dotted key.
+        merit: mean seconds to the target on the tuning seeds, and mean of the lowest losses.
+        trials: all that were tried: settings, seeds and merit of each.
+    """
+
+    settings: dict[str, Any]
+    merit: tuple[float, float]
+    trials: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An optimizer that runs on a workload.
+
+    Attributes:
+        track: one of :data:`TRACKS`.
+        workload: what it runs on.
+        optim: name of a file of ``conf/optim``.
+        root: results folder of the benchmark.
+        overrides: further ones, as for ``run.py``.
+    """
+
+    track: str
+    workload: Workload
+    optim: str
+    root: Path
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> Path:
+        """Results folder of its runs."""
+        return self.root / self.track / self.workload.name / self.label
+
+    @property
+    def chosen(self) -> Path:
+        """The file that keeps what was chosen."""
+        return self.runs / "choice.json"
+
+    @cached_property
+    def label(self) -> str:
+        """What it is called: its file's name, or its class's where the file is anybody's."""
+        if self.optim != "custom":
+            return self.optim
+        given = dict(override.partition("=")[::2] for override in self.overrides)
+        return given.get("optim.name") or given["optim._target_"].rpartition(".")[2].lower()
+
+    @cached_property
+    def about(self) -> About:
+        """What is known of it."""
+        return about(self.optim, self._optim)
+
+    @property
+    def colour(self) -> str:
+        """In figures."""
+        return colour(self.label, self._optim)
+
+    @cached_property
+    def _optim(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.configure({})["optim"]
+        return found
+
+    def configure(self, changes: Changes, seed: int = 0) -> dict[str, Any]:
+        """The resolved configuration with changes, by dotted key."""
+        given = [f"target={self.workload.name}", f"optim={self.optim}", "tuned=none"]
+        given += [cli.override("results.root", self.runs), "logger.progress=off", f"seed={seed}"]
+        given += [*self.overrides, *(f"{key}={value}" for key, value in changes.items())]
+        with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+            return cli.plain(compose("config", overrides=given))
+
+    def settings(self, changes: Changes, seed: int) -> Settings:
+        """The same, checked."""
+        return Settings.read(self.configure(changes, seed))
+
+    def points(self) -> list[dict[str, Any]]:
+        """The settings that the default track chooses from."""
+        shares = SHARES if self.about.schedule == "cosine" else SHARES[:1]
+        return [
+            {
+                "optim.lr": lr,
+                "schedule.name": self.about.schedule,
+                "schedule.warmup": WARMUP,
+                "train.max_seconds": share * self.workload.seconds,
+            }
+            for share, lr in itertools.product(shares, self.about.rates)
+        ]
+
+    def choice(self) -> Choice | None:
+        """What was chosen for the workload's target as it stands; ``None`` where nothing was."""
+        try:
+            kept = json.loads(self.chosen.read_text(encoding="utf-8"))
+            if kept.pop("target") == self.workload.goal:
+                return Choice(kept["settings"], tuple(kept["merit"]), kept["trials"])
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.chosen}: is damaged ({error}). Remove it.") from error
+        return None
+
+    def keep(self, choice: Choice) -> None:
+        """Write down what was chosen."""
+        content = {"target": self.workload.goal, **asdict(choice)}
+        with written_whole(self.chosen) as file:
+            file.write(json.dumps(content, indent=1).encode())
+
+    def finals(self, seeds: Sequence[int]) -> list[Path]:
+        """Folders of the runs that count; empty before the choice, and where one is missing."""
+        choice = self.choice()
+        if choice is None:
+            return []
+        folders = [run_folder(self.settings(choice.settings, seed)) for seed in seeds]
+        return folders if all(_outcome(folder) in FINISHED for folder in folders) else []
+
+    def spent(self) -> tuple[float, float]:
+        """Processor seconds of training, and seconds in all, that went into it so far."""
+        records = [_record(path) for path in self.runs.rglob("run.json")]
+        cpu = sum(float(record.get("cpu_seconds") or 0.0) for record in records)
+        return cpu, sum(float(record.get("wall") or 0.0) for record in records)
+
+    def price(self, seeds: int) -> float:
+        """Processor seconds of training that all of it takes at most."""
+        budget = self.workload.seconds
+        if self.track == "tuned":
+            return (SEARCH_BUDGETS + seeds) * budget
+        points = sum(float(point["train.max_seconds"]) for point in self.points())
+        return points + (FINALISTS + seeds) * budget
+
+
+class Trainer:
+    """Makes an entrant's runs one after the other, and says what they came to.
+
+    Args:
+        entrant: whose.
+        say: takes a line for the console.
+    """
+
+    def __init__(self, entrant: Entrant, say: Callable[[str], None]) -> None:
+        self.entrant, self._say = entrant, say
+        self._cache = DatasetCache()
+
+    def run(self, changes: Changes, seed: int) -> Outcome:
+        """Train with changes and a seed, unless that was done before.
+
+        Raises:
+            KeyboardInterrupt: it was stopped; the run resumes next time.
+        """
+        from tasks.engine.experiment import train
+
+        settings = self.entrant.settings(changes, seed)
+        summary = train(settings, self._cache)
+        if summary["outcome"] == "interrupted":
+            raise KeyboardInterrupt
+        outcome = Outcome.read(run_folder(settings))
+        shown = ", ".join(f"{k.partition('.')[2]}={value}" for k, value in changes.items())
+        self._say(f"{self.entrant.label} seed {seed}, {shown}: valid loss {outcome.best:.4g}")
+        return outcome
+
+    def choose(self) -> Choice:
+        """The default track's settings: every point with one seed, the best with the other too."""
+
+        def judged(points: Sequence[Changes], seeds: Sequence[int]) -> list[dict[str, Any]]:
+            tried = [
+                {"settings": dict(point), "seeds": list(seeds), "merit": self._merit(point, seeds)}
+                for point in points
+            ]
+            return sorted(tried, key=lambda one: one["merit"])
+
+        first = judged(self.entrant.points(), TUNING_SEEDS[:1])
+        final = judged([one["settings"] for one in first[:FINALISTS]], TUNING_SEEDS)
+        return Choice(final[0]["settings"], final[0]["merit"], [*final, *first])
+
+    def _merit(self, point: Changes, seeds: Sequence[int]) -> tuple[float, float]:
+        workload = self.entrant.workload
+        # Nothing that chooses sees the test split.
+        trial = {**point, "train.eval_splits": "[valid]"}
+        outcomes = [self.run(trial, seed) for seed in seeds]
+        return merit(outcomes, workload.goal, workload.seconds)
+
+
+def make(entrant: Entrant, seeds: Sequence[int], say: Callable[[str], None]) -> None:
+    """Choose settings, unless that was done before, and make the runs that count."""
+    trainer = Trainer(entrant, say)
+    choice = entrant.choice()
+    if choice is None:
+        choice = trainer.choose()
+        entrant.keep(choice)
+    for seed in seeds:
+        trainer.run(choice.settings, seed)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        return read_record(path)
+    except (FileNotFoundError, RecordError):
+        return {}
+
+
+def _outcome(folder: Path) -> Any:
+    return _record(folder / "run.json").get("outcome")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make what is missing of one entrant; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    out = console()
+    workload = Workload.read(options.workload)
+    entrant = Entrant(
+        options.track, workload, options.optim, options.results, tuple(options.overrides)
+    )
+    make(entrant, range(options.seeds), lambda line: out.print(line, markup=False, highlight=False))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.ranking.entrants",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("track", choices=TRACKS)
+    parser.add_argument("workload", help="a file of conf/target")
+    parser.add_argument("optim", help="a file of conf/optim")
+    parser.add_argument("overrides", nargs="*", help="further ones, as for run.py")
+    parser.add_argument("--seeds", type=at_least(0), default=5, help="runs that count (5)")
+    parser.add_argument("--results", type=Path, default=Path("results/benchmark"))
+    return parser
+
+
+if __name__ == "__main__":
+    logging.getLogger("tasks").setLevel(logging.ERROR)  # a trial that diverges is no news
+    sys.exit(status(main))
