@@ -37,9 +37,10 @@ TRACKS = ("default", "tuned")
 
 #: Seeds that settings are chosen on; none of those that count.
 TUNING_SEEDS = (100, 101)
-#: Parts of the budget that a schedule may take: whoever is there sooner may end sooner.
-SHARES = (1.0, 0.5)
-#: Settings of the default track that the second tuning seed tries.
+#: Parts of the budget that a run may take, its schedule with it: whoever is there sooner may end
+#: sooner.
+SHARES = (0.5, 1.0)
+#: Learning rates of the default track that go on to the second tuning seed.
 FINALISTS = 2
 #: Budgets that the tuned track's search takes.
 SEARCH_BUDGETS = 6.0
@@ -55,8 +56,8 @@ class Choice:
 
     Attributes:
         settings: by dotted key.
-        merit: mean seconds to the target on the tuning seeds, and mean of the lowest losses.
-        trials: all that were tried: settings, seeds and merit of each.
+        merit: what they were chosen by, see :func:`~scripts.ranking.outcomes.merit`.
+        trials: all that were tried: settings, seed and merit of each.
     """
 
     settings: dict[str, Any]
@@ -127,18 +128,14 @@ class Entrant:
         """The same, checked."""
         return Settings.read(self.configure(changes, seed))
 
-    def points(self) -> list[dict[str, Any]]:
-        """The settings that the default track chooses from."""
-        shares = SHARES if self.about.schedule == "cosine" else SHARES[:1]
-        return [
-            {
-                "optim.lr": lr,
-                "schedule.name": self.about.schedule,
-                "schedule.warmup": WARMUP,
-                "train.max_seconds": share * self.workload.seconds,
-            }
-            for share, lr in itertools.product(shares, self.about.rates)
-        ]
+    def point(self, lr: float, share: float) -> dict[str, Any]:
+        """Settings of the default track: a learning rate, and a part of the budget."""
+        return {
+            "optim.lr": lr,
+            "schedule.name": self.about.schedule,
+            "schedule.warmup": WARMUP,
+            "train.max_seconds": share * self.workload.seconds,
+        }
 
     def choice(self) -> Choice | None:
         """What was chosen for the workload's target as it stands; ``None`` where nothing was."""
@@ -177,8 +174,7 @@ class Entrant:
         budget = self.workload.seconds
         if self.track == "tuned":
             return (SEARCH_BUDGETS + seeds) * budget
-        points = sum(float(point["train.max_seconds"]) for point in self.points())
-        return points + (FINALISTS + seeds) * budget
+        return (SHARES[0] * len(self.about.rates) + FINALISTS * sum(SHARES) + seeds) * budget
 
 
 class Trainer:
@@ -211,25 +207,27 @@ class Trainer:
         return outcome
 
     def choose(self) -> Choice:
-        """The default track's settings: every point with one seed, the best with the other too."""
+        """The default track's settings.
 
-        def judged(points: Sequence[Changes], seeds: Sequence[int]) -> list[dict[str, Any]]:
-            tried = [
-                {"settings": dict(point), "seeds": list(seeds), "merit": self._merit(point, seeds)}
-                for point in points
-            ]
-            return sorted(tried, key=lambda one: one["merit"])
-
-        first = judged(self.entrant.points(), TUNING_SEEDS[:1])
-        final = judged([one["settings"] for one in first[:FINALISTS]], TUNING_SEEDS)
+        All learning rates run for the smaller part of the budget with the first tuning seed, and
+        the best of them for both parts with the other.
+        """
+        point, rates = self.entrant.point, self.entrant.about.rates
+        first = self._tried([point(lr, SHARES[0]) for lr in rates], TUNING_SEEDS[0])
+        best = [one["settings"]["optim.lr"] for one in first[:FINALISTS]]
+        last = [point(lr, share) for lr, share in itertools.product(best, SHARES)]
+        final = self._tried(last, TUNING_SEEDS[1])
         return Choice(final[0]["settings"], final[0]["merit"], [*final, *first])
 
-    def _merit(self, point: Changes, seeds: Sequence[int]) -> tuple[float, float]:
+    def _tried(self, points: Sequence[Changes], seed: int) -> list[dict[str, Any]]:
+        """Settings with a seed, best first; nothing here sees the test split."""
         workload = self.entrant.workload
-        # Nothing that chooses sees the test split.
-        trial = {**point, "train.eval_splits": "[valid]"}
-        outcomes = [self.run(trial, seed) for seed in seeds]
-        return merit(outcomes, workload.goal, workload.seconds)
+        tried = []
+        for settings in points:
+            outcome = self.run({**settings, "train.eval_splits": "[valid]"}, seed)
+            worth = merit(outcome, workload.goal, workload.seconds)
+            tried.append({"settings": settings, "seed": seed, "merit": worth})
+        return sorted(tried, key=lambda one: one["merit"])
 
 
 def make(entrant: Entrant, seeds: Sequence[int], say: Callable[[str], None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,13 +75,11 @@ class Outcome:
         return float(self.loss.cpu_seconds[-1] / steps) if steps else math.nan
 
 
-def merit(outcomes: Sequence[Outcome], target: float | None, budget: float) -> tuple[float, float]:
-    """What settings are chosen by, smaller is better, over the runs made with them.
+def merit(outcome: Outcome, target: float | None, budget: float) -> tuple[float, float]:
+    """What settings are chosen by, the smaller the better.
 
-    With a target the mean seconds to it come first, and the mean of the lowest validation losses
-    decides between settings that never reach it; without one that mean alone counts.
+    With a target the seconds to it come first, and the lowest validation loss decides between
+    settings that never reach it; without one that loss alone counts.
     """
-    loss = float(np.mean([outcome.best for outcome in outcomes]))
-    if target is None:
-        return 0.0, loss
-    return float(np.mean([one.time_to(target, budget) for one in outcomes])), loss
+    seconds = 0.0 if target is None else outcome.time_to(target, budget)
+    return seconds, outcome.best
