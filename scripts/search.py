@@ -1,11 +1,14 @@
-"""The search behind :mod:`scripts.tune`: the space, the trials, and what a trial is worth."""
+"""The search behind :mod:`scripts.tune`: the space, the trials, and what a trial is worth.
+
+Successive halving: all points in short runs, the best of them in longer ones, the best of those in
+runs of the full length, each with a schedule over its own seconds. Sixteen points cost as many
+training seconds as six full runs.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-import statistics
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,20 +19,50 @@ from tasks.common.checks import ConfigError, require_choice
 from tasks.engine import experiment
 from tasks.engine.config.settings import Settings
 from tasks.engine.optimizers.about import known
+from tasks.engine.records.metrics import read_curves
 from tasks.engine.records.record import Outcome
+from tasks.engine.records.results import run_folder
 from tasks.engine.training.dataset_cache import DatasetCache
+
+#: Share at either end of an open range in which a winner says that the range is too narrow.
+EDGE = 1 / 8
+#: By how much a range is widened, and how often at most.
+WIDER, MOST_WIDENINGS = 10.0, 2
+#: Evaluations of a trial.
+EVALUATIONS = 12
+#: Seeds of results, which no choice may depend on, and those that choices are made on.
+REPORTED_SEEDS, SEEDS = range(10), (100, 101)
+
+Changes = Mapping[str, Any]
+Configure = Callable[[Changes], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class LogUniform:
-    """A number between two bounds, uniform in its logarithm."""
+    """A number between two bounds, uniform in its logarithm.
+
+    Attributes:
+        low: the lower bound.
+        high: the upper one.
+        open: whether a search may widen the range.
+    """
 
     low: float
     high: float
+    open: bool = True
 
     def at(self, unit: float) -> float:
         """The value at a point of [0, 1)."""
         return _round(self.low * math.exp(unit * math.log(self.high / self.low)))
+
+    def widened(self, best: float) -> LogUniform:
+        """The range for another search: wider where the best value lies at one of its ends."""
+        unit = math.log(best / self.low) / math.log(self.high / self.low)
+        if self.open and unit < EDGE:
+            return replace(self, low=_round(self.low / WIDER))
+        if self.open and unit > 1 - EDGE:
+            return replace(self, high=_round(self.high * WIDER))
+        return self
 
     def __str__(self) -> str:
         return f"{self.low:g}..{self.high:g}"
@@ -46,25 +79,24 @@ class Choice:
         return self.values[int(unit * len(self.values))]
 
     def __str__(self) -> str:
-        return " | ".join(str(value) for value in self.values)
+        return " | ".join(map(typed, self.values))
 
 
-#: What every optimizer has: the field's rate over ``lr``, and the schedule.
-FIELD_RATIO = LogUniform(0.01, 1.0)
-SCHEDULES = Choice(("constant", "cosine"))
-WARMUPS = Choice((0.0, 0.05, 0.15))
-#: How far on each side of given rates a closer search looks.
-CLOSER = 3.0
-#: Training seconds, about, of the run that times an optimizer, and its fewest and most steps.
-PILOT_SECONDS, PILOT_STEPS = 8.0, (3, 40)
-#: Seeds of results, which no choice may depend on.
-REPORTED_SEEDS = range(10)
+Range = LogUniform | Choice
 
-Changes = Mapping[str, Any]
-Configure = Callable[[Changes], Mapping[str, Any]]
+#: The field's rate over ``lr``, at most that of everything else.
+FIELD_RATIO = LogUniform(0.01, 1.0, open=False)
+#: What every optimizer has beside its own settings.
+SCHEDULE: Mapping[str, Range] = {
+    "schedule.name": Choice(("constant", "cosine")),
+    "schedule.warmup": Choice((0.0, 0.05, 0.15)),
+    "schedule.final_factor": Choice((0.0, 0.1)),
+}
+#: Coordinates of the points, of which an optimizer uses the first; so they are the same for all.
+COORDINATES = 16
 
 
-def ranges() -> dict[str, dict[str, Any]]:
+def ranges() -> dict[str, dict[str, Range]]:
     """What is searched of each optimizer, by setting, from its file in ``conf/optim``."""
     return {
         name: {key: _range(entry) for key, entry in one.search.items()}
@@ -73,270 +105,240 @@ def ranges() -> dict[str, dict[str, Any]]:
     }
 
 
-def _range(entry: Mapping[str, Any]) -> LogUniform | Choice:
+def _range(entry: Mapping[str, Any]) -> Range:
     if "among" in entry:
         return Choice(tuple(entry["among"]))
-    return LogUniform(float(entry["from"]), float(entry["to"]))
+    return LogUniform(float(entry["from"]), float(entry["to"]), not entry.get("closed", False))
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Settings that were tried, by dotted key, and the loss at the end for every seed they had."""
-
-    changes: Changes
-    losses: tuple[float, ...]
-
-    @property
-    def score(self) -> float:
-        """Mean over seeds; infinite where a run diverged."""
-        return statistics.fmean(self.losses)
-
-
-@dataclass(frozen=True)
-class Space:
-    """What is searched for an optimizer: two rates, settings of its own, the schedule.
-
-    Args:
-        optim: a key of :func:`ranges`.
-        given: settings that are not searched, by dotted key, as typed.
-        around: ``lr`` and ``field_lr`` found before, within ``CLOSER`` times of which (``field_lr``
-            over ``lr``, for the field) the search stays; None searches the whole range.
-
-    Raises:
-        ConfigError: an optimizer without a range, or rates that are not positive.
-    """
-
-    optim: str
-    given: Mapping[str, str] = field(default_factory=dict)
-    around: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        require_choice("optim", self.optim, ranges())
-        if self.around is not None and not all(0 < rate < math.inf for rate in self.around):
-            raise ConfigError("--around: the rates must be positive and finite.")
-
-    @property
-    def lr(self) -> LogUniform:
-        """The range of the learning rate."""
-        return ranges()[self.optim]["lr"] if self.around is None else _about(self.around[0])
-
-    @property
-    def field_ratio(self) -> LogUniform:
-        """The range of the field's rate over the learning rate."""
-        return FIELD_RATIO if self.around is None else _about(self.around[1] / self.around[0])
-
-    @property
-    def own(self) -> dict[str, LogUniform | Choice]:
-        """What is searched beside rates and schedule, by dotted key."""
-        settings = {f"optim.{k}": v for k, v in ranges()[self.optim].items() if k != "lr"}
-        return {key: values for key, values in settings.items() if key not in self.given}
-
-    def draw(self, count: int, seed: int) -> list[dict[str, Any]]:
-        """Points; of the unit cube the same for optimizers with as many settings.
-
-        Args:
-            count: points; powers of two fill the space most evenly.
-            seed: of the scrambling.
-        """
-        own = self.own
-        sequence = torch.quasirandom.SobolEngine(4 + len(own), scramble=True, seed=seed)
-        drawn = []
-        for first, second, third, fourth, *rest in sequence.draw(count).tolist():
-            lr = self.lr.at(first)
-            changes = {
-                "optim.lr": lr,
-                "optim.field_lr": _round(lr * self.field_ratio.at(second)),
-                **{key: own[key].at(unit) for key, unit in zip(own, rest, strict=True)},
-                "schedule.name": SCHEDULES.at(third),
-                "schedule.warmup": WARMUPS.at(fourth),
-            }
-            if changes["schedule.name"] == "cosine":
-                changes["schedule.final_factor"] = 0.1
-            drawn.append({key: value for key, value in changes.items() if key not in self.given})
-        return drawn
-
-    def __str__(self) -> str:
-        own = [f"{key.removeprefix('optim.')} {values}" for key, values in self.own.items()]
-        parts = [f"lr {self.lr} and field_lr / lr {self.field_ratio}, log-uniform", *own]
-        if "schedule.name" not in self.given:
-            parts.append(f"schedule {SCHEDULES} (falling to a tenth)")
-        if "schedule.warmup" not in self.given:
-            parts.append(f"warm-up of {WARMUPS} of the run")
-        return "; ".join(parts)
-
-
-def _about(value: float) -> LogUniform:
-    return LogUniform(_round(value / CLOSER), _round(value * CLOSER))
+def typed(value: Any) -> str:
+    """A value as YAML and the command line have it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _round(value: float) -> float:
     return float(f"{value:.3g}")
 
 
+@dataclass(frozen=True)
+class Space:
+    """What is searched for an optimizer: two rates, the schedule, settings of its own.
+
+    Attributes:
+        lr: the learning rate's range.
+        own: further settings of the optimizer, by dotted key.
+        given: settings that are not searched, by dotted key, as typed.
+    """
+
+    lr: LogUniform
+    own: Mapping[str, Range] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, optim: str, given: Mapping[str, str] | None = None) -> Space:
+        """The space that an optimizer's file gives it.
+
+        Args:
+            optim: a key of :func:`ranges`.
+            given: settings that are not searched.
+
+        Raises:
+            ConfigError: an optimizer without a range.
+        """
+        require_choice("optim", optim, ranges())
+        lr, *own = ranges()[optim].items()
+        if lr[0] != "lr" or not isinstance(lr[1], LogUniform):
+            raise ConfigError(f"conf/optim/{optim}.yaml: about.search begins with a range of lr.")
+        return cls(lr[1], {f"optim.{key}": values for key, values in own}, dict(given or {}))
+
+    def draw(self, count: int, seed: int) -> list[dict[str, Any]]:
+        """Points, whose coordinates are the same for every optimizer.
+
+        Args:
+            count: points; powers of two fill the space most evenly.
+            seed: of the scrambling.
+        """
+        sequence = torch.quasirandom.SobolEngine(COORDINATES, scramble=True, seed=seed)
+        further = {**SCHEDULE, **self.own}
+        drawn = []
+        for first, second, *rest in sequence.draw(count).tolist():
+            lr = self.lr.at(first)
+            units = zip(further.items(), rest, strict=False)
+            changes = {
+                "optim.lr": lr,
+                "optim.field_lr": _round(lr * FIELD_RATIO.at(second)),
+                **{key: values.at(unit) for (key, values), unit in units},
+            }
+            changes = {key: value for key, value in changes.items() if key not in self.given}
+            if changes.get("schedule.name") == "constant":
+                changes.pop("schedule.final_factor", None)
+            drawn.append(changes)
+        return drawn
+
+    def widened(self, best: Changes) -> Space:
+        """The space for another search; the same where the best point lies at no edge."""
+        own = {
+            key: values.widened(best[key])
+            if isinstance(values, LogUniform) and key in best
+            else values
+            for key, values in self.own.items()
+        }
+        lr = self.lr.widened(best["optim.lr"]) if "optim.lr" in best else self.lr
+        return replace(self, lr=lr, own=own)
+
+    def __str__(self) -> str:
+        parts = {"lr": str(self.lr), "field_lr / lr": str(FIELD_RATIO)}
+        parts |= {key.removeprefix("optim."): str(v) for key, v in {**self.own, **SCHEDULE}.items()}
+        searched = [f"{k} {v}" for k, v in parts.items() if not {k, f"optim.{k}"} & {*self.given}]
+        return "; ".join(searched)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Runs of one length: how many, their training seconds, and their seed."""
+
+    runs: int
+    seconds: float
+    seed: int
+
+
+def rungs(trials: int, seconds: float, seeds: Sequence[int] = SEEDS) -> tuple[Rung, Rung, Rung]:
+    """All points in an eighth of the seconds, a quarter of them in a quarter, the best in all.
+
+    Args:
+        trials: points; 16 make 2 + 1 + 3 full runs.
+        seconds: of training, of the last runs.
+        seeds: in turn; the last runs have the first again where there are two.
+    """
+    second = min(trials, max(2, trials // 4))
+    third = max(1, 3 * second // 4)
+    first, other, last = (seeds[index % len(seeds)] for index in range(3))
+    return (
+        Rung(trials, seconds / 8, first),
+        Rung(second, seconds / 4, other),
+        Rung(third, seconds, last),
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to: its lowest loss, infinite after a failure, and its steps."""
+
+    rung: Rung
+    loss: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried, by dotted key, and their runs, the longest last."""
+
+    changes: Changes
+    results: tuple[Result, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """Lowest loss of the longest run."""
+        return self.results[-1].loss if self.results else math.inf
+
+    @property
+    def rank(self) -> tuple[bool, float, float]:
+        """Sorts trials: those of longer runs first, and who failed in theirs last."""
+        length = self.results[-1].rung.seconds if self.results else 0.0
+        return not math.isfinite(self.score), -length, self.score
+
+
 def run(
     configure: Configure,
     changes: Changes,
-    seed: int,
-    select: str,
+    rung: Rung,
+    select: str = "valid",
     cache: DatasetCache | None = None,
-) -> float:
-    """Train once; the loss at the end on the split ``select``, infinite after a failure."""
-    settings = Settings.read(configure({**changes, "seed": seed}))
+) -> Result:
+    """Train once, or find the run that was made before; the lowest loss on the split ``select``."""
+    limits = {
+        "train.max_seconds": rung.seconds,
+        "train.eval_every_seconds": rung.seconds / EVALUATIONS,
+    }
+    settings = Settings.read(configure({**changes, **limits, "seed": rung.seed}))
     record = experiment.train(settings, cache)
     if record["outcome"] == Outcome.INTERRUPTED:
         raise KeyboardInterrupt
-    loss = record["final"].get(select, {}).get("loss")
-    # A loss that is not finite is written as null.
-    ended = record["outcome"] in (Outcome.COMPLETED, Outcome.BUDGET)
-    return float(loss) if ended and loss is not None else math.inf
+    lowest = math.inf
+    if record["outcome"] in (Outcome.COMPLETED, Outcome.BUDGET):
+        curves, _ = read_curves((run_folder(settings) / "metrics.jsonl").read_bytes())
+        losses = curves[select, "loss"].finite().values
+        lowest = float(losses.min()) if len(losses) else math.inf
+    return Result(rung, lowest, int(record["steps"]))
 
 
-def steps_in(
-    configure: Configure, seconds: float, seed: int, cache: DatasetCache | None = None
-) -> int:
-    """How many steps of an optimizer, with its defaults, the machine makes in so much time.
-
-    Counted in seconds of the processor where those are fewer: other work on the machine would cut
-    short one optimizer's trials and not another's. What a run does besides steps is in both of the
-    runs whose difference is taken.
-    """
-
-    def spent(count: int) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter(), time.process_time()
-            changes = {"train.max_steps": count, "results.root": folder}
-            run(configure, changes, seed, "train", cache)
-            ended = time.perf_counter(), time.process_time()
-        return min(end - start for start, end in zip(started, ended, strict=True))
-
-    spent(1)  # loads the data, and warms up
-    short = spent(1)
-    fewest, most = PILOT_STEPS
-    more = min(most, max(fewest, round(PILOT_SECONDS / short)))
-    step = (spent(1 + more) - short) / more
-    return max(1, round(seconds / max(step, 1e-6)))
-
-
-def check_budget(trials: int, steps: int | None, finalists: int, seeds: Sequence[int]) -> None:
-    """Refuse what no search can be made with.
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that results are reported for.
 
     Raises:
-        ConfigError: a count below 1, or a seed of ``REPORTED_SEEDS``.
+        ConfigError: one of ``REPORTED_SEEDS``.
     """
-    for name, value in (("trials", trials), ("steps", steps), ("finalists", finalists)):
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name}={value}: must be at least 1.")
     reserved = [seed for seed in seeds if seed in REPORTED_SEEDS]
     if reserved:
         raise ConfigError(f"--seeds: {reserved[0]} is for results; tune on others, such as 100.")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        trials: best first, of all the spaces.
+        spaces: what was searched; each but the first because the best lay at an edge.
+    """
+
+    trials: list[Trial]
+    spaces: list[Space]
 
 
 def search(
     configure: Configure,
     space: Space,
     *,
-    trials: int,
-    steps: int,
-    seeds: Sequence[int],
-    finalists: int = 2,
-    select: str = "train",
+    seconds: float,
+    trials: int = 16,
+    seeds: Sequence[int] = SEEDS,
+    select: str = "valid",
     draw_seed: int = 0,
-    ceiling: float | None = None,
+    widenings: int = MOST_WIDENINGS,
     cache: DatasetCache | None = None,
     report: Callable[[Trial], None] = lambda trial: None,
-) -> list[Trial]:
-    """Try every point with the first seed, the best of them with the others; best first.
-
-    One seed alone can choose settings that collapse on the next, and all seeds for every point
-    would be spent on points that are out of the running.
+) -> Found:
+    """Search a space, and again a wider one where the best lies at an edge.
 
     Args:
         configure: the resolved configuration with changes, by dotted key.
         space: what is searched.
-        trials: points tried.
-        steps: training steps of each run.
+        seconds: of training, of the longest runs.
+        trials: points tried in each space.
         seeds: none of ``REPORTED_SEEDS``.
-        finalists: points that go on to the seeds after the first; one that diverges there makes
-            room for the next best.
-        select: ``train`` or ``valid``.
-        draw_seed: of the points.
-        ceiling: training seconds after which a run is ended, whatever its steps.
+        select: ``valid`` or ``train``, the split whose lowest loss is a run's score.
+        draw_seed: of the points; a wider space has those of the next.
+        widenings: how often at most the space is widened.
         cache: keeps the data between runs.
-        report: called with every trial as it ends.
+        report: called with a trial after each of its runs.
 
     Raises:
         ConfigError: a setting that cannot be.
     """
-    check_budget(trials, steps, finalists, seeds)
-
-    def losses(changes: Changes, with_seeds: Sequence[int]) -> tuple[float, ...]:
-        limited = {**changes, "train.max_steps": steps}
-        if ceiling is not None:
-            limited["train.max_seconds"] = ceiling
-        return tuple(run(configure, limited, seed, select, cache) for seed in with_seeds)
-
-    def score(trial: Trial) -> float:
-        return trial.score
-
-    first, others = seeds[:1], seeds[1:]
-    tried = []
-    for changes in space.draw(trials, draw_seed):
-        tried.append(Trial(changes, losses(changes, first)))
-        report(tried[-1])
-    tried.sort(key=score)
-    if not others:
-        return tried
-    final: list[Trial] = []
-    while tried and sum(math.isfinite(trial.score) for trial in final) < finalists:
-        trial = tried.pop(0)
-        final.append(replace(trial, losses=trial.losses + losses(trial.changes, others)))
-        report(final[-1])
-    return sorted(final, key=score) + tried
-
-
-def render(tried: Sequence[Trial], space: Space, command: str, length: str, history: str) -> str:
-    """The text of a tuned file: two lines of comment, then the settings of the best trial.
-
-    Args:
-        tried: trials, best first.
-        space: what was searched.
-        command: what finds the same again.
-        length: of each trial and what it was chosen by, in words.
-        history: the file that holds the rest.
-    """
-    lines = [
-        "# @package _global_",
-        f"# Found by: {command}",
-        f"# {len(tried)} trials of {length}; all of the search: {history}",
-    ]
-    section = ""
-    settings = {**space.given, **tried[0].changes}
-    for key, value in sorted(settings.items(), key=lambda item: item[0].partition(".")[0]):
-        group, _, name = key.partition(".")
-        lines += [f"{group}:"] if group != section else []
-        lines.append(f"  {name}: {value}")
-        section = group
-    return "\n".join(lines) + "\n"
-
-
-def record(tried: Sequence[Trial], space: Space, optim: str, command: str, about: str) -> str:
-    """A section of a task's history of searches, as Markdown.
-
-    Args:
-        tried: trials, best first.
-        space: what was searched.
-        optim: the optimizer's name.
-        command: what finds the same again.
-        about: budget, seeds and criterion, in words.
-    """
-    return f"""
-## {optim}
-
-```
-Found by: {command}
-{len(tried)} trials, {about}.
-Space: {space}.
-Points, trials and seconds are the same for all optimizers of one command.
-Best and second: {", ".join(f"{trial.score:.4g}" for trial in tried[:2])}
-```
-"""
+    check_seeds(seeds)
+    spaces: list[Space] = []
+    tried: list[Trial] = []
+    while space not in spaces and len(spaces) <= widenings:
+        standing = [Trial(changes) for changes in space.draw(trials, draw_seed + len(spaces))]
+        spaces.append(space)
+        for rung in rungs(trials, seconds, seeds):
+            for index, trial in enumerate(standing[: rung.runs]):
+                result = run(configure, trial.changes, rung, select, cache)
+                standing[index] = replace(trial, results=(*trial.results, result))
+                report(standing[index])
+            standing.sort(key=lambda trial: trial.rank)
+        tried = sorted([*tried, *standing], key=lambda trial: trial.rank)
+        if math.isfinite(tried[0].score):
+            space = space.widened(tried[0].changes)
+    return Found(tried, spaces)

@@ -40,7 +40,7 @@ from tasks.engine.training.learner import Learner
 from tasks.engine.training.parallel import World
 from tasks.engine.training.progress import Progress
 from tasks.engine.training.recorder import Counters, Recorder
-from tasks.engine.training.runner import Runner
+from tasks.engine.training.runner import Runner, total_steps
 from tasks.models.families import FAMILIES, FUNCTIONS
 from tasks.task import Splits, Task
 
@@ -287,6 +287,9 @@ def _train(
         folder.write_summary({**about, "outcome": Outcome.INTERRUPTED.value, "message": running})
     title = f"{'/'.join(settings.names)} seed {settings.seed}"
     logger.info("%s: %s in %s", title, "begins" if state is None else "resumes", path)
+    steps = total_steps(settings, learner.order.steps_per_epoch)
+    if remark := settings.tuned_for.other_length(steps, settings.train.max_seconds):
+        logger.warning("%s: %s", title, remark)
     style: Any = settings.config["logger"].get("progress", "auto")
     progress = Progress(title, style if world.rank == 0 else "off")
     writer = Writer(folder, _logs(settings, path) if folder is not None else [])

@@ -1,17 +1,23 @@
 """The search for settings: equal for every optimizer, blind to the test split, repeatable."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 
 from scripts import search, tune
 from tasks.common.checks import ConfigError
+from tasks.engine import cli
 from tasks.engine.training.dataset_cache import DatasetCache
 from tests.suite import fake
 
+#: Not searched, where the fake configuration has no such keys.
+FEW = {"optim.field_lr": "null", "optim.weight_decay": "0"}
 LIMITS = {"train": {"max_steps": 5, "eval_every_epochs": None, "eval_at_start": False}}
 
 
@@ -19,7 +25,7 @@ def configure(root, seen: list[dict[str, Any]] | None = None, **base: Any) -> se
     def configured(changes: Mapping[str, Any]) -> dict[str, Any]:
         if seen is not None:
             seen.append(dict(changes))
-        config = fake.config(root, **LIMITS, **base)
+        config = fake.config(root, **{**LIMITS, **base})
         for key, value in changes.items():
             *parents, last = key.split(".")
             node = config[parents[0]] if parents else config
@@ -29,157 +35,198 @@ def configure(root, seen: list[dict[str, Any]] | None = None, **base: Any) -> se
     return configured
 
 
+def losses_of(monkeypatch, loss: Callable[[Mapping[str, Any], search.Rung], float]) -> list[Any]:
+    """Trials are not run, but have the losses given; returns what is asked for."""
+    asked: list[Any] = []
+
+    def run(configure, changes, rung, *rest) -> search.Result:
+        asked.append((changes, rung))
+        return search.Result(rung, loss(changes, rung), 7)
+
+    monkeypatch.setattr(search, "run", run)
+    return asked
+
+
 def test_every_optimizer_gets_the_same_points() -> None:
-    assert search.Space("snopt").draw(8, seed=3) == search.Space("adamw").draw(8, seed=3)
-    sgd, soap = (search.Space(optim).draw(8, seed=3) for optim in ("sgd", "soap"))
-    for one, other in zip(sgd, soap, strict=True):
+    drawn = {optim: search.Space.of(optim).draw(8, seed=3) for optim in search.ranges()}
+    for points in drawn.values():
+        for one, other in zip(points, drawn["sgd"], strict=True):
+            for key in search.SCHEDULE:
+                assert one.get(key) == other.get(key)
+            ratio = other["optim.field_lr"] / other["optim.lr"]
+            assert one["optim.field_lr"] / one["optim.lr"] == pytest.approx(ratio, rel=0.02)
+    for one, other in zip(drawn["sgd"], drawn["soap"], strict=True):
         assert one["optim.lr"] == pytest.approx(10 * other["optim.lr"], rel=0.02)
-        assert one["optim.field_lr"] == pytest.approx(10 * other["optim.field_lr"], rel=0.02)
-        assert one["schedule.name"] == other["schedule.name"]
-        assert one["schedule.warmup"] == other["schedule.warmup"]
+    for one, other in zip(drawn["snopt"], drawn["adamw"], strict=True):
+        assert one["optim.betas"] == other["optim.betas"]
 
 
 @pytest.mark.parametrize("optim", search.ranges())
 def test_points_fill_the_space_and_stay_in_it(optim) -> None:
-    lr = search.ranges()[optim]["lr"]
-    low, high = lr.low, lr.high
-    drawn = search.Space(optim).draw(16, seed=0)
+    space = search.Space.of(optim)
+    drawn = space.draw(16, seed=0)
     rates = [changes["optim.lr"] for changes in drawn]
-    middle = math.sqrt(low * high)
-    assert sum(rate < middle for rate in rates) == 8
-    assert all(low <= rate <= high for rate in rates)
+    assert sum(rate < math.sqrt(space.lr.low * space.lr.high) for rate in rates) == 8
     ratios = [changes["optim.field_lr"] / changes["optim.lr"] for changes in drawn]
     assert all(0.0099 <= ratio <= 1.01 for ratio in ratios)
-    assert sum(changes["schedule.name"] == "cosine" for changes in drawn) == 8
-    assert {changes["schedule.warmup"] for changes in drawn} == {0.0, 0.05, 0.15}
-    for key, space in search.Space(optim).own.items():
-        values = [changes[key] for changes in drawn]
-        if isinstance(space, search.Choice):
-            counts = [values.count(value) for value in space.values]
-            assert sum(counts) == 16
-            assert max(counts) - min(counts) <= 2
+    for key, values in {**search.SCHEDULE, **space.own, "optim.lr": space.lr}.items():
+        found = [changes[key] for changes in drawn if key in changes]
+        if isinstance(values, search.Choice):
+            if key != "schedule.final_factor":  # a constant schedule has none
+                counts = [found.count(value) for value in values.values]
+                assert sum(counts) == 16
+                assert max(counts) - min(counts) <= 2
         else:
-            assert space.low <= min(values) < max(values) <= space.high
+            assert values.low <= min(found) < max(found) <= values.high
+
+
+@pytest.mark.parametrize("optim", search.ranges())
+def test_every_setting_that_is_searched_composes(optim) -> None:
+    space = search.Space.of(optim)
+    for changes in space.draw(4, seed=0):
+        given = [f"{key}={search.typed(value)}" for key, value in changes.items()]
+        with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+            overrides = ["task=digits", f"optim={optim}", *given]
+            config = cli.plain(compose("config", overrides=overrides))
+        for key, value in changes.items():
+            part, _, name = key.partition(".")
+            assert config[part][name] == value
 
 
 def test_settings_that_are_given_are_not_searched() -> None:
-    space = search.Space("adamw", given={"optim.betas": "[0.8,0.9]", "schedule.warmup": "0"})
+    given = {"optim.betas": "[0.8,0.9]", "schedule.warmup": "0", "optim.weight_decay": "0"}
+    space = search.Space.of("adamw", given)
     for changes in space.draw(8, seed=0):
         assert changes.keys() - {"schedule.final_factor"} == {
             "optim.lr",
             "optim.field_lr",
             "schedule.name",
         }
+    assert "betas" not in str(space)
+    assert "lr 0.001..0.1; field_lr / lr 0.01..1;" in str(space)
 
 
-def test_a_closer_search_stays_about_the_rates_found_before() -> None:
-    drawn = search.Space("adamw", around=(0.02, 0.001)).draw(16, seed=0)
-    whole = search.Space("adamw").draw(16, seed=0)
-    rates = [changes["optim.lr"] for changes in drawn]
-    assert sum(rate < 0.02 for rate in rates) == 8
-    assert 0.00666 < min(rates) < 0.01 < 0.04 < max(rates) < 0.0601
-    ratios = [changes["optim.field_lr"] / changes["optim.lr"] for changes in drawn]
-    assert all(0.0166 < ratio < 0.151 for ratio in ratios)
-    for near, far in zip(drawn, whole, strict=True):
-        assert near["optim.betas"] == far["optim.betas"]
-        assert near["schedule.warmup"] == far["schedule.warmup"]
+@pytest.mark.parametrize(
+    ("trials", "runs", "cost"), [(16, (16, 4, 3), 6.0), (8, (8, 2, 1), 2.5), (1, (1, 1, 1), 1.375)]
+)
+def test_halving_costs_few_full_runs(trials, runs, cost) -> None:
+    found = search.rungs(trials, 80.0)
+    assert tuple(rung.runs for rung in found) == runs
+    assert [(rung.seconds, rung.seed) for rung in found] == [(10, 100), (20, 101), (80, 100)]
+    assert sum(rung.runs * rung.seconds for rung in found) == 80 * cost
 
 
-def test_search_runs_equal_trials_and_sorts_them(tmp_path) -> None:
+def test_the_best_of_each_rung_go_on(tmp_path, monkeypatch) -> None:
+    # What is best in short runs, where low rates look good, is not what is best at full length.
+    def loss(changes, rung) -> float:
+        return -changes["optim.lr"] if rung.seconds == 8 else changes["optim.lr"]
+
+    asked = losses_of(monkeypatch, loss)
+    found = search.search(
+        configure(tmp_path), search.Space.of("adam"), seconds=8.0, widenings=0
+    ).trials
+    rates = sorted(changes["optim.lr"] for changes, rung in asked if rung.seconds == 1)
+    by_length = {s: [c["optim.lr"] for c, r in asked if r.seconds == s] for s in (1, 2, 8)}
+    assert len(rates) == 16
+    assert sorted(by_length[2]) == rates[:4]
+    assert sorted(by_length[8]) == rates[:3]
+    assert [trial.changes["optim.lr"] for trial in found[:4]] == [*rates[2::-1], rates[3]]
+    assert [len(trial.results) for trial in found] == [3] * 3 + [2] + [1] * 12
+
+
+def test_settings_that_fail_in_longer_runs_make_room(tmp_path, monkeypatch) -> None:
+    ranked = sorted(c["optim.lr"] for c in search.Space.of("adam").draw(16, 0))
+
+    def loss(changes, rung) -> float:
+        failed = rung.seconds == 2 and changes["optim.lr"] in ranked[:2]
+        return math.inf if failed else changes["optim.lr"]
+
+    losses_of(monkeypatch, loss)
+    found = search.search(
+        configure(tmp_path), search.Space.of("adam"), seconds=8.0, widenings=0
+    ).trials
+    assert [trial.changes["optim.lr"] for trial in found[:3]] == ranked[2:5]
+    assert [trial.changes["optim.lr"] for trial in found[-2:]] == ranked[:2]
+
+
+@pytest.mark.parametrize(
+    ("best", "bounds"),
+    [
+        ((1e-5, 0.02), [(1e-3, 0.1), (1e-4, 0.1), (1e-5, 0.1)]),  # still lower: twice at most
+        ((0.01, 0.02), [(1e-3, 0.1)]),
+        ((0.3, 0.02), [(1e-3, 0.1), (1e-3, 1.0)]),
+        ((0.01, 1.0), [(1e-3, 0.1), (1e-3, 0.1)]),  # of the damping alone, which is wider then
+    ],
+)
+def test_a_search_whose_best_lies_at_an_edge_is_widened(best, bounds, monkeypatch) -> None:
+    def loss(changes, rung) -> float:
+        found = changes["optim.lr"], changes["optim.damping"]
+        return max(abs(math.log(a / b)) for a, b in zip(found, best, strict=True))
+
+    asked = losses_of(monkeypatch, loss)
+    space = search.Space(
+        search.LogUniform(1e-3, 0.1), {"optim.damping": search.LogUniform(1e-3, 0.4)}
+    )
+    found = search.search(configure("none"), space, seconds=8.0, trials=64)
+    assert [(space.lr.low, space.lr.high) for space in found.spaces] == bounds
+    assert len(found.trials) == 64 * len(bounds)
+    assert found.trials[0].score == min(loss(c, r) for c, r in asked if r.seconds == 8)
+    alone = search.search(configure("none"), space, seconds=8.0, trials=64, widenings=0)
+    assert alone.spaces == [space]
+
+
+def test_a_closed_range_is_not_widened() -> None:
+    whole_step = search.Space.of("snopt_gauss_newton")
+    assert whole_step.widened({"optim.lr": 1.0, "optim.damping": 0.03}) == whole_step
+
+
+def test_score_is_the_lowest_loss_of_the_chosen_split(tmp_path) -> None:
+    limits = {**LIMITS["train"], "max_steps": 30}
+    for split, rate in (("train", 0.01), ("valid", 0.3)):
+        base = {"train": {**limits, "eval_every_steps": 1}, "optim": {"lr": rate}}
+        rung = search.Rung(1, 60.0, 100)
+        result = search.run(configure(tmp_path / split, **base), {}, rung, split)
+        (path,) = (tmp_path / split).rglob("metrics.jsonl")
+        rows = [r for r in fake.rows(path.parent) if (r["split"], r["metric"]) == (split, "loss")]
+        assert result == search.Result(rung, min(row["value"] for row in rows), 30)
+        assert len(rows) == 30
+    assert result.loss < rows[-1]["value"]  # a rate so high goes up again
+
+
+def test_trials_take_equal_seconds_and_are_not_made_again(tmp_path) -> None:
     seen: list[dict[str, Any]] = []
-    tried = search.search(
-        configure(tmp_path, seen), search.Space("adam"), trials=3, steps=5, seeds=[100, 101]
-    )
-    trials = [changes for changes in seen if "optim.lr" in changes]
-    assert [changes["seed"] for changes in trials] == [100] * 3 + [101] * 2
-    assert {changes["train.max_steps"] for changes in trials} == {5}
-    assert [len(trial.losses) for trial in tried] == [2, 2, 1]
-    firsts = [trial.losses[0] for trial in tried]
-    assert max(firsts[:2]) <= firsts[2]
-    assert tried[0].score <= tried[1].score
-    assert all("train.max_steps" not in trial.changes for trial in tried)
-
-
-def test_settings_that_fail_on_the_next_seed_make_room(tmp_path, monkeypatch) -> None:
-    ends = {100: iter([0.1, 0.2, 0.3, math.inf]), 101: iter([math.inf, 0.5, 0.3])}
-    monkeypatch.setattr(search, "run", lambda configure, changes, seed, *rest: next(ends[seed]))
-    tried = search.search(
-        configure(tmp_path), search.Space("adam"), trials=4, steps=5, seeds=[100, 101]
-    )
-    assert [trial.losses for trial in tried] == [
-        (0.3, 0.3),
-        (0.2, 0.5),
-        (0.1, math.inf),
-        (math.inf,),
-    ]
-
-
-def test_score_is_the_final_loss_of_the_chosen_split(tmp_path) -> None:
-    record = fake.train(tmp_path / "a", seed=100, **LIMITS)
-    for split in ("train", "valid"):
-        loss = search.run(configure(tmp_path / split), {}, 100, split)
-        assert loss == pytest.approx(record["final"][split]["loss"])
-
-
-def test_trials_are_kept_and_not_made_again(tmp_path) -> None:
-    given = {"trials": 2, "steps": 5, "seeds": [100]}
-    first = search.search(configure(tmp_path), search.Space("adam"), **given)
+    given = {"seconds": 0.2, "trials": 2, "widenings": 0}
+    base = {"train": {"max_steps": None, "max_epochs": None, "eval_every_epochs": None}}
+    first = search.search(configure(tmp_path, seen, **base), search.Space.of("adam", FEW), **given)
+    assert [c["train.max_seconds"] for c in seen] == [0.025] * 2 + [0.05] * 2 + [0.2]
+    assert [c["seed"] for c in seen] == [100, 100, 101, 101, 100]
+    assert [c["train.max_seconds"] / c["train.eval_every_seconds"] for c in seen] == [12.0] * 5
+    assert all(math.isfinite(trial.score) for trial in first.trials)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
-    assert len(written) == 2
-    assert search.search(configure(tmp_path), search.Space("adam"), **given) == first
+    assert len(written) == 5
+    for path in written:
+        run = json.loads(path.read_text())
+        assert run["outcome"] == "budget"
+    again = search.search(configure(tmp_path, **base), search.Space.of("adam", FEW), **given)
+    assert again == first
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
-
-
-def test_time_becomes_steps(tmp_path, monkeypatch) -> None:
-    clock = {"wall": 0.0, "cpu": 0.0}
-
-    def run(configure, changes, seed, select, cache) -> float:
-        # 2 s besides 0.25 s a step of the processor, that the machine takes three times as long for
-        spent = 2.0 + 0.25 * changes["train.max_steps"]
-        clock["cpu"] += spent
-        clock["wall"] += 3.0 * spent
-        return 1.0
-
-    monkeypatch.setattr(search, "run", run)
-    monkeypatch.setattr(search.time, "process_time", lambda: clock["cpu"])
-    monkeypatch.setattr(search.time, "perf_counter", lambda: clock["wall"])
-    assert search.steps_in(configure(tmp_path), 10.0, 100) == 40
 
 
 def test_a_run_that_diverged_never_wins(tmp_path) -> None:
     task = {"_target_": "tests.suite.fake.Rings", "name": "rings", "explode_at": 3}
-    loss = search.run(configure(tmp_path, task=task), {}, 100, "train")
-    assert loss == math.inf
+    result = search.run(configure(tmp_path, task=task), {}, search.Rung(1, 60.0, 100), "train")
+    assert result.loss == math.inf
 
 
-def test_a_costly_trial_is_ended_and_counts(tmp_path) -> None:
-    (tried,) = search.search(
-        configure(tmp_path), search.Space("adam"), trials=1, steps=10**6, seeds=[100], ceiling=0.05
-    )
-    assert math.isfinite(tried.score)
-
-
-def test_data_are_loaded_once(tmp_path, monkeypatch) -> None:
+def test_data_are_loaded_once_a_seed(tmp_path, monkeypatch) -> None:
     loads = []
     load = fake.Rings.load
     monkeypatch.setattr(fake.Rings, "load", lambda *given: loads.append(1) or load(*given))
-    cache = DatasetCache()
-    search.steps_in(configure(tmp_path), 0.1, 100, cache)
+    space, cache = search.Space.of("adam", FEW), DatasetCache()
     search.search(
-        configure(tmp_path), search.Space("adam"), trials=2, steps=5, seeds=[100], cache=cache
+        configure(tmp_path), space, seconds=8.0, trials=2, seeds=[100], cache=cache, widenings=0
     )
     assert len(loads) == 1
-
-
-def test_steps_are_measured_once_for_the_same_question(tmp_path) -> None:
-    path, answers = tmp_path / "digits" / "adam-steps.json", iter((7, 8))
-
-    def steps(seconds: float) -> int:
-        return tune.remembered(path, {"seconds": seconds}, lambda: next(answers))
-
-    assert [steps(10.0), steps(10.0), steps(20.0), steps(20.0)] == [7, 7, 8, 8]
-    path.write_text("{")
-    assert tune.remembered(path, {"seconds": 1.0}, lambda: 9) == 9
 
 
 def test_several_pairs_are_searched_each_in_its_own_process(tmp_path, monkeypatch) -> None:
@@ -211,75 +258,98 @@ def test_a_pair_that_fails_is_named_and_an_interruption_too(tmp_path, monkeypatc
 
 def test_seeds_of_results_are_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="7 is for results"):
-        search.search(configure(tmp_path), search.Space("adam"), trials=1, steps=5, seeds=[100, 7])
+        search.search(configure(tmp_path), search.Space.of("adam"), seconds=1.0, seeds=[100, 7])
     assert not list(tmp_path.iterdir())
 
 
 def test_optimizer_without_a_range() -> None:
     with pytest.raises(ConfigError, match=r"Choices: .*adamw"):
-        search.Space("lbfgs")
+        search.Space.of("lbfgs")
 
 
-def test_file_says_how_it_was_found() -> None:
-    first, other = search.Space("sgd").draw(2, seed=0)
-    best, second = search.Trial(first, (0.25,)), search.Trial(other, (0.5,))
-    space, command = search.Space("sgd"), "python -m scripts.tune ..."
-    text = search.render([best, second], space, command, "8 steps", "history.md")
+def found(space: search.Space, wider: search.Space | None = None) -> search.Found:
+    """Two trials, whose first had a full run."""
+    first, other = space.draw(2, seed=0)
+    short, whole = search.Rung(2, 2.0, 100), search.Rung(1, 16.0, 100)
+    best = search.Trial(first, (search.Result(short, 0.5, 9), search.Result(whole, 0.25, 72)))
+    second = search.Trial(other, (search.Result(short, 0.75, 8),))
+    return search.Found([best, second], [space] if wider is None else [space, wider])
+
+
+def flat(text: str) -> dict[str, Any]:
+    parts = yaml.safe_load(text)
+    return {f"{group}.{key}": value for group, keys in parts.items() for key, value in keys.items()}
+
+
+def test_file_says_how_it_was_found_and_for_which_length() -> None:
+    space = search.Space.of("sgd")
+    wider = replace(space, lr=search.LogUniform(0.01, 10.0))
+    result = found(space, wider)
+    text = tune.render(result, space, "python -m scripts.tune ...", "8 s", "history.md")
     comments = [line for line in text.splitlines() if line.startswith("#")]
     assert comments[1:] == [
         "# Found by: python -m scripts.tune ...",
-        "# 2 trials of 8 steps; all of the search: history.md",
+        "# 2 trials in runs of 8 s; all of the search: history.md",
     ]
-    history = search.record([best, second], space, "sgd", command, "8 steps each")
-    assert "Best and second: 0.25, 0.5\n" in history
-    assert "lr 0.01..1 " in history
-    parts = yaml.safe_load(text)
-    flat = {f"{group}.{key}": value for group, keys in parts.items() for key, value in keys.items()}
-    assert flat == best.changes
+    length = {"tuned_for.seconds": 16.0, "tuned_for.steps": 72}
+    assert flat(text) == {**result.trials[0].changes, **length}
+    history = tune.record(result, "sgd", "python -m scripts.tune ...", "8 s each")
+    assert "Space: lr 0.01..1; " in history
+    assert "Widened, the best lay at an edge: lr 0.01..10; " in history
+    assert "\n0.5 -> 0.25  optim.lr=" in history
 
 
 def test_file_keeps_what_was_given() -> None:
     given = {"optim.betas": "[0.8,0.9]", "schedule.warmup": "0.05"}
-    space = search.Space("adamw", given)
-    trial = search.Trial(space.draw(1, seed=0)[0], (0.25,))
-    text = search.render([trial], space, "python -m scripts.tune ...", "8 steps", "history.md")
-    parts = yaml.safe_load(text)
-    assert parts["optim"]["betas"] == [0.8, 0.9]
-    assert parts["optim"]["lr"] == trial.changes["optim.lr"]
-    assert parts["schedule"]["warmup"] == 0.05
-    assert "betas [0.8" not in str(space)
+    space = search.Space.of("adamw", given)
+    result = found(space)
+    written = flat(tune.render(result, space, "python -m scripts.tune ...", "8 s", "history.md"))
+    assert written["optim.betas"] == [0.8, 0.9]
+    assert written["optim.lr"] == result.trials[0].changes["optim.lr"]
+    assert written["schedule.warmup"] == 0.05
 
 
-def test_command_writes_a_file_that_composes(tmp_path, monkeypatch, capsys) -> None:
+def test_command_writes_a_file_that_composes(tmp_path, monkeypatch) -> None:
     written = {}
     monkeypatch.setattr(tune, "write", lambda path, text: written.update({path: text}))
     monkeypatch.setattr(tune, "search", lambda configure, space, **rest: _composed(configure))
-    arguments = ["task=digits", "optim=adam", "--steps", "7", "--results", str(tmp_path)]
+    arguments = ["task=digits", "optim=adam", "--seconds", "7", "--results", str(tmp_path)]
     assert tune.main(arguments) == 0
     (path, text), (history, _) = written.items()
     root = tune.cli.CONF.parent
     assert path == root / "conf/tuned/digits/adam.yaml"
     assert history == root / "results/reference/tuning/digits.md"
     assert (
-        "task=digits optim=adam --trials 8 --seconds 10 --steps 7 --seeds 100,101 "
-        "--finalists 2 --select train" in text
+        "task=digits optim=adam --trials=16 --seconds=7 --seeds=100,101 --select=valid "
+        "--draw-seed=0\n" in text
     )
     assert str(tmp_path) not in text
-    assert tune.main([*arguments, "schedule.name=cosine", "--around", "0.02,0.001"]) == 0
-    assert "--draw-seed 0 --around 0.02,0.001\n" in written[path]
-    space = written[history].rpartition("Space: ")[2].partition("\n")[0]
-    assert space.startswith("lr 0.00667..0.06 and field_lr / lr 0.0167..0.15, log-uniform;")
-    assert "constant" not in space
     assert tune.main([*arguments, "task.batch_size=64", "train.log_every_steps=5"]) == 0
-    assert yaml.safe_load(written[path]) == {"optim": {"lr": 0.5}, "task": {"batch_size": 64}}
+    length = {"seconds": 7.0, "steps": 50}
+    tuned = {"optim": {"lr": 0.5}, "task": {"batch_size": 64}, "tuned_for": length}
+    assert yaml.safe_load(written[path]) == tuned
 
 
-def _composed(configure) -> list[search.Trial]:
-    config = configure({"seed": 100, "optim.lr": 0.5})
+def _composed(configure) -> search.Found:
+    config = configure({"seed": 100, "optim.lr": 0.5, "train.max_seconds": 7.0})
     assert (config["optim"]["lr"], config["seed"]) == (0.5, 100)
-    assert config["train"]["eval_every_epochs"] is None
-    assert config["train"]["eval_splits"] == ["train"]
-    return [search.Trial({"optim.lr": 0.5}, (1.0,)), search.Trial({"optim.lr": 0.1}, (2.0,))]
+    train = config["train"]
+    assert train["max_epochs"] is train["max_steps"] is train["eval_every_epochs"] is None
+    assert train["eval_splits"] == ["valid"]
+    assert config["tuned_for"] == {"steps": None, "seconds": None}
+    result = search.Result(search.Rung(1, 7.0, 100), 1.0, 50)
+    return search.Found([search.Trial({"optim.lr": 0.5}, (result,))], [search.Space.of("adam")])
+
+
+def test_dry_run_says_what_it_will_cost(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(tune, "search", lambda *rest, **more: pytest.fail("it ran"))
+    given = ["task=digits,circle", "optim=adam", "--seconds=80", "--results", str(tmp_path)]
+    assert tune.main([*given, "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "16 runs of 10 s with seed 100 4 runs of 20 s with seed 101 3 runs of 80 s" in said
+    assert "2 searches of 23 runs and 480 s of training each, 960 s in all, as much again" in said
+    assert tune.main([*given, "--dry-run", "--no-widen"]) == 0
+    assert "as much again" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -289,29 +359,22 @@ def _composed(configure) -> list[search.Trial]:
         (["task=digits", "optim=adam", "optim.lr=1"], "optim.lr is what is searched"),
         (["task=digits", "optim=adan"], "Did you mean adam"),
         (["task=digits", "optim=adam,lbfgs"], "optim=lbfgs: no such choice"),
-        (["task=digits", "optim=adam,sgd", "--around", "0.1,0.01"], "one task and one optimizer"),
-        (["task=digits", "optim=adam", "--around", "0.1,0"], "must be positive and finite"),
-        (["task=digits", "optim=adam", "--jobs", "0"], "--jobs=0: must be at least 1"),
         (["task=digits", "optim=adam", "--seeds", "3"], "3 is for results"),
         (["task=digits", "optim=adam", "--seeds", "100,100"], "a seed is given twice"),
         (["task=digits", "optim=adam", "--seconds=-3"], "--seconds=-3: must be positive"),
-        (
-            ["task=digits", "optim=adam", "--trials", "0"],
-            "--trials=0: must be at least 1",
-        ),
     ],
 )
 def test_mistakes_are_explained(arguments, message, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(tune, "steps_in", lambda *rest: pytest.fail("trained before it said so"))
+    monkeypatch.setattr(tune, "search", lambda *rest, **more: pytest.fail("it ran before"))
     assert tune.main(arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("typed", ["0.1", "0.1,x", "0.1,0.1,0.1"])
-def test_rates_to_look_around_are_two_numbers(typed, capsys) -> None:
+@pytest.mark.parametrize("flag", ["--trials", "--jobs"])
+def test_counts_are_at_least_one(flag, capsys) -> None:
     with pytest.raises(SystemExit):
-        tune.main(["task=digits", "optim=adam", "--around", typed])
-    assert f"{typed}: give two rates, as 0.01,0.001" in capsys.readouterr().err
+        tune.main(["task=digits", "optim=adam", flag, "0"])
+    assert "0: must be a whole number, at least 1" in capsys.readouterr().err
 
 
 def test_files_are_written_whole(tmp_path) -> None:

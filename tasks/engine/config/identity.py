@@ -10,7 +10,7 @@ from typing import Any
 from tasks.engine.config.settings import SPLITS, HorizonSettings
 
 #: Parts of the configuration that do not change what is computed, and so not a run's identity.
-NOT_IDENTITY = ("data", "results", "seed", "logger", "imports", "workload")
+NOT_IDENTITY = ("data", "results", "seed", "logger", "imports", "workload", "tuned_for")
 
 #: Values of later keys of ``train`` that leave everything as it was, identities included.
 _ADDED_LATER = (

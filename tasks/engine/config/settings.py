@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from tasks.common.checks import (
@@ -19,6 +19,7 @@ from tasks.common.checks import (
     require_choice,
     require_keys,
 )
+from tasks.engine.config.tuned_for import TunedFor
 
 Style = Literal["auto", "bar", "plain", "off"]
 """Ways to show progress at the console."""
@@ -55,10 +56,11 @@ _SECTIONS = {
     "logger": "progress",
     "probe": "every",
     "horizon": "rule",
+    "tuned_for": "steps",
 }
 #: All parts, and those that every configuration has; the others came later.
 PARTS = ("seed", "device", "dtype", "threads", "imports", "workload", *_SECTIONS)
-_LATER = ("threads", "imports", "workload", "probe", "horizon")
+_LATER = ("threads", "imports", "workload", "probe", "horizon", "tuned_for")
 NEEDED = tuple(part for part in PARTS if part not in _LATER)
 
 
@@ -279,6 +281,7 @@ class Settings:
         imports: modules that register something, such as a solver; imported when a run is built.
         probe: measurements of the gradient's quality.
         horizon: how the integration time moves.
+        tuned_for: length of the runs that tuned settings were found in.
     """
 
     config: Mapping[str, Any]
@@ -291,6 +294,7 @@ class Settings:
     imports: tuple[str, ...] = ()
     probe: ProbeSettings = ProbeSettings()
     horizon: HorizonSettings = HorizonSettings()
+    tuned_for: TunedFor = field(default_factory=TunedFor)
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Self:
@@ -332,6 +336,7 @@ class Settings:
             imports=tuple(imports),
             probe=ProbeSettings.read("probe", config.get("probe", {})),
             horizon=HorizonSettings.read("horizon", config.get("horizon", {})),
+            tuned_for=TunedFor.read("tuned_for", config.get("tuned_for", {})),
         )
 
     @property

@@ -53,7 +53,7 @@ class Runner:
     ) -> None:
         self.settings, self.learner, self.recorder = settings, learner, recorder
         self.world, self.clock = world, clock
-        self._total_steps = _total_steps(settings, learner.order.steps_per_epoch)
+        self._total_steps = total_steps(settings, learner.order.steps_per_epoch)
         self._time_is_up = False
         self._schedule = Schedule(
             learner.optimizer,
@@ -229,7 +229,7 @@ class Runner:
         return min(1.0, max(parts))
 
 
-def _total_steps(settings: Settings, steps_per_epoch: int) -> int | None:
+def total_steps(settings: Settings, steps_per_epoch: int) -> int | None:
     """Steps after which training is complete, where that is known."""
     train = settings.train
     limits = [train.max_steps]
