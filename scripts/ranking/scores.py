@@ -117,7 +117,7 @@ def standing(workload: Workload, entries: Sequence[Entry]) -> Standing | None:
                 reached=sum(one.reach(target.loss) is not None for one in entry.outcomes),
                 seconds=float(np.median(own)),
                 ratio=float(np.median(own) / np.median(theirs)),
-                interval=interval(own, theirs),
+                interval=(1.0, 1.0) if entry is baseline else interval(own, theirs),
                 wall_ratio=float(walls[0] / walls[1]),
                 test_at_target=_mean(one.test_at(target.loss) for one in entry.outcomes),
                 test_at_best=_mean(one.test_at() for one in entry.outcomes),

@@ -1,0 +1,184 @@
+"""The benchmark, from the files of its workloads to its page, on a toy workload."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts import benchmark
+from scripts.ranking import workloads
+from scripts.ranking.entrants import Entrant, make
+from scripts.ranking.workloads import Target, Workload
+from tasks.common.checks import ConfigError
+from tasks.engine import cli
+from tasks.engine.config.identity import config_hash
+from tasks.engine.config.settings import Settings
+
+TOY = """
+# @package _global_
+defaults:
+  - override /task: digits
+  - override /tuned: none
+task:
+  hidden: 4
+threads: 1
+train:
+  max_epochs: null
+  max_seconds: 0.2
+  clock: cpu
+  eval_every_epochs: null
+  eval_every_seconds: 0.02
+  eval_splits: [valid, test]
+  eval_test_samples: 50
+workload:
+  about: A net that is too small, for a moment.
+  target: null  # made by a test
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch) -> Path:
+    """A configuration folder with one workload, ``toy``, and nothing else to rank on."""
+    conf = tmp_path / "conf"
+    shutil.copytree(cli.CONF, conf, ignore=shutil.ignore_patterns("target", "tuned", "experiment"))
+    for folder in ("tuned", "experiment", "target"):
+        (conf / folder).mkdir()
+        (conf / folder / "none.yaml").write_text("# @package _global_\n")
+    (conf / "target" / "toy.yaml").write_text(TOY.lstrip())
+    monkeypatch.setattr(cli, "CONF", conf)
+    monkeypatch.setattr(workloads, "FOLDER", conf / "target")
+    return tmp_path
+
+
+def fixed(loss: float = 2.2) -> Target:
+    return Target(loss, 2.1, 2.3, "adamw", "2026-11-25", "made up")
+
+
+@pytest.mark.parametrize("name", workloads.names())
+def test_every_workload_composes_and_measures_fifty_times(name, tmp_path) -> None:
+    workload = Workload.read(name)
+    settings = Entrant("default", workload, "adamw", tmp_path).settings({}, seed=3)
+    assert settings.config["task"]["name"] == workload.task
+    assert settings.train.clock == "cpu"
+    assert settings.threads == 1
+    assert workload.seconds == settings.train.max_seconds
+    assert settings.train.max_seconds / settings.train.eval_every_seconds >= 49.9
+    assert settings.train.eval_splits == ("valid", "test")
+    valid = settings.train.eval_valid_samples
+    assert valid is None or valid >= 2000
+
+
+def test_a_target_is_no_part_of_a_run_s_identity(toy) -> None:
+    entrant = Entrant("default", Workload.read("toy"), "adamw", toy)
+    before = config_hash(entrant.configure({}))
+    workloads.fix(entrant.workload, fixed())
+    again = Entrant("default", Workload.read("toy"), "adamw", toy)
+    assert again.workload.goal == 2.2
+    assert config_hash(again.configure({})) == before
+
+
+def test_a_target_is_written_once(toy) -> None:
+    path = workloads.FOLDER / "toy.yaml"
+    comments = path.read_text().count("#")
+    workloads.fix(Workload.read("toy"), fixed())
+    assert Workload.read("toy").target == fixed()
+    assert path.read_text().count("#") == comments - 1
+    assert yaml.safe_load(path.read_text())["workload"]["about"].startswith("A net")
+    with pytest.raises(ConfigError, match="its target stays"):
+        workloads.fix(Workload.read("toy"), fixed(0.1))
+
+
+def test_a_file_that_is_no_workload_is_named(toy) -> None:
+    (workloads.FOLDER / "bad.yaml").write_text("train: {max_steps: 3}\n")
+    with pytest.raises(ConfigError, match=r"conf/target/bad\.yaml: is no workload"):
+        workloads.read(["bad"])
+    with pytest.raises(ConfigError, match="toi: no such choice"):
+        workloads.read(["toi"])
+
+
+def test_rates_are_chosen_on_tuning_seeds_without_the_test_split(toy) -> None:
+    workloads.fix(Workload.read("toy"), fixed())
+    entrant = Entrant("default", Workload.read("toy"), "adamw", toy / "results")
+    said: list[str] = []
+    make(entrant, [0], said.append)
+    choice = entrant.choice()
+    assert choice is not None
+    trials = [(t["seed"], t["settings"]["train.max_seconds"]) for t in choice.trials]
+    assert sorted(trials) == [(100, 0.1)] * 4 + [(101, 0.1)] * 2 + [(101, 0.2)] * 2
+    assert list(choice.merit) == choice.trials[0]["merit"]
+    for config in entrant.runs.rglob("config.yaml"):
+        seed = int(config.parent.name.rpartition("-s")[2])
+        splits = yaml.safe_load(config.read_text())["train"]["eval_splits"]
+        assert splits == (["valid", "test"] if seed == 0 else ["valid"])
+    assert len(said) == 4 + 4 + 1
+    (final,) = entrant.finals([0])
+    assert entrant.finals([0, 1]) == []
+    stamps = {p: p.stat().st_mtime_ns for p in entrant.runs.rglob("metrics.jsonl")}
+    make(entrant, [0], said.append)  # all of it is there
+    assert {p: p.stat().st_mtime_ns for p in entrant.runs.rglob("metrics.jsonl")} == stamps
+    assert json.loads((final / "run.json").read_text())["seed"] == 0
+    cpu, wall = entrant.spent()
+    assert 0 < cpu < wall
+
+
+def test_a_choice_for_another_target_is_made_again(toy) -> None:
+    workload = Workload.read("toy")
+    entrant = Entrant("default", workload, "adamw", toy / "results")
+    make(entrant, [], lambda line: None)
+    assert entrant.choice() is not None
+    workloads.fix(workload, fixed())
+    assert Entrant("default", Workload.read("toy"), "adamw", toy / "results").choice() is None
+
+
+def test_it_draws_what_is_there(toy, capsys) -> None:
+    workloads.fix(Workload.read("toy"), fixed())
+    flags = ["--track=default", f"--results={toy / 'results'}", f"--out={toy / 'out'}"]
+    flags += ["--optims=adamw,snopt", "--seeds=2"]
+    for optim in ("adamw", "snopt"):
+        entrant = Entrant("default", Workload.read("toy"), optim, toy / "results")
+        make(entrant, [0, 1], lambda line: None)
+    assert benchmark.main(flags) == 0  # nothing is missing
+    written = {path.name for path in (toy / "out").iterdir()}
+    pictures = {"profile-default.png", "default-toy.png"}
+    assert written == {"index.html", "summary.md", "ratios.csv", *pictures}
+    page = (toy / "out" / "index.html").read_text()
+    assert page.count("data:image/png") == 2
+    rows = (toy / "out" / "ratios.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert "geometric mean" in (toy / "out" / "summary.md").read_text()
+    assert "default track, 1 workload" in capsys.readouterr().out
+
+
+def test_what_is_still_missing_is_left_out(toy, capsys) -> None:
+    workloads.fix(Workload.read("toy"), fixed())
+    flags = ["--track=default", f"--results={toy / 'results'}", f"--out={toy / 'out'}"]
+    assert benchmark.main([*flags, "--draw-only"]) == 0
+    assert "nothing to draw yet" in capsys.readouterr().out
+    assert benchmark.main([*flags, "--dry-run", "--optims=adamw,sgd"]) == 0
+    assert "2 to run" in capsys.readouterr().out
+    assert not (toy / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--optims=adamx"], "adamx: no such choice"),
+        (["--optims=custom"], "optim._target_=package.module.Class"),
+        (["optim._target_=torch.optim.Rprop"], "--optims adamw,custom"),
+        (["--budget=0"], "above 0"),
+        (["--workloads=toi"], "toi: no such choice"),
+    ],
+)
+def test_mistakes_are_explained(toy, capsys, flags, said) -> None:
+    assert benchmark.main([*flags, "--dry-run"]) == cli.REFUSED
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_optimizer_of_one_s_own_is_ranked_under_its_name(toy) -> None:
+    target = "optim._target_=torch.optim.Rprop"
+    entrant = Entrant("default", Workload.read("toy"), "custom", toy, (target,))
+    assert entrant.label == "rprop"
+    assert entrant.runs == toy / "default" / "toy" / "rprop"
+    assert Settings.read(entrant.configure({})).names[2] == "rprop"
