@@ -91,7 +91,9 @@ SCHEDULE: Mapping[str, Range] = {
     "schedule.name": Choice(("constant", "cosine")),
     "schedule.warmup": Choice((0.0, 0.05, 0.15)),
     "schedule.final_factor": Choice((0.0, 0.1)),
+    "schedule.end": Choice((1.0, 0.5)),
 }
+OF_COSINE = ("schedule.final_factor", "schedule.end")
 #: Coordinates of the points, of which an optimizer uses the first; so they are the same for all.
 COORDINATES = 16
 
@@ -171,7 +173,8 @@ class Space:
             }
             changes = {key: value for key, value in changes.items() if key not in self.given}
             if changes.get("schedule.name") == "constant":
-                changes.pop("schedule.final_factor", None)
+                for key in OF_COSINE:
+                    changes.pop(key, None)
             drawn.append(changes)
         return drawn
 
@@ -248,6 +251,15 @@ class Trial:
         return not math.isfinite(self.score), -length, self.score
 
 
+def settings_of(configure: Configure, changes: Changes, rung: Rung) -> Settings:
+    """Settings of a trial's run."""
+    limits = {
+        "train.max_seconds": rung.seconds,
+        "train.eval_every_seconds": rung.seconds / EVALUATIONS,
+    }
+    return Settings.read(configure({**changes, **limits, "seed": rung.seed}))
+
+
 def run(
     configure: Configure,
     changes: Changes,
@@ -256,11 +268,7 @@ def run(
     cache: DatasetCache | None = None,
 ) -> Result:
     """Train once, or find the run that was made before; the lowest loss on the split ``select``."""
-    limits = {
-        "train.max_seconds": rung.seconds,
-        "train.eval_every_seconds": rung.seconds / EVALUATIONS,
-    }
-    settings = Settings.read(configure({**changes, **limits, "seed": rung.seed}))
+    settings = settings_of(configure, changes, rung)
     record = experiment.train(settings, cache)
     if record["outcome"] == Outcome.INTERRUPTED:
         raise KeyboardInterrupt

@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_dir
 from scripts.entry import at_least, status
 from scripts.ranking.outcomes import Outcome, merit
 from scripts.ranking.workloads import Workload
+from scripts.search import Space, Trial, search, settings_of, typed
 from tasks.common.checks import ConfigError
 from tasks.common.files import written_whole
 from tasks.engine import cli
@@ -51,18 +52,35 @@ Changes = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What an entrant runs with, and why.
+class Tried:
+    """Settings that were tried.
 
     Attributes:
         settings: by dotted key.
-        merit: what they were chosen by, see :func:`~scripts.ranking.outcomes.merit`.
-        trials: all that were tried: settings, seed and merit of each.
+        seed: of the run.
+        merit: what it was worth, see :func:`~scripts.ranking.outcomes.merit`.
     """
 
-    settings: dict[str, Any]
+    settings: Changes
+    seed: int
     merit: tuple[float, float]
-    trials: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was tried in the last rung and before it; the first is what the entrant runs with."""
+
+    trials: tuple[Tried, ...]
+
+    @property
+    def settings(self) -> Changes:
+        """What the entrant runs with, by dotted key."""
+        return self.trials[0].settings
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What it was chosen by."""
+        return self.trials[0].merit
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,7 @@ class Entrant:
         """The resolved configuration with changes, by dotted key."""
         given = [f"target={self.workload.name}", f"optim={self.optim}", "tuned=none"]
         given += [cli.override("results.root", self.runs), "logger.progress=off", f"seed={seed}"]
-        given += [*self.overrides, *(f"{key}={value}" for key, value in changes.items())]
+        given += [*self.overrides, *(f"{key}={typed(value)}" for key, value in changes.items())]
         with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
             return cli.plain(compose("config", overrides=given))
 
@@ -142,7 +160,10 @@ class Entrant:
         try:
             kept = json.loads(self.chosen.read_text(encoding="utf-8"))
             if kept.pop("target") == self.workload.goal:
-                return Choice(kept["settings"], tuple(kept["merit"]), kept["trials"])
+                trials = kept["trials"]
+                return Choice(
+                    tuple(Tried(t["settings"], t["seed"], tuple(t["merit"])) for t in trials)
+                )
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError) as error:
@@ -202,8 +223,8 @@ class Trainer:
         if summary["outcome"] == "interrupted":
             raise KeyboardInterrupt
         outcome = Outcome.read(run_folder(settings))
-        shown = ", ".join(f"{k.partition('.')[2]}={value}" for k, value in changes.items())
-        self._say(f"{self.entrant.label} seed {seed}, {shown}: valid loss {outcome.best:.4g}")
+        length = f"{settings.train.max_seconds:g} s, seed {seed}"
+        self._say(f"{self.entrant.label} {length}, {_shown(changes)}: {outcome.best:.4g}")
         return outcome
 
     def choose(self) -> Choice:
@@ -214,20 +235,49 @@ class Trainer:
         """
         point, rates = self.entrant.point, self.entrant.about.rates
         first = self._tried([point(lr, SHARES[0]) for lr in rates], TUNING_SEEDS[0])
-        best = [one["settings"]["optim.lr"] for one in first[:FINALISTS]]
+        best = [one.settings["optim.lr"] for one in first[:FINALISTS]]
         last = [point(lr, share) for lr, share in itertools.product(best, SHARES)]
         final = self._tried(last, TUNING_SEEDS[1])
-        return Choice(final[0]["settings"], final[0]["merit"], [*final, *first])
+        return Choice((*final, *first))
 
-    def _tried(self, points: Sequence[Changes], seed: int) -> list[dict[str, Any]]:
+    def search(self) -> Choice:
+        """The tuned track's settings, by the search of ``scripts.tune``.
+
+        Its trials are ranked by their lowest loss; of those that ran for the whole budget the one
+        with the best merit is chosen.
+        """
+        workload = self.entrant.workload
+
+        def configure(changes: Changes) -> dict[str, Any]:
+            return self.entrant.configure({**changes, "train.eval_splits": ["valid"]})
+
+        space = Space.of(self.entrant.optim)
+        found = search(
+            configure, space, seconds=workload.seconds, cache=self._cache, report=self._report
+        )
+        tried = []
+        for trial in found.trials:
+            rung = trial.results[-1].rung
+            if rung.seconds == workload.seconds:
+                folder = run_folder(settings_of(configure, trial.changes, rung))
+                worth = merit(Outcome.read(folder), workload.goal, workload.seconds)
+                settings = {**trial.changes, "train.max_seconds": workload.seconds}
+                tried.append(Tried(settings, rung.seed, worth))
+        return Choice(tuple(sorted(tried, key=lambda one: one.merit)))
+
+    def _report(self, trial: Trial) -> None:
+        seconds = trial.results[-1].rung.seconds
+        self._say(f"{self.entrant.label} {seconds:g} s, {_shown(trial.changes)}: {trial.score:.4g}")
+
+    def _tried(self, points: Sequence[Changes], seed: int) -> list[Tried]:
         """Settings with a seed, best first; nothing here sees the test split."""
         workload = self.entrant.workload
         tried = []
         for settings in points:
-            outcome = self.run({**settings, "train.eval_splits": "[valid]"}, seed)
+            outcome = self.run({**settings, "train.eval_splits": ["valid"]}, seed)
             worth = merit(outcome, workload.goal, workload.seconds)
-            tried.append({"settings": settings, "seed": seed, "merit": worth})
-        return sorted(tried, key=lambda one: one["merit"])
+            tried.append(Tried(settings, seed, worth))
+        return sorted(tried, key=lambda one: one.merit)
 
 
 def make(entrant: Entrant, seeds: Sequence[int], say: Callable[[str], None]) -> None:
@@ -235,10 +285,16 @@ def make(entrant: Entrant, seeds: Sequence[int], say: Callable[[str], None]) -> 
     trainer = Trainer(entrant, say)
     choice = entrant.choice()
     if choice is None:
-        choice = trainer.choose()
+        choice = trainer.choose() if entrant.track == "default" else trainer.search()
         entrant.keep(choice)
     for seed in seeds:
         trainer.run(choice.settings, seed)
+
+
+def _shown(changes: Changes) -> str:
+    """Settings in a line, without those that say how a run is measured."""
+    parts = [(key, value) for key, value in changes.items() if not key.startswith("train.")]
+    return " ".join(f"{key.partition('.')[2]}={typed(value)}" for key, value in parts)
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
 from scripts import benchmark
-from scripts.ranking import workloads
+from scripts.ranking import entrants, workloads
 from scripts.ranking.entrants import Entrant, make
+from scripts.ranking.outcomes import Outcome
 from scripts.ranking.workloads import Target, Workload
+from scripts.search import search
 from tasks.common.checks import ConfigError
 from tasks.engine import cli
 from tasks.engine.config.identity import config_hash
@@ -105,9 +108,9 @@ def test_rates_are_chosen_on_tuning_seeds_without_the_test_split(toy) -> None:
     make(entrant, [0], said.append)
     choice = entrant.choice()
     assert choice is not None
-    trials = [(t["seed"], t["settings"]["train.max_seconds"]) for t in choice.trials]
+    trials = [(tried.seed, tried.settings["train.max_seconds"]) for tried in choice.trials]
     assert sorted(trials) == [(100, 0.1)] * 4 + [(101, 0.1)] * 2 + [(101, 0.2)] * 2
-    assert list(choice.merit) == choice.trials[0]["merit"]
+    assert choice.merit == min(tried.merit for tried in choice.trials if tried.seed == 101)
     for config in entrant.runs.rglob("config.yaml"):
         seed = int(config.parent.name.rpartition("-s")[2])
         splits = yaml.safe_load(config.read_text())["train"]["eval_splits"]
@@ -182,3 +185,30 @@ def test_an_optimizer_of_one_s_own_is_ranked_under_its_name(toy) -> None:
     assert entrant.label == "rprop"
     assert entrant.runs == toy / "default" / "toy" / "rprop"
     assert Settings.read(entrant.configure({})).names[2] == "rprop"
+
+
+def test_targets_are_fixed_by_the_best_first_order_optimizer(toy, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(benchmark, "FIRST_ORDER", ("sgd", "adamw"))
+    monkeypatch.setattr(benchmark, "run_all", in_process)
+    monkeypatch.setattr(entrants, "search", partial(search, trials=4, widenings=0))
+    flags = ["--track=tuned", "--optims=adamw,snopt", "--seeds=1"]
+    assert benchmark.main([*flags, f"--results={toy / 'results'}", f"--out={toy / 'out'}"]) == 0
+    target = Workload.read("toy").target
+    assert target is not None
+    assert target.low <= target.loss <= target.high
+    best = Entrant("tuned", Workload.read("toy"), target.optim, toy / "results")
+    losses = [Outcome.read(folder).best for folder in best.finals(range(5))]
+    if losses:  # chosen again with the target, which may be another choice
+        assert target.loss == pytest.approx(sorted(losses)[2], rel=1e-3)
+    assert (toy / "out" / "tuned-toy.png").exists()
+    assert "target" in capsys.readouterr().out
+    assert not (toy / "results" / "tuned" / "toy" / "soap").exists()
+
+
+def in_process(commands, jobs, begin, *, deadline):
+    """The entrants' program, without processes of its own."""
+    codes = []
+    for index, (_, _, _, *arguments) in enumerate(commands):
+        begin(index)
+        codes.append(entrants.main(arguments))
+    return codes
