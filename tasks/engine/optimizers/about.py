@@ -40,7 +40,7 @@ class About:
     first_order: bool = False
     colour: str | None = None
     search: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    rates: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2)
+    rates: Sequence[float] = (3e-3, 1e-2, 3e-2, 0.1)
     schedule: Literal["cosine", "constant"] = "cosine"
 
     @classmethod
