@@ -198,7 +198,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Rung:
-    """Runs of one length: how many, their training seconds, and their seed."""
+    """Runs of one length: how many that do not fail, their training seconds, and their seed."""
 
     runs: int
     seconds: float
@@ -243,6 +243,10 @@ class Trial:
     def score(self) -> float:
         """Lowest loss of the longest run."""
         return self.results[-1].loss if self.results else math.inf
+
+    def lasted(self, seconds: float) -> bool:
+        """Whether it got through a run of so many seconds: no other is a choice."""
+        return math.isfinite(self.score) and self.results[-1].rung.seconds == seconds
 
     @property
     def rank(self) -> tuple[bool, float, float]:
@@ -319,6 +323,9 @@ def search(
 ) -> Found:
     """Search a space, and again a wider one where the best lies at an edge.
 
+    Settings that fail in a longer run make room there for the next best, so that what is chosen
+    has got through a whole run wherever anything has.
+
     Args:
         configure: the resolved configuration with changes, by dotted key.
         space: what is searched.
@@ -341,12 +348,16 @@ def search(
         standing = [Trial(changes) for changes in space.draw(trials, draw_seed + len(spaces))]
         spaces.append(space)
         for rung in rungs(trials, seconds, seeds):
-            for index, trial in enumerate(standing[: rung.runs]):
+            wanted = rung.runs
+            for index, trial in enumerate(standing):
+                if not wanted or (trial.results and not math.isfinite(trial.score)):
+                    break
                 result = run(configure, trial.changes, rung, select, cache)
                 standing[index] = replace(trial, results=(*trial.results, result))
                 report(standing[index])
+                wanted -= math.isfinite(result.loss)
             standing.sort(key=lambda trial: trial.rank)
         tried = sorted([*tried, *standing], key=lambda trial: trial.rank)
-        if math.isfinite(tried[0].score):
+        if tried[0].lasted(seconds):
             space = space.widened(tried[0].changes)
     return Found(tried, spaces)

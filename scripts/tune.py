@@ -52,6 +52,13 @@ from tasks.engine.training.dataset_cache import DatasetCache
 
 #: What is kept in the tuned file where it is given: settings of how a task is trained.
 KEPT = ("optim.", "schedule.", "task.batch_size")
+#: What the search itself sets, and what to say instead.
+SEARCHED = {
+    "optim.lr": "is what is searched: leave it out, or train with run.py",
+    "train.max_seconds": "is that of each trial: say --seconds=...",
+    "train.eval_every_seconds": "follows from --seconds: leave it out",
+    "train.eval_splits": "is the split that scores: say --select=...",
+}
 
 
 def write(path: Path, text: str) -> None:
@@ -60,7 +67,9 @@ def write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def render(found: Found, space: Space, command: str, about: str, history: str) -> str:
+def render(
+    found: Found, space: Space, command: str, about: str, history: str, clock: str = "wall"
+) -> str:
     """The text of a tuned file: comments, the settings of the best trial, and the length.
 
     Args:
@@ -69,6 +78,7 @@ def render(found: Found, space: Space, command: str, about: str, history: str) -
         command: what finds the same again.
         about: lengths and criterion, in words.
         history: the file that holds the rest.
+        clock: ``train.clock`` of the trials.
     """
     lines = [
         "# @package _global_",
@@ -78,7 +88,8 @@ def render(found: Found, space: Space, command: str, about: str, history: str) -
     section = ""
     settings: dict[str, Any] = {**space.given, **found.trials[0].changes}
     longest = found.trials[0].results[-1]
-    settings |= {"tuned_for.seconds": longest.rung.seconds, "tuned_for.steps": longest.steps}
+    settings |= {"tuned_for.seconds": longest.rung.seconds, "tuned_for.clock": clock}
+    settings |= {"tuned_for.steps": longest.steps}
     for key, value in sorted(settings.items(), key=lambda item: item[0].partition(".")[0]):
         group, _, name = key.partition(".")
         lines += [f"{group}:"] if group != section else []
@@ -123,8 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = _parsed(options.overrides)
         if not {"task", "optim"} <= given.keys():
             raise ConfigError("say what to tune: task=digits optim=adam.")
-        if "optim.lr" in given:
-            raise ConfigError("optim.lr is what is searched: leave it out, or train with run.py.")
+        for key in SEARCHED.keys() & given.keys():
+            raise ConfigError(f"{key} {SEARCHED[key]}.")
         if not 0 < options.seconds < math.inf:
             raise ConfigError(f"--seconds={options.seconds:g}: must be positive.")
         options.seeds = read_seeds(options.seeds)
@@ -215,19 +226,20 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
             return cli.plain(compose("config", overrides=fixed))
 
-    runs, seconds = _costs(options)
-    done, left = 0, seconds
+    _, seconds = _costs(options)
+    longest, left = 0.0, seconds
 
     def report(trial: Trial) -> None:
-        nonlocal done, left
-        if done == runs:
-            out.print(f"{task} {optim}: the best lies at an edge, and a wider space is searched")
-            done, left = 0, seconds
+        nonlocal longest, left
         last = trial.results[-1]
-        done, left = done + 1, max(0.0, left - last.rung.seconds)
+        if last.rung.seconds < longest:
+            out.print(f"{task} {optim}: the best lies at an edge, and a wider space is searched")
+            left = seconds
+        longest = last.rung.seconds
+        left -= longest if math.isfinite(last.loss) else 0.0  # another takes a failed run's place
         out.print(
-            f"{task} {optim} [{done}/{runs}, {left:.0f} s left]: {last.loss:.4g} after "
-            f"{last.steps} steps  {_shown(trial.changes)}",
+            f"{task} {optim} [{max(0.0, left):.0f} s left]: {last.loss:.4g} after "
+            f"{last.steps} steps of {longest:g} s  {_shown(trial.changes)}",
             markup=False,
         )
 
@@ -243,8 +255,10 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         cache=DatasetCache(),
         report=report,
     )
-    if not math.isfinite(found.trials[0].score):
-        err.print(f"{task} {optim}: every trial diverged; nothing is written.")
+    if not found.trials[0].lasted(options.seconds):
+        err.print(
+            f"{task} {optim}: every run of {options.seconds:g} s diverged; nothing is written."
+        )
         return 1
     command = f"python -m scripts.tune {' '.join([*options.overrides, *_flags(options)])}"
     lengths = rungs(options.trials, options.seconds, options.seeds)
@@ -256,7 +270,8 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     root = cli.CONF.parent
     shown = history.relative_to(root) if history.is_relative_to(root) else history
     path = (options.out or cli.CONF / "tuned") / task / f"{optim}.yaml"
-    write(path, render(found, space, command, about, str(shown)))
+    clock = configure({})["train"]["clock"]
+    write(path, render(found, space, command, about, str(shown), clock))
     earlier = history.read_text() if history.exists() else f"# How settings for {task} were found\n"
     write(history, earlier + record(found, optim, command, about))
     out.print(f"wrote {path}, and how it was found to {history}")

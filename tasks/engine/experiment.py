@@ -288,7 +288,8 @@ def _train(
     title = f"{'/'.join(settings.names)} seed {settings.seed}"
     logger.info("%s: %s in %s", title, "begins" if state is None else "resumes", path)
     steps = total_steps(settings, learner.order.steps_per_epoch)
-    if remark := settings.tuned_for.other_length(steps, settings.train.max_seconds):
+    limits = (steps, settings.train.max_seconds, settings.train.clock)
+    if remark := settings.tuned_for.other_length(*limits):
         logger.warning("%s: %s", title, remark)
     style: Any = settings.config["logger"].get("progress", "auto")
     progress = Progress(title, style if world.rank == 0 else "off")

@@ -149,6 +149,36 @@ def test_settings_that_fail_in_longer_runs_make_room(tmp_path, monkeypatch) -> N
     assert [trial.changes["optim.lr"] for trial in found[-2:]] == ranked[:2]
 
 
+def test_what_is_chosen_got_through_a_whole_run(tmp_path, monkeypatch) -> None:
+    ranked = sorted(c["optim.lr"] for c in search.Space.of("adam").draw(16, 0))
+    survivors = ranked[5:7]  # beyond the four that the second rung takes
+
+    def loss(changes, rung) -> float:
+        failed = rung.seconds == 8 and changes["optim.lr"] not in survivors
+        return math.inf if failed else changes["optim.lr"]
+
+    asked = losses_of(monkeypatch, loss)
+    space, more = search.Space.of("adam"), {"seconds": 8.0, "widenings": 0}
+    found = search.search(configure(tmp_path), space, **more).trials
+    assert [trial.changes["optim.lr"] for trial in found if trial.lasted(8.0)] == survivors
+    assert found[0].changes["optim.lr"] == survivors[0]
+    assert len([rung for _, rung in asked if rung.seconds == 2]) == 4
+    survivors = []
+    none = search.search(configure(tmp_path), space, **{**more, "widenings": 2})
+    assert not none.trials[0].lasted(8.0)
+    assert none.spaces == [space]
+
+
+def test_nothing_is_written_where_every_whole_run_failed(tmp_path, monkeypatch, capsys) -> None:
+    short = search.Result(search.Rung(2, 1.0, 100), 0.5, 9)
+    lost = search.Found([search.Trial({"optim.lr": 0.5}, (short,))], [search.Space.of("adam")])
+    monkeypatch.setattr(tune, "search", lambda *rest, **more: lost)
+    monkeypatch.setattr(tune, "write", lambda *rest: pytest.fail("it was written"))
+    given = ["task=digits", "optim=adam", "--seconds=8", "--results", str(tmp_path)]
+    assert tune.main(given) == 1
+    assert "every run of 8 s diverged; nothing is written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("best", "bounds"),
     [
@@ -291,7 +321,7 @@ def test_file_says_how_it_was_found_and_for_which_length() -> None:
         "# Found by: python -m scripts.tune ...",
         "# 2 trials in runs of 8 s; all of the search: history.md",
     ]
-    length = {"tuned_for.seconds": 16.0, "tuned_for.steps": 72}
+    length = {"tuned_for.seconds": 16.0, "tuned_for.clock": "wall", "tuned_for.steps": 72}
     assert flat(text) == {**result.trials[0].changes, **length}
     history = tune.record(result, "sgd", "python -m scripts.tune ...", "8 s each")
     assert "Space: lr 0.01..1; " in history
@@ -324,8 +354,8 @@ def test_command_writes_a_file_that_composes(tmp_path, monkeypatch) -> None:
         "--draw-seed=0\n" in text
     )
     assert str(tmp_path) not in text
-    assert tune.main([*arguments, "task.batch_size=64", "train.log_every_steps=5"]) == 0
-    length = {"seconds": 7.0, "steps": 50}
+    assert tune.main([*arguments, "task.batch_size=64", "train.clock=cpu"]) == 0
+    length = {"seconds": 7.0, "clock": "cpu", "steps": 50}
     tuned = {"optim": {"lr": 0.5}, "task": {"batch_size": 64}, "tuned_for": length}
     assert yaml.safe_load(written[path]) == tuned
 
@@ -336,7 +366,7 @@ def _composed(configure) -> search.Found:
     train = config["train"]
     assert train["max_epochs"] is train["max_steps"] is train["eval_every_epochs"] is None
     assert train["eval_splits"] == ["valid"]
-    assert config["tuned_for"] == {"steps": None, "seconds": None}
+    assert config["tuned_for"] == {"steps": None, "seconds": None, "clock": "wall"}
     result = search.Result(search.Rung(1, 7.0, 100), 1.0, 50)
     return search.Found([search.Trial({"optim.lr": 0.5}, (result,))], [search.Space.of("adam")])
 
@@ -357,6 +387,8 @@ def test_dry_run_says_what_it_will_cost(tmp_path, monkeypatch, capsys) -> None:
     [
         (["optim=adam"], "say what to tune"),
         (["task=digits", "optim=adam", "optim.lr=1"], "optim.lr is what is searched"),
+        (["task=digits", "optim=adam", "train.max_seconds=9"], "say --seconds="),
+        (["task=digits", "optim=adam", "train.eval_splits=[test]"], "say --select="),
         (["task=digits", "optim=adan"], "Did you mean adam"),
         (["task=digits", "optim=adam,lbfgs"], "optim=lbfgs: no such choice"),
         (["task=digits", "optim=adam", "--seeds", "3"], "3 is for results"),

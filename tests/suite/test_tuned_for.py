@@ -43,6 +43,15 @@ def test_which_lengths_are_another(found, steps, seconds, expected) -> None:
         assert "tuned=none" in sentence
 
 
+def test_seconds_of_the_other_clock_do_not_compare() -> None:
+    found = TunedFor(seconds=40.0, clock="cpu")
+    assert found.other_length(None, 90.0, "wall") is None
+    assert "more than twice" in found.other_length(None, 90.0, "cpu")
+    steps = TunedFor(seconds=40.0, clock="cpu", steps=95)
+    assert steps.other_length(4690, 60.0, "wall") is None
+    assert "less than half" in steps.other_length(20, 60.0, "wall")
+
+
 @pytest.mark.parametrize(("steps", "warns"), [(5, False), (20, True)])
 def test_a_run_of_another_length_warns_once(steps, warns, tmp_path, caplog) -> None:
     fake.train(tmp_path, train={"max_steps": steps}, tuned_for={"steps": 5})

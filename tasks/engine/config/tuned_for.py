@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tasks.common.checks import Section
 
@@ -13,19 +14,23 @@ class TunedFor(Section):
 
     steps: int | None = None
     seconds: float | None = None
+    clock: Literal["wall", "cpu"] = "wall"
 
     def __post_init__(self) -> None:
         self._at_least(1, "steps")
         self._at_least(0, "seconds", strictly=True)
 
-    def other_length(self, steps: int | None, seconds: float | None) -> str | None:
+    def other_length(
+        self, steps: int | None, seconds: float | None, clock: str = "wall"
+    ) -> str | None:
         """A sentence to a run of less than half or more than twice the length; else ``None``.
 
         Args:
             steps: where the run ends, ``None`` where it has no such limit.
             seconds: the same, of its training clock.
+            clock: which one that is; seconds of the other do not compare.
         """
-        limits = [(steps, self.steps), (seconds, self.seconds)]
+        limits = [(steps, self.steps), (seconds, self.seconds if clock == self.clock else None)]
         ratios = [limit / found for limit, found in limits if limit and found]
         shortest = min(ratios, default=1.0)
         # A run ends at its first limit: one that cannot be compared may come before all others.
