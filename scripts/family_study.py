@@ -14,6 +14,7 @@ import torch
 
 from scripts.published_families import LOGGED, SILVERBOX, Logged
 from tasks.engine.records.metrics import Key
+from tasks.engine.records.results import write_file
 from tasks.engine.records.runs import Run
 from tasks.engine.report.family_figures import (
     by_model,
@@ -27,7 +28,6 @@ from tasks.engine.report.nfe import per_step
 from tasks.engine.report.reload import evaluations, rebuild
 from tasks.engine.report.statistics import Spread
 from tasks.engine.report.summary import as_csv
-from tasks.engine.report.write import save
 
 DRAWS = 10
 """Initialisations of the Silverbox study, as published."""
@@ -95,7 +95,7 @@ def write_study(runs: Sequence[Run], folder: Path) -> str:
         if len({run.optim for run in members}) == 1 and task in _FIGURES:
             name, draw = _FIGURES[task]
             # Weights of a run that diverged are those before it did: nothing to show.
-            save(folder / f"{name}.png", png(draw(_ended(members))))
+            write_file(folder / f"{name}.png", png(draw(_ended(members))))
     return "\n".join(parts)
 
 
@@ -191,7 +191,7 @@ def _measured(study: Study, runs: Sequence[Run], file: Path) -> dict[tuple[str, 
                     "forward": str(forward),
                     "backward": str(backward),
                 }
-    save(file, as_csv(list(rows.values())).encode())
+    write_file(file, as_csv(list(rows.values())).encode())
     return {
         (run, float(tolerance)): "failed"
         if row["forward"] == "-1"
@@ -209,7 +209,7 @@ def _silverbox(runs: Sequence[Run], folder: Path) -> str:
         for name, members in by_model(chosen).items():
             norms, output = _growth(members[0])
             growth.setdefault(forcing, {})[name] = norms
-    save(folder / "growth.png", png(growth_figure(growth, output)))
+    write_file(folder / "growth.png", png(growth_figure(growth, output)))
     heads = ["forcing", "family", *(f"t = {t}" for t in MARKS), "median draw at 63", "re-run"]
     rows: list[list[str]] = []
     for forcing, families in growth.items():
@@ -218,7 +218,7 @@ def _silverbox(runs: Sequence[Run], folder: Path) -> str:
             median = f"{math.log10(float(np.median(norms[:, -1]))):.1f}"
             theirs = "/".join(f"{value:.1f}" for value in SILVERBOX[forcing][name])
             rows.append([forcing, name, *mean, median, theirs])
-    save(
+    write_file(
         folder / "growth.csv", as_csv([dict(zip(heads, row, strict=True)) for row in rows]).encode()
     )
     note = (

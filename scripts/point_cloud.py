@@ -24,9 +24,9 @@ from scripts.entry import at_least, status
 from scripts.published_families import SOLVED
 from tasks.common.checks import require_choice
 from tasks.data.nested_spheres import make_nested_spheres
+from tasks.engine.records.results import write_file
 from tasks.engine.report.console import console
 from tasks.engine.report.summary import Cell, as_csv
-from tasks.engine.report.write import save
 from tasks.models.families import FAMILIES
 from tasks.models.family_nets import PointNet
 
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(row)
             out.print("  ".join(str(value) for value in row.values()), markup=False)
     if options.out is not None:
-        save(options.out / "success.csv", as_csv(rows).encode())
+        write_file(options.out / "success.csv", as_csv(rows).encode())
     return 0
 
 

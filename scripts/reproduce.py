@@ -27,13 +27,12 @@ from scripts.published import PUBLISHED, SOURCE
 from scripts.seeds import read_seeds
 from tasks.common.checks import ConfigError
 from tasks.engine.cli import DIVERGED, REFUSED, check_overrides, override
-from tasks.engine.records.results import ResultsError
+from tasks.engine.records.results import ResultsError, write_file
 from tasks.engine.records.runs import UnreadableRunError
 from tasks.engine.report import Report, Run, SkippedRun, read_run, write_runs
 from tasks.engine.report.console import console, show
 from tasks.engine.report.formatting import metric_style, number, spread
 from tasks.engine.report.summary import TableRow
-from tasks.engine.report.write import save
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +134,7 @@ def _draw(jobs: Sequence[Job], root: Path, folder: Path) -> Report:
     report = write_runs(runs, left_out, root, folder)
     if report.tables:
         text = write_study(runs, folder) or horizon_markdown(runs) or _markdown(report)
-        save(folder / "table.md", text.encode())
+        write_file(folder / "table.md", text.encode())
     return report
 
 

@@ -45,8 +45,8 @@ from scripts.search import (
 )
 from scripts.seeds import read_seeds
 from tasks.common.checks import ConfigError, require_choice
-from tasks.common.files import written_whole
 from tasks.engine import cli
+from tasks.engine.records.results import write_file
 from tasks.engine.report.console import console
 from tasks.engine.training.dataset_cache import DatasetCache
 
@@ -59,12 +59,6 @@ SEARCHED = {
     "train.eval_every_seconds": "follows from --seconds: leave it out",
     "train.eval_splits": "is the split that scores: say --select=...",
 }
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    with written_whole(path) as file:
-        file.write(text.encode())
 
 
 def render(
@@ -271,9 +265,9 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     shown = history.relative_to(root) if history.is_relative_to(root) else history
     path = (options.out or cli.CONF / "tuned") / task / f"{optim}.yaml"
     clock = configure({})["train"]["clock"]
-    write(path, render(found, space, command, about, str(shown), clock))
+    write_file(path, render(found, space, command, about, str(shown), clock).encode())
     earlier = history.read_text() if history.exists() else f"# How settings for {task} were found\n"
-    write(history, earlier + record(found, optim, command, about))
+    write_file(history, (earlier + record(found, optim, command, about)).encode())
     out.print(f"wrote {path}, and how it was found to {history}")
     return 0
 

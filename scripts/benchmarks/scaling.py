@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from scripts.benchmarks.memory import peak_bytes
 from scripts.benchmarks.tables import Cell, present
 from scripts.benchmarks.timing import interleave
+from tasks.engine.records.results import write_file
 from tasks.engine.report.figures import new_figure, png
 from tasks.engine.report.palette import BUCKETS
-from tasks.engine.report.write import save
 from tasks.models.convnet import ConvNet
 from tasks.models.ode_rnn import ODERNN
 
@@ -106,7 +106,7 @@ def run(
         "scaling",
     )
     if folder is not None:
-        save(folder / "scaling.png", draw(grown))
+        write_file(folder / "scaling.png", draw(grown))
         out.print(f"wrote {folder / 'scaling.png'}")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tasks.engine.records.results import write_file
 from tasks.engine.report.formatting import number
-from tasks.engine.report.write import save
 
 Cell = str | float | int | None
 
@@ -40,7 +40,7 @@ def present(
     writer.writerow(headings)
     writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
     folder.mkdir(parents=True, exist_ok=True)
-    save(folder / f"{name}.csv", buffer.getvalue().encode())
+    write_file(folder / f"{name}.csv", buffer.getvalue().encode())
 
 
 def range_text(ratio: tuple[float, float, float]) -> str:

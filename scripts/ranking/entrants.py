@@ -25,12 +25,11 @@ from scripts.ranking.outcomes import Outcome, merit
 from scripts.ranking.workloads import Workload
 from scripts.search import Space, Trial, search, settings_of, typed
 from tasks.common.checks import ConfigError
-from tasks.common.files import written_whole
 from tasks.engine import cli
 from tasks.engine.config.settings import Settings
 from tasks.engine.optimizers.about import About, about, colour
 from tasks.engine.records.record import FINISHED, RecordError, read_record
-from tasks.engine.records.results import run_folder
+from tasks.engine.records.results import run_folder, write_file
 from tasks.engine.report.console import console
 from tasks.engine.training.dataset_cache import DatasetCache
 
@@ -173,8 +172,7 @@ class Entrant:
     def keep(self, choice: Choice) -> None:
         """Write down what was chosen."""
         content = {"target": self.workload.goal, **asdict(choice)}
-        with written_whole(self.chosen) as file:
-            file.write(json.dumps(content, indent=1).encode())
+        write_file(self.chosen, json.dumps(content, indent=1).encode())
 
     def finals(self, seeds: Sequence[int]) -> list[Path]:
         """Folders of the runs that count; empty before the choice, and where one is missing."""

@@ -20,7 +20,7 @@ from scripts.ranking.scores import (
     standing,
 )
 from scripts.ranking.workloads import Workload
-from tasks.common.files import written_whole
+from tasks.engine.records.results import write_file
 from tasks.engine.report.formatting import NOTHING, metric_style, number
 from tasks.engine.report.summary import Cell, as_csv
 
@@ -87,8 +87,7 @@ def write(results: Results, folder: Path) -> list[str]:
         "index.html": _html(standings, pictures).encode(),
     }
     for name, content in files.items():
-        with written_whole(folder / name) as file:
-            file.write(content)
+        write_file(folder / name, content)
     said = [_score(track, found) for track, found in standings.items() if found]
     return [*said, f"wrote {folder}/index.html"]
 

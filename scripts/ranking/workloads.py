@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from tasks.common.checks import ConfigError, require_choice
-from tasks.common.files import written_whole
 from tasks.engine.cli import CONF
+from tasks.engine.records.results import write_file
 
 FOLDER = CONF / "target"
 
@@ -120,5 +120,4 @@ def fix(workload: Workload, target: Target) -> None:
     fixed, count = _NO_TARGET.subn(lambda found: f"{found[1]}\n{lines}", text)
     if count != 1:
         raise ConfigError(f"{path}: has no line `  target: null`, so that its target stays.")
-    with written_whole(path) as file:
-        file.write(fixed.encode())
+    write_file(path, fixed.encode())

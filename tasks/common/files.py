@@ -25,7 +25,7 @@ def may_write(folder: Path) -> bool:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the name ``path`` when the block ends well.
 
     Until then, and after an error, what had that name is untouched. The file gets the rights that

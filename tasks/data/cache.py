@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.common.files import may_write, sha256, written_whole
+from tasks.common.files import atomic_write, may_write, sha256
 from tasks.data.integrity import fingerprint
 
 _DIGEST = "digest"
@@ -64,5 +64,5 @@ def _folder(beside: Path) -> Path:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes any keyword for allow_pickle

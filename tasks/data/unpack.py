@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.common.files import written_whole
+from tasks.common.files import atomic_write
 from tasks.data.errors import DataError, brief
 
 #: Bytes that one member may grow to; the largest member of any data set here is 1.2 GB.
@@ -136,7 +136,7 @@ class Readable(Protocol):
 def write_stream(source: Readable, target: Path) -> None:
     """Copy a stream to a file that appears when it is complete."""
     try:
-        with written_whole(target) as file:
+        with atomic_write(target) as file:
             while block := _read(source):
                 file.write(block)
     except OSError as error:

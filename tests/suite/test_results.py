@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.common.files import written_whole
+from tasks.common.files import atomic_write
 from tasks.engine.config.identity import config_hash
 from tasks.engine.records import checkpoint
 from tasks.engine.records.metrics import Measurement, finite
-from tasks.engine.records.results import ResultsError, RunFolder, write_atomically
+from tasks.engine.records.results import ResultsError, RunFolder, wrap_os_error
 from tests.suite import fake
 
 ROW_KEYS = [
     *("step", "epoch", "split", "metric", "value"),
-    *("seconds", "wall", "nfe_forward", "nfe_backward"),
+    *("seconds", "cpu_seconds", "wall", "nfe_forward", "nfe_backward"),
 ]
 RUN_KEYS = "task model optim seed outcome message steps seconds buckets final best environment"
 
@@ -121,23 +121,24 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
 
-    def fill(file) -> None:
-        file.write(b"new")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def fill_the_disk() -> None:
+        with wrap_os_error("write", path), atomic_write(path) as file:
+            file.write(b"new")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(ResultsError, match=r"file: No space left on device.*intact"):
-        write_atomically(path, fill)
+        fill_the_disk()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_file_is_written_whole_with_the_rights_of_a_new_one(tmp_path) -> None:
     path = tmp_path / "new" / "file"
-    with suppress(KeyboardInterrupt), written_whole(path) as file:
+    with suppress(KeyboardInterrupt), atomic_write(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert os.listdir(path.parent) == []
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"whole")
     (tmp_path / "other").touch()
     assert path.read_bytes() == b"whole"

@@ -341,7 +341,9 @@ def test_file_keeps_what_was_given() -> None:
 
 def test_command_writes_a_file_that_composes(tmp_path, monkeypatch) -> None:
     written = {}
-    monkeypatch.setattr(tune, "write", lambda path, text: written.update({path: text}))
+    monkeypatch.setattr(
+        tune, "write_file", lambda path, text: written.update({path: text.decode()})
+    )
     monkeypatch.setattr(tune, "search", lambda configure, space, **rest: _composed(configure))
     arguments = ["task=digits", "optim=adam", "--seconds", "7", "--results", str(tmp_path)]
     assert tune.main(arguments) == 0
@@ -407,9 +409,3 @@ def test_counts_are_at_least_one(flag, capsys) -> None:
     with pytest.raises(SystemExit):
         tune.main(["task=digits", "optim=adam", flag, "0"])
     assert "0: must be a whole number, at least 1" in capsys.readouterr().err
-
-
-def test_files_are_written_whole(tmp_path) -> None:
-    tune.write(tmp_path / "new" / "a.yaml", "a: 1\n")
-    tune.write(tmp_path / "new" / "a.yaml", "a: 2\n")
-    assert [p.read_text() for p in (tmp_path / "new").iterdir()] == ["a: 2\n"]

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from tasks.engine.records.results import ResultsError, write_atomically
+from tasks.common.files import atomic_write
+from tasks.engine.records.results import ResultsError, wrap_os_error
 
 FORMATS = (1, 2)
 _MARK = b"sha256:"
@@ -47,8 +48,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         ResultsError: it could not be written; the one before is intact.
     """
-
-    def write(file: BinaryIO) -> None:
+    with wrap_os_error("write", path), atomic_write(path) as file:
         hashed: Any = _Hashed(file)
         try:
             torch.save({"format": FORMATS[-1], **state}, hashed)
@@ -57,8 +57,6 @@ def save(path: Path, state: dict[str, Any]) -> None:
             cause = error.__context__
             raise (cause if isinstance(cause, OSError) else error) from None
         file.write(_MARK + hashed.digest.digest())
-
-    write_atomically(path, write)
 
 
 def load(path: Path) -> dict[str, Any] | None:

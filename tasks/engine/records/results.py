@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import yaml
 from filelock import FileLock, Timeout
 
-from tasks.common.files import sha256, written_whole
+from tasks.common.files import atomic_write, sha256
 from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
 from tasks.engine.records.metrics import Measurement, as_lines, finite
@@ -30,7 +30,7 @@ class ResultsError(RuntimeError):
 
 
 @contextmanager
-def explained(action: str, path: Path) -> Iterator[None]:
+def wrap_os_error(action: str, path: Path) -> Iterator[None]:
     """Turn an operating system's error into a :class:`ResultsError` that names the file."""
     try:
         yield
@@ -42,18 +42,14 @@ def explained(action: str, path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file beside ``path`` and put it in its place, whole or not at all.
-
-    Args:
-        path: the file to create or replace.
-        write: writes the content to the open file it is given.
+def write_file(path: Path, content: bytes) -> None:
+    """Create or replace a file of the results, whole or not at all.
 
     Raises:
         ResultsError: the disk is full, or the folder cannot be written to.
     """
-    with explained("write", path), written_whole(path) as file:
-        write(file)
+    with wrap_os_error("write", path), atomic_write(path) as file:
+        file.write(content)
 
 
 def run_folder(settings: Settings) -> Path:
@@ -76,7 +72,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FileLock(path / ".lock", timeout=0)
-        with explained("create", path):
+        with wrap_os_error("create", path):
             path.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire()
@@ -119,13 +115,13 @@ class RunFolder:
             files["metrics.jsonl"] = self._seen.hexdigest()
         record = json.loads(json.dumps(finite({**summary, FILES: files})))
         text = json.dumps(sealed(record), indent=2) + "\n"
-        write_atomically(self.path / "run.json", lambda file: _write(file, text))
+        write_file(self.path / "run.json", text.encode())
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Replace ``config.yaml``."""
-        text = yaml.safe_dump(dict(config), sort_keys=False)
-        self._config = sha256(text.encode())
-        write_atomically(self.path / "config.yaml", lambda file: _write(file, text))
+        content = yaml.safe_dump(dict(config), sort_keys=False).encode()
+        self._config = sha256(content)
+        write_file(self.path / "config.yaml", content)
 
     def open_metrics(self, length: int, digest: str | None = None) -> None:
         """Open ``metrics.jsonl`` for appending, cut back to what a checkpoint has seen.
@@ -139,10 +135,10 @@ class RunFolder:
             ResultsError: the file is not as the checkpoint has seen it, or cannot be opened.
         """
         path = self.path / "metrics.jsonl"
-        with explained("open", path):
+        with wrap_os_error("open", path):
             file = path.open("ab")
         try:
-            with explained("read", path):
+            with wrap_os_error("read", path):
                 kept = path.read_bytes()[:length]
             problem = _damage(kept, length, digest)
             if problem is not None:
@@ -160,17 +156,17 @@ class RunFolder:
         """Append measurements; they outlive the process at once, not the machine."""
         if self._metrics is None:
             raise RuntimeError("open_metrics comes before append")
-        text = as_lines(measurements)
-        with explained("append to", self.path / "metrics.jsonl"):
-            _write(self._metrics, text)
+        lines = as_lines(measurements).encode()
+        with wrap_os_error("append to", self.path / "metrics.jsonl"):
+            self._metrics.write(lines)
             self._metrics.flush()
-        self._seen.update(text.encode())
+        self._seen.update(lines)
 
     def metrics_mark(self) -> tuple[int, str]:
         """Bytes of ``metrics.jsonl``, safely on the disk, and their digest, for a checkpoint."""
         if self._metrics is None:
             raise RuntimeError("open_metrics comes before metrics_mark")
-        with explained("write", self.path / "metrics.jsonl"):
+        with wrap_os_error("write", self.path / "metrics.jsonl"):
             os.fsync(self._metrics.fileno())
         return os.fstat(self._metrics.fileno()).st_size, self._seen.hexdigest()
 
@@ -179,10 +175,6 @@ class RunFolder:
         if self._metrics is not None:
             self._metrics.close()
         self._lock.release()
-
-
-def _write(file: BinaryIO, text: str) -> None:
-    file.write(text.encode())
 
 
 def _damage(kept: bytes, length: int, digest: str | None) -> str | None:

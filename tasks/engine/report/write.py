@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from tasks.common.checks import require_choice
-from tasks.engine.records.results import write_atomically
+from tasks.engine.records.results import write_file
 from tasks.engine.records.runs import Run, SkippedRun, read_runs
 from tasks.engine.report.columns import summary_csv
 from tasks.engine.report.comparison import Comparison, compare, is_first_order
@@ -119,7 +118,7 @@ def write_runs(
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        save(folder / name, content)
+        write_file(folder / name, content)
     return Report(tables, left_out, tuple(folder / name for name in files))
 
 
@@ -168,12 +167,3 @@ def _pictures(comparison: Comparison) -> dict[str, bytes]:
             if len(found) < _MOST_PICTURES:
                 found[f"{path.stem}: {series.label}, seed {run.seed}"] = path.read_bytes()
     return found
-
-
-def save(path: Path, content: bytes) -> None:
-    """Create or replace a file, whole or not at all."""
-    write_atomically(path, lambda file: _write(file, content))
-
-
-def _write(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
