@@ -173,7 +173,7 @@ def test_nothing_is_written_where_every_whole_run_failed(tmp_path, monkeypatch, 
     short = search.Result(search.Rung(2, 1.0, 100), 0.5, 9)
     lost = search.Found([search.Trial({"optim.lr": 0.5}, (short,))], [search.Space.of("adam")])
     monkeypatch.setattr(tune, "search", lambda *rest, **more: lost)
-    monkeypatch.setattr(tune, "write", lambda *rest: pytest.fail("it was written"))
+    monkeypatch.setattr(tune, "write_file", lambda *rest: pytest.fail("it was written"))
     given = ["task=digits", "optim=adam", "--seconds=8", "--results", str(tmp_path)]
     assert tune.main(given) == 1
     assert "every run of 8 s diverged; nothing is written" in capsys.readouterr().err
