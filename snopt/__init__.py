@@ -3,8 +3,11 @@
 Source: Liu, Chen and Theodorou, Second-Order Neural ODE Optimizer, NeurIPS 2021.
 """
 
-from snopt.check import Deviation, LayerDeviation, check
+import warnings
+from typing import Any
+
 from snopt.errors import FactorizationError, SolverError
+from snopt.kronecker_error import KroneckerErrors, LayerError, kronecker_error
 from snopt.ode.block import ODEBlock, load_solver_state, solver_state
 from snopt.optim.coverage import Coverage
 from snopt.optim.damping import LevenbergMarquardt
@@ -14,16 +17,32 @@ from snopt.optim.standalone import SNOptPreconditioner
 
 __all__ = [
     "Coverage",
-    "Deviation",
     "FactorizationError",
     "Horizon",
-    "LayerDeviation",
+    "KroneckerErrors",
+    "LayerError",
     "LevenbergMarquardt",
     "ODEBlock",
     "SNOpt",
     "SNOptPreconditioner",
     "SolverError",
-    "check",
+    "kronecker_error",
     "load_solver_state",
     "solver_state",
 ]
+
+_RENAMED = {
+    "check": "kronecker_error",
+    "Deviation": "KroneckerErrors",
+    "LayerDeviation": "LayerError",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What had another name in earlier versions."""
+    if name in _RENAMED:
+        warnings.warn(
+            f"snopt.{name} is called snopt.{_RENAMED[name]} now.", DeprecationWarning, stacklevel=2
+        )
+        return globals()[_RENAMED[name]]
+    raise AttributeError(f"module 'snopt' has no attribute {name!r}")

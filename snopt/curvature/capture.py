@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from snopt.curvature.field_observer import DIFFERENTIATED, FieldObserver
 from snopt.curvature.hooks import UncopiedHook, hookable
 from snopt.curvature.kronecker import Factors
 from snopt.curvature.processes import Processes
@@ -36,10 +36,8 @@ from snopt.curvature.stopwatch import Stopwatch
 from snopt.curvature.sums import FactorSums
 from snopt.layers.base import Layer, input_of
 from snopt.ode.block import ODEBlock
-from snopt.ode.gradients import SolveContext, vjp
 from snopt.ode.joining import Passes, Place
 from snopt.ode.passes import Pass, current_pass, kind_of_pass
-from snopt.ode.quadrature import MidpointRule, Quadrature, TrapezoidalRule
 
 UNHEARD = (
     "no backward pass went through the layer: it is used without being called, or the model ran "
@@ -49,8 +47,6 @@ SOLVED_INSIDE = (
     "its gradient came from a solve inside backward() (torchdiffeq.odeint_adjoint, or an ODEBlock "
     "made in forward()); let an ODEBlock made in __init__() solve"
 )
-DIFFERENTIATED = "only a derivative that the model takes of itself reaches it"
-UNCALLED = "the field uses its weight without calling the layer"
 
 
 def _heard(
@@ -70,9 +66,10 @@ class Capture:
         samples: samples per batch that enter the factors, the first ones; all by default.
         grid: equally spaced nodes per solve, or ``None`` for the solver's own steps.
         loss_scale: returns the factor on the loss while a backward pass runs (GradScaler).
+        losses: whether the backward passes of losses count; those of :meth:`column` always do.
 
     Attributes:
-        active: whether the backward passes of losses count.
+        active: whether the backward passes of losses count now.
         replaying: whether passes count that return gradients instead of adding to them.
         replayed: samples whose cotangents such passes have brought, not divided by their number.
         why: for the layers that brought nothing when last asked, what was heard of them instead.
@@ -91,10 +88,11 @@ class Capture:
         samples: int | None = None,
         grid: int | None = None,
         loss_scale: Callable[[], float] | None = None,
+        losses: bool = True,
     ) -> None:
         self.samples, self.grid, self.loss_scale = samples, grid, loss_scale
         self.watch(layers, blocks)
-        self.active = True
+        self.active = losses
         self.replaying = False
         self.replayed = 0
         self.why: dict[str, str] = {}
@@ -170,6 +168,32 @@ class Capture:
         self._observers.clear()
         self.sums, self.starts = {}, []
         self.clear()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Backward passes of losses inside do not count."""
+        active, self.active = self.active, False
+        try:
+            yield
+        finally:
+            self.active = active
+
+    @contextmanager
+    def column(self, samples: int, *, first: bool) -> Iterator[None]:
+        """The backward pass inside is that of a column of the loss Hessian's root, and counts.
+
+        Args:
+            samples: samples of the batch. The pass is gathered for single samples: how many are
+                behind the step is known once all have come.
+            first: whether it is the batch's first column; the inputs of further ones are the same.
+        """
+        scale = self.loss_scale
+        self.replaying, self.with_inputs, self.loss_scale = True, first, lambda: 1.0 / samples
+        self.replayed += samples if first else 0
+        try:
+            yield
+        finally:
+            self.replaying, self.with_inputs, self.loss_scale = False, True, scale
 
     def collect(self, processes: Processes | None = None) -> dict[str, Factors | None]:
         """The factors of every armed layer, summed over processes if given; then disarm."""
@@ -295,103 +319,3 @@ class Capture:
 
         output.register_hook(record)
         return output
-
-
-class FieldObserver:
-    """Visits one block's field at the nodes of its backward solves."""
-
-    def __init__(
-        self, capture: Capture, block: ODEBlock, layers: list[Layer], passes: Passes
-    ) -> None:
-        self.capture, self.block, self.layers, self.passes = capture, block, layers, passes
-
-    @property
-    def active(self) -> bool:
-        """Whether the backward pass that runs now counts."""
-        capture = self.capture
-        if not capture.armed or not (capture.active or capture.replaying):
-            return False
-        known = any(capture.decided(x) for x in self.layers)
-        if not known and kind_of_pass(x.weight for x in self.layers) is Pass.INNER:
-            return False
-        counting = [capture.counts(x, self.passes) for x in self.layers]  # every one hears of it
-        return any(counting)
-
-    def start(self, y0: Tensor) -> None:
-        """See :attr:`Capture.starts`."""
-        if not self.capture.active:  # a replay will ask for it
-            self.capture.starts.append(y0)
-
-    def counted(self) -> list[Passes]:
-        """See :class:`snopt.ode.gradients.Observer`."""
-        return [] if self.capture.replaying else [self.passes]
-
-    def nodes(self, solve: SolveContext, start: float, end: float) -> Quadrature:
-        """The quadrature rule for one interval of one solve."""
-
-        def evaluate_node(t: float, y: Tensor, a: Tensor, weight: float) -> None:
-            with self.capture.stopwatch.running(y.device), solve.as_called():
-                self._evaluate_node(solve, t, y, a, solve.sign * weight)
-
-        if self.capture.grid is None:
-            return MidpointRule(evaluate_node)
-
-        def slopes(t: float, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad(), solve.as_called():
-                y = y.detach().requires_grad_(True)
-                slope = solve.field(torch.tensor(t, dtype=y.dtype, device=y.device), y)
-            self.block.nfe_curvature += 1
-            return slope.detach(), vjp([slope], (y,), [-a])[0]
-
-        return TrapezoidalRule(evaluate_node, slopes, start, end, self.capture.grid)
-
-    def _evaluate_node(
-        self, solve: SolveContext, t: float, y: Tensor, a: Tensor, weight: float
-    ) -> None:
-        if weight == 0.0:
-            return
-        uses: list[tuple[Layer, Tensor, GradientEdge]] = []
-
-        def watch(
-            layer: Layer,
-            module: nn.Module,
-            args: tuple[Any, ...],
-            kwargs: Mapping[str, Any],
-            output: Tensor,
-        ) -> Tensor | None:
-            if not output.requires_grad:  # the field may call layers under no_grad
-                return None
-            # The place in the graph rather than the tensor: an in-place activation changes that.
-            output = hookable(output)
-            uses.append((layer, input_of(args, kwargs).detach(), get_gradient_edge(output)))
-            return output
-
-        handles = [
-            x.module.register_forward_hook(partial(watch, x), with_kwargs=True) for x in self.layers
-        ]
-        try:
-            with torch.enable_grad():
-                y = y.detach().requires_grad_(True)
-                slope = solve.field(torch.tensor(t, dtype=y.dtype, device=y.device), y)
-        finally:
-            for handle in handles:
-                handle.remove()
-        self.block.nfe_curvature += 1
-        whole = bool(uses) and all(layer.unbatched(z) for layer, z, _ in uses)
-        batch = self.block.samples_of(solve.layout.unpack(y), whole)
-        counted = {x.name for x in self.layers if self.capture.counts(x, self.passes)}
-        for x in self.layers:
-            called = any(layer is x for layer, _, _ in uses)
-            self.capture.why.setdefault(x.name, DIFFERENTIATED if called else UNCALLED)
-        self.capture.count(self.passes, batch)
-        if not uses:
-            return
-        # One derivative, that of the slope: those a field takes itself (a divergence) are part of
-        # the graph, but no cotangents of theirs are counted.
-        cotangents = torch.autograd.grad(slope, [edge for _, _, edge in uses], a, allow_unused=True)
-        seen: set[str] = set()
-        for (layer, z, _), g in zip(uses, cotangents, strict=True):
-            if g is not None and layer.name in counted:
-                first = layer.name not in seen
-                seen.add(layer.name)
-                self.capture.add(layer, z, g, batch=batch, weight=weight, first=first)

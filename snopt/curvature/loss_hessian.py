@@ -86,16 +86,9 @@ def gather(
         columns: cotangents of the outputs whose outer products sum to the loss Hessian.
     """
     wanted = [p for p in parameters if p.requires_grad] + capture.starts
-    scale, samples = capture.loss_scale, len(outputs)
-    # Gathered for single samples: how many are behind the step is known once all have come.
-    capture.replaying, capture.loss_scale = True, lambda: 1.0 / samples
-    capture.replayed += samples
-    try:
-        with ExitStack() as stack:
-            for block in blocks.values():
-                stack.enter_context(block.measuring())
-            for i, column in enumerate(columns):
-                capture.with_inputs = i == 0  # the inputs of further columns are the same
+    with ExitStack() as stack:
+        for block in blocks.values():
+            stack.enter_context(block.measuring())
+        for i, column in enumerate(columns):
+            with capture.column(len(outputs), first=i == 0):
                 torch.autograd.grad(outputs, wanted, column, retain_graph=True, allow_unused=True)
-    finally:
-        capture.replaying, capture.with_inputs, capture.loss_scale = False, True, scale

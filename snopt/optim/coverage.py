@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,12 +13,12 @@ class Coverage:
 
     Attributes:
         preconditioned: the layer of every preconditioned parameter, by parameter name.
-        plain: the reason for every other parameter, by parameter name.
+        fallback: the reason for every other parameter, by parameter name.
         sizes: elements of every parameter, by name.
     """
 
     preconditioned: Mapping[str, str]
-    plain: Mapping[str, str]
+    fallback: Mapping[str, str]
     sizes: Mapping[str, int]
 
     @property
@@ -26,8 +27,16 @@ class Coverage:
         covered = sum(self.sizes[name] for name in self.preconditioned)
         return covered / max(1, sum(self.sizes.values()))
 
+    @property
+    def plain(self) -> Mapping[str, str]:
+        """What :attr:`fallback` was called earlier."""
+        warnings.warn(
+            "coverage().plain is called coverage().fallback now.", DeprecationWarning, stacklevel=2
+        )
+        return self.fallback
+
     def __str__(self) -> str:
         lines = [f"{self.fraction:.1%} of {sum(self.sizes.values())} parameters preconditioned"]
         lines += [f"  {name}: layer {layer!r}" for name, layer in self.preconditioned.items()]
-        lines += [f"  {name}: plain update, {reason}" for name, reason in self.plain.items()]
+        lines += [f"  {name}: fallback update, {reason}" for name, reason in self.fallback.items()]
         return "\n".join(lines)

@@ -48,10 +48,8 @@ def judge(
         closure: computes the loss and its gradient, which is not captured.
     """
     predicted = predicted_change(method, moves, controller.value)
-    active, method.capture.active = method.capture.active, False
-    with torch.enable_grad():
+    with method.capture.paused(), torch.enable_grad():
         again = closure()
-    method.capture.active = active
     change = method.processes.mean(float(again) - loss, again.device)
     controller.observe(change, predicted)
 

@@ -109,7 +109,7 @@ class LeastSquares(Method):
         self.stopwatch = self.capture.stopwatch
         self.steps = self.failures = 0
         self.refresh_every = 1
-        self.plain = {}
+        self.left_to_fallback = {}
         self.last: dict[str, Tensor] = {}
         self._checked = 0
         self.hearing = Hearing(self.capture, self.layers, self.blocks, parts.loss_scale)

@@ -114,18 +114,20 @@ class Members:
         """The settings of a layer in force."""
         return self.in_force[self._places[id(layer.weight)]]
 
-    def coverage(self, layers: Iterable[Layer], plain_layers: Mapping[str, str]) -> Coverage:
+    def coverage(self, layers: Iterable[Layer], left_to_fallback: Mapping[str, str]) -> Coverage:
         """Which parameters that are trained now these layers have, and why not the others."""
         silent = uncalled(self._modules) if self._heard else ()
         covered, reasons = {}, dict(self._reasons)
         for layer in layers:
             unheard = "its layer is used without being called" if id(layer.module) in silent else ""
-            why = (unheard or plain_layers.get(layer.name, "")) if layer.trains else FROZEN
+            why = (unheard or left_to_fallback.get(layer.name, "")) if layer.trains else FROZEN
             for p in layer.parameters:
                 if why:
                     reasons[self.names[id(p)]] = why
                 else:
                     covered[self.names[id(p)]] = layer.name
         sizes = {self.names[i]: p.numel() for i, p in self.by_id.items() if p.requires_grad}
-        plain = {n: reasons.get(n, "its module was not found") for n in sizes if n not in covered}
-        return Coverage(covered, plain, sizes)
+        fallback = {
+            n: reasons.get(n, "its module was not found") for n in sizes if n not in covered
+        }
+        return Coverage(covered, fallback, sizes)

@@ -89,7 +89,7 @@ class Method(ABC):
         steps: steps made so far.
         refresh_every: steps between two looks at a layer's curvature.
         stopwatch: time spent on curvature so far.
-        plain: why layers take the fallback update, by layer name, as of the last step.
+        left_to_fallback: why layers take the fallback update, by layer name, as of the last step.
         needs_curvature_pass: the setting for which it needs :meth:`observe_outputs`, empty if none
             does.
         gradient_scale: what gradients are multiplied by before anything is made of them.
@@ -101,7 +101,7 @@ class Method(ABC):
     steps: int
     refresh_every: int
     stopwatch: Stopwatch
-    plain: dict[str, str]
+    left_to_fallback: dict[str, str]
     needs_curvature_pass: str = ""
     gradient_scale: float = 1.0
 

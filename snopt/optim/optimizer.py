@@ -19,6 +19,7 @@ from snopt.optim.damping import LevenbergMarquardt, damping_at
 from snopt.optim.groups import listed, named_groups
 from snopt.optim.members import Members
 from snopt.optim.method import Method, Seen, Step
+from snopt.optim.renamed import renamed
 from snopt.optim.rules import Adam, GaussNewton, Rule, group_settings, made, split
 from snopt.optim.saving import check_kind, read_groups, read_parameter, reading, saved_groups
 from snopt.optim.settings import SHARED, kinds, validate
@@ -48,15 +49,15 @@ class SNOpt(Optimizer):
             gradients, which needs :meth:`curvature_pass` in the loop; or an object of such a class.
         weight_decay: decoupled, >= 0; for ``rule="gauss_newton"`` part of the solve.
         precondition: ``"all"`` layers, or only those inside ODE blocks (``"ode"``).
-        plain: update of all other parameters: ``"rule"`` (Adam for ``rule="adam"``, else SGD with
-            momentum), or ``"adam"``.
+        fallback: update of all other parameters: ``"rule"`` (Adam for ``rule="adam"``, else SGD
+            with momentum), or ``"adam"``.
         grad_scaler: the loop's ``GradScaler``, so that captured cotangents can be unscaled.
         seed: of the draws for ``curvature="fisher"``.
         process_group: the processes that average their gradients. Default: those of the
             ``DistributedDataParallel`` that holds the model, whenever it was wrapped. A group where
             the loop averages them itself; ``False`` where every process trains its own model.
         **settings: of the rule, by the names of its fields; what it lacks is refused with a list of
-            what it has. ``None`` stands for the rule's own default. With ``plain="adam"``, also
+            what it has. ``None`` stands for the rule's own default. With ``fallback="adam"``, also
             Adam's ``betas``, ``eps`` and ``nesterov``.
 
     Raises:
@@ -74,19 +75,21 @@ class SNOpt(Optimizer):
         rule: str | Rule = "paper",
         weight_decay: float = 0.0,
         precondition: str = "all",
-        plain: str = "rule",
+        fallback: str = "rule",
         grad_scaler: Any = None,
         seed: int = 0,
         process_group: Any = None,
         **settings: Any,
     ) -> None:
-        groups = listed(model)
+        groups = [renamed(group) for group in listed(model)]
+        settings = renamed(settings)
+        fallback = settings.pop("fallback", fallback)  # by its earlier name
         shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-        shared |= {"precondition": precondition, "plain": plain}
-        fallback, own = split(rule, settings) if plain == "adam" else ({}, settings)
+        shared |= {"precondition": precondition, "fallback": fallback}
+        beside, own = split(rule, settings) if fallback == "adam" else ({}, settings)
         self.rule = made(rule, own)
         self._kinds = {**SHARED, **kinds(Adam, groups=True), **kinds(self.rule, groups=True)}
-        given = {**Adam.settings(), **fallback, **vars(self.rule), **shared}
+        given = {**Adam.settings(), **beside, **vars(self.rule), **shared}
         self._defaults: dict[str, Any] = {name: given[name] for name in self._kinds}
         validate(self._defaults, self._kinds)
         named, modules = named_groups(groups, self._shown())
@@ -125,7 +128,7 @@ class SNOpt(Optimizer):
             return
         names = self.members.names
         named, modules = named_groups(
-            [param_group], self._shown(), names.keys(), set(names.values())
+            [renamed(param_group)], self._shown(), names.keys(), set(names.values())
         )
         self._take(self._completed(named[0]))
         self.method.extend(self.members.extend(modules))
@@ -266,7 +269,7 @@ class SNOpt(Optimizer):
 
     def coverage(self) -> Coverage:
         """Which parameters are preconditioned, and why the others are not."""
-        return self.members.coverage(self.method.layers.values(), self.method.plain)
+        return self.members.coverage(self.method.layers.values(), self.method.left_to_fallback)
 
     def diagnostics(self) -> dict[str, float]:
         """Damping, condition number, counts, and norms as of the last refresh, for logs."""
@@ -342,7 +345,7 @@ class SNOpt(Optimizer):
     def _shown(self) -> list[str]:
         """Names of the groups' settings, without Adam's where nothing takes them."""
         own = {*SHARED, *kinds(self.rule, groups=True)}
-        return [n for n in self._kinds if n in own or self._defaults["plain"] == "adam"]
+        return [n for n in self._kinds if n in own or self._defaults["fallback"] == "adam"]
 
     def _completed(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """A group with the defaults of what it leaves open, checked."""

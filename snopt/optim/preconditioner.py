@@ -59,8 +59,8 @@ class Preconditioner(Method):
             samples=rule.curvature_samples,
             grid=rule.grid_points if rule.sampling == "grid" else None,
             loss_scale=parts.loss_scale,
+            losses=rule.curvature == "empirical",
         )
-        self.capture.active = rule.curvature == "empirical"
         self.stopwatch, self.tally = self.capture.stopwatch, Tally()
         self.steps = 0
         self.samples = 1.0
@@ -69,7 +69,7 @@ class Preconditioner(Method):
         self._told_of_samples = False
         self.refreshes = 0
         self.failures = 0
-        self.plain = {}
+        self.left_to_fallback = {}
         self._told: set[str] = set()
         self.learned = {name: Learned(layer) for name, layer in self.layers.items()}
         if rule.curvature != "empirical":
@@ -250,7 +250,7 @@ class Preconditioner(Method):
                 old, learned.state = None, {}
             self.rule.refresh(learned.state, old, new)
             learned.factors, learned.basis = factors, new
-            self.plain.pop(name, None)
+            self.left_to_fallback.pop(name, None)
             self.refreshes += 1
 
     def _tell_of_samples(self) -> None:
@@ -285,11 +285,11 @@ class Preconditioner(Method):
             logger.warning("curvature of layer %s discarded: %s; the old basis stays", name, why)
 
     def _leave(self, name: str, why: str) -> None:
-        """A layer takes the plain update: :meth:`SNOpt.coverage` says why, and once the log."""
-        self.plain[name] = why
+        """A layer takes the fallback update: :meth:`SNOpt.coverage` says why, and once the log."""
+        self.left_to_fallback[name] = why
         if name not in self._told:
             self._told.add(name)
-            logger.warning("layer %s takes the plain update: %s", name, why)
+            logger.warning("layer %s takes the fallback update: %s", name, why)
 
     def _average(self, grads: Mapping[str, Tensor]) -> None:
         for name, grad in grads.items():

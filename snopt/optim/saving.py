@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from snopt.layers.base import Layer
+from snopt.optim.renamed import renamed
 from snopt.optim.settings import Kind, in_force, validate
 
 
@@ -105,7 +106,9 @@ def read_groups(
     for group, entry in zip(groups, _matched(groups, saved), strict=True):
         # Layers were chosen by the own precondition.
         left = {"params", "param_names", "precondition", *unsaid, *_NO_LONGER - known.keys()}
-        settings = {key: value for key, value in (entry or {}).items() if key not in left}
+        settings = {
+            key: value for key, value in renamed(entry or {}, warn=False).items() if key not in left
+        }
         validate({**group, **settings}, known)
         now = in_force({**group, **settings}, known, 0)
         settings = {key: now[key] for key in settings}

@@ -150,7 +150,7 @@ SHARED: dict[str, Kind] = {
     "lr": POSITIVE,
     "weight_decay": POSITIVE,
     "precondition": Choice(("all", "ode")),
-    "plain": Choice(("rule", "adam")),
+    "fallback": Choice(("rule", "adam")),
 }
 """Settings of groups whatever the rule."""
 

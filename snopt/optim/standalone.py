@@ -11,7 +11,7 @@ from snopt.optim.optimizer import Model, SNOpt
 
 _UPDATE = {
     *("lr", "momentum", "weight_decay", "warmup_steps"),
-    *("kl_clip", "trust", "backtrack", "plain"),
+    *("kl_clip", "trust", "backtrack", "fallback"),
 }
 """Settings of the update, which is the other optimizer's."""
 

@@ -99,7 +99,7 @@ def moves_of(
         step: of the layers.
         groups: torch parameter groups, settings as numbers.
         state: the optimizer's state by parameter; holds that of fallback updates.
-        rules: of fallback updates, by a group's ``"plain"``.
+        rules: of fallback updates, by a group's ``"fallback"``.
 
     Raises:
         RuntimeError: a gradient is sparse.
@@ -111,7 +111,7 @@ def moves_of(
                 layers[p] = part.to(p.dtype)
     directions = {} if step.complete else layers
     for group in groups:
-        rule = rules[group["plain"]]
+        rule = rules[group["fallback"]]
         for name, p in zip(group["param_names"], group["params"], strict=True):
             if p.grad is not None and p not in layers:
                 grad = method.scaled(plain_gradient(p, name))

@@ -167,7 +167,7 @@ def test_complex_parameters_are_as_in_torch(rule: str) -> None:
         if rule == "paper"
         else torch.optim.Adam(theirs.parameters(), 0.1, betas=(0.9, 0.95))
     )
-    assert "complex" in optimizer.coverage().plain["mix.weight"]
+    assert "complex" in optimizer.coverage().fallback["mix.weight"]
     for _ in range(4):
         for model, step in ((ours, optimizer), (theirs, other)):
             step.zero_grad()
@@ -203,13 +203,13 @@ def test_layers_whose_weight_is_made_anew_are_named() -> None:
         model = nn.Sequential(nn.Linear(4, 3), module)
         optimizer = SNOpt(model, 0.1)
         coverage = optimizer.coverage()
-        reasons = [why for key, why in coverage.plain.items() if "bias" not in key]
-        assert any(word in why for why in reasons), (name, coverage.plain)
-        assert not any("neither linear" in why for why in coverage.plain.values()), name
+        reasons = [why for key, why in coverage.fallback.items() if "bias" not in key]
+        assert any(word in why for why in reasons), (name, coverage.fallback)
+        assert not any("neither linear" in why for why in coverage.fallback.values()), name
         before = {key: p.detach().clone() for key, p in model.named_parameters()}
         model(torch.randn(5, 4)).square().sum().backward()
         optimizer.step()
-        for key in coverage.plain:
+        for key in coverage.fallback:
             p = model.get_parameter(key)
             torch.testing.assert_close(p.detach(), before[key] - 0.1 * p.grad)
 
@@ -233,8 +233,8 @@ def test_attention_uses_its_last_layer_without_calling_it() -> None:
         assert ("attention.out_proj.weight" in coverage.preconditioned) == covered
         assert ("attention.out_proj" in optimizer.factors()) == covered
         if not covered:
-            assert "without being called" in coverage.plain["attention.out_proj.bias"]
-        assert "MultiheadAttention" in coverage.plain["attention.in_proj_weight"]
+            assert "without being called" in coverage.fallback["attention.out_proj.bias"]
+        assert "MultiheadAttention" in coverage.fallback["attention.in_proj_weight"]
 
 
 def test_parameters_without_layers_are_named() -> None:
@@ -245,7 +245,7 @@ def test_parameters_without_layers_are_named() -> None:
             self.more = nn.ParameterList([torch.ones(2)])
             self.cell, self.norm = nn.GRU(3, 3), nn.LayerNorm(3)
 
-    plain = SNOpt(Odd()).coverage().plain
+    plain = SNOpt(Odd()).coverage().fallback
     kinds = {"gain": "Odd", "more.0": "ParameterList", "norm.bias": "LayerNorm"}
     for name, kind in {**kinds, "cell.weight_ih_l0": "GRU"}.items():
         assert plain[name] == f"{kind} is neither linear nor a convolution"

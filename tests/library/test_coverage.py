@@ -32,8 +32,8 @@ def test_every_parameter_is_accounted_for() -> None:
     model = Zoo()
     coverage = SNOpt(model).coverage()
     names = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert set(coverage.preconditioned) | set(coverage.plain) == names == set(coverage.sizes)
-    assert not set(coverage.preconditioned) & set(coverage.plain)
+    assert set(coverage.preconditioned) | set(coverage.fallback) == names == set(coverage.sizes)
+    assert not set(coverage.preconditioned) & set(coverage.fallback)
     assert coverage.preconditioned["stem.bias"] == "stem"
     assert coverage.preconditioned["block.field.inner.weight"] == "block.field.inner"
     reasons = {
@@ -41,7 +41,7 @@ def test_every_parameter_is_accounted_for() -> None:
         "tied.bias": "shared", "frozen.bias": "frozen",
     }  # fmt: skip
     for name, word in reasons.items():
-        assert word in coverage.plain[name], name
+        assert word in coverage.fallback[name], name
     text = str(coverage)
     assert all(name in text for name in names)
     covered = sum(coverage.sizes[n] for n in coverage.preconditioned)
@@ -53,7 +53,7 @@ def test_only_the_fields() -> None:
     optimizer = SNOpt(model, precondition="ode")
     coverage = optimizer.coverage()
     assert set(coverage.preconditioned.values()) == {"block.field.inner", "block.field.outer"}
-    assert "outside the ODE blocks" in coverage.plain["stem.weight"]
+    assert "outside the ODE blocks" in coverage.fallback["stem.weight"]
 
 
 def test_plain_parameters_take_the_plain_update() -> None:
@@ -63,7 +63,7 @@ def test_plain_parameters_take_the_plain_update() -> None:
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     model(x).square().mean().backward()
     optimizer.step()
-    for name in optimizer.coverage().plain:
+    for name in optimizer.coverage().fallback:
         p = model.get_parameter(name)
         torch.testing.assert_close(p.detach(), before[name] - 0.1 * p.grad)
     for name in optimizer.coverage().preconditioned:
@@ -76,4 +76,4 @@ def test_a_parametrized_weight_is_named() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
     coverage = SNOpt(model).coverage()
     assert not coverage.preconditioned
-    assert all(reason for reason in coverage.plain.values())
+    assert all(reason for reason in coverage.fallback.values())

@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         for rule in ("paper", "adam", "kfac")
         for basis in ("curvature", "gradient", "both")
     },
-    "momentum": {"momentum": 0.9, "plain": "adam", "carry_over": True, "refresh_every": 3},
+    "momentum": {"momentum": 0.9, "fallback": "adam", "carry_over": True, "refresh_every": 3},
     "fisher": {"curvature": "fisher", "refresh_every": 2},
     "gauss_newton": {"rule": "gauss_newton"},
 }

@@ -305,7 +305,7 @@ def test_other_parameters_take_adams_update_at_a_hundredth() -> None:
         moved = (p - before.get_parameter(name)).abs()
         if name == "scale" or name.startswith("time"):
             torch.testing.assert_close(moved, torch.full_like(moved, 0.5 * 0.01), rtol=1e-4, atol=0)
-    assert "scale" in optimizer.coverage().plain
+    assert "scale" in optimizer.coverage().fallback
 
 
 def test_gradients_that_are_not_finite_move_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -144,7 +144,7 @@ def test_a_solve_inside_backward_is_named(
         LOSS(model(X[:, :3])).backward()
         optimizer.step()
     assert set(optimizer.factors()) == {"head"}
-    assert "odeint_adjoint" in optimizer.coverage().plain["field.inner.weight"]
+    assert "odeint_adjoint" in optimizer.coverage().fallback["field.inner.weight"]
     assert set(optimizer.coverage().preconditioned) == {"head.weight", "head.bias"}
     told = [r for r in caplog.records if "field.inner" in r.getMessage()]
     assert len(told) == 1
@@ -173,7 +173,7 @@ def test_a_field_that_is_a_derivative(kind: str) -> None:
     LOSS(block(X[:, :2])).backward()
     optimizer.step()
     assert set(optimizer.factors()) == {"field.inner"}
-    assert "derivative" in optimizer.coverage().plain["field.outer.weight"]
+    assert "derivative" in optimizer.coverage().fallback["field.outer.weight"]
 
 
 def test_a_model_that_is_a_derivative() -> None:
@@ -189,7 +189,7 @@ def test_a_model_that_is_a_derivative() -> None:
     handle.remove()
     (c,) = torch.autograd.grad(loss, heard)
     torch.testing.assert_close(optimizer.factors()["inner"][1], len(x) * c.T @ c)
-    assert "derivative" in optimizer.coverage().plain["outer.weight"]
+    assert "derivative" in optimizer.coverage().fallback["outer.weight"]
 
 
 # -- which samples ---------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_a_setting_of_another_rule_that_is_written_into_a_group() -> None:
 def test_betas_of_the_fallback() -> None:
     """Without them they are Adam's own; a model without layers is all fallback."""
     model, twin = nn.LayerNorm(5).double(), nn.LayerNorm(5).double()
-    ours = SNOpt(model, 0.01, rule="paper", plain="adam", betas=(0.8, 0.9))
+    ours = SNOpt(model, 0.01, rule="paper", fallback="adam", betas=(0.8, 0.9))
     theirs = torch.optim.Adam(twin.parameters(), 0.01, betas=(0.8, 0.9))
     x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for _ in range(4):

@@ -56,7 +56,7 @@ SETTINGS: list[dict[str, Any]] = [
     for rule in ("paper", "adam", "kfac")
     for basis in ("curvature", "gradient", "both")
 ] + [
-    {"momentum": 0.9, "carry_over": True, "plain": "adam"},
+    {"momentum": 0.9, "carry_over": True, "fallback": "adam"},
     {"stagger": True},
     {"curvature": "fisher"},
     {"damping": lambda step: 0.1 / (1 + step)},
@@ -95,13 +95,13 @@ def test_a_state_can_be_loaded_twice() -> None:
     """What was loaded is not trained on in place."""
     for rule in ("paper", "adam"):
         one = Mixed()
-        optimizer = SNOpt(one, 0.02, rule=rule, refresh_every=4, plain="adam")
+        optimizer = SNOpt(one, 0.02, rule=rule, refresh_every=4, fallback="adam")
         train(one, optimizer, 3)
         state = copy.deepcopy((one.state_dict(), optimizer.state_dict(), solver_state(one)))
         ends = []
         for _ in range(2):
             model = Mixed()
-            fresh = SNOpt(model, 0.02, rule=rule, refresh_every=4, plain="adam")
+            fresh = SNOpt(model, 0.02, rule=rule, refresh_every=4, fallback="adam")
             model.load_state_dict(state[0])
             fresh.load_state_dict(state[1])
             load_solver_state(model, state[2])

@@ -78,7 +78,7 @@ def test_group_specifications() -> None:
         ({"curvature": "hessian"}, r"curvature='hessian'.*fisher"),
         ({"sampling": "random"}, r"sampling='random'.*grid"),
         ({"precondition": "none"}, r"precondition='none'.*ode"),
-        ({"plain": "sgd"}, r"plain='sgd'"),
+        ({"fallback": "sgd"}, r"fallback='sgd'"),
         ({"rule": "adam", "momentum": 0.9}, r"momentum=0\.9.*betas"),
         ({"rule": "adam", "normalize": 1.5}, r"normalize=1\.5.*\[0, 1\]"),
         ({"rule": "adam", "normalize": True}, r"normalize=True.*\[0, 1\]"),

@@ -27,11 +27,15 @@ MOVED = {
 }
 _FIRST_NAMES = {now: then for then, now in MOVED.items()}
 
+#: Settings of an optimizer that were renamed, by what they are called now.
+_FIRST_KEYS = {"fallback": "plain"}
+
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that identify what is computed, apart from the seed."""
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    kept["optim"] = {k: v for k, v in kept["optim"].items() if k != "about"}
+    optim = {k: v for k, v in kept["optim"].items() if k != "about"}
+    kept["optim"] = {_FIRST_KEYS.get(k, k): v for k, v in optim.items()}
     kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) not in _ADDED_LATER}
     if kept.get("probe") == {"every": None}:  # as if there were no such part
         del kept["probe"]

@@ -1,4 +1,4 @@
-"""snopt.check: nothing where factoring is exact, the dense comparison elsewhere, and no trace."""
+"""Kronecker errors: none where factoring is exact, the dense comparison elsewhere, no trace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_exact_where_factoring_is() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
     x, y = torch.randn(6, 3).double(), torch.randn(6, 2).double()
-    found = snopt.check(model, (x, y), half_squares)
+    found = snopt.kronecker_error(model, (x, y), half_squares)
     assert found.layers.keys() == {"0", "1"}
     for deviation in found.layers.values():
         assert deviation.error < 1e-7
@@ -34,7 +34,7 @@ def test_dense_comparison() -> None:
     """Around and inside a block, with a loss of softmax type, against matrices built in full."""
     model = problems.model(ODEBlock(problems.field(), gradient="direct", rtol=1e-6, atol=1e-6))
     x, labels = torch.randn(5, 5).double(), torch.tensor([0, 1, 1, 0, 1])
-    found = snopt.check(model, (x, labels), nn.functional.cross_entropy)
+    found = snopt.kronecker_error(model, (x, labels), nn.functional.cross_entropy)
     optimizer = SNOpt(model, lr=0.0, curvature="ggn")
     outputs = model(x)
     optimizer.curvature_pass(outputs, "categorical")
@@ -59,7 +59,7 @@ def test_grouped_convolutions_and_tables() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(12, 2))
     batch = torch.randn(3, 2, 5), torch.randn(3, 2)
-    found = snopt.check(model, batch, half_squares)
+    found = snopt.kronecker_error(model, batch, half_squares)
     table = str(found)
     assert table.splitlines()[0].split() == ["layer", "error", "cosine", "scale"]
     assert [line.split()[0] for line in table.splitlines()[1:]] == ["0", "2"]
@@ -73,7 +73,7 @@ def test_no_trace_is_left() -> None:
     x, y = torch.randn(4, 5).double(), torch.randn(4, 2).double()
     other = copy.deepcopy(model)
     before = snopt.solver_state(model), copy.deepcopy(model.state_dict())
-    snopt.check(model, (x, y), half_squares)
+    snopt.kronecker_error(model, (x, y), half_squares)
     assert snopt.solver_state(model) == before[0]
     assert all(p.grad is None for p in model.parameters())
     rival = SNOpt(other, 0.02)
@@ -86,4 +86,4 @@ def test_no_trace_is_left() -> None:
 
 def test_nothing_to_check() -> None:
     with pytest.raises(ValueError, match="no layer"):
-        snopt.check(nn.LayerNorm(2), (torch.randn(3, 2), torch.randn(3, 2)), half_squares)
+        snopt.kronecker_error(nn.LayerNorm(2), (torch.randn(3, 2), torch.randn(3, 2)), half_squares)

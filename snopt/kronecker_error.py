@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from snopt.curvature.capture import Capture
 from snopt.curvature.kronecker import dense
 from snopt.curvature.loss_hessian import gather
 from snopt.layers.base import Layer
-from snopt.optim.optimizer import SNOpt
-from snopt.optim.preconditioner import Preconditioner
+from snopt.ode.block import blocks
+from snopt.optim.selection import select_layers
 
 
 @dataclass(frozen=True)
-class LayerDeviation:
+class LayerError:
     """One layer's factored block K = A (x) B beside its exact Gauss-Newton block G.
 
     Attributes:
@@ -32,10 +33,10 @@ class LayerDeviation:
 
 
 @dataclass(frozen=True)
-class Deviation:
-    """Deviations by layer name; ``print`` shows them as a table."""
+class KroneckerErrors:
+    """What :func:`kronecker_error` found, by layer name; ``print`` shows it as a table."""
 
-    layers: dict[str, LayerDeviation]
+    layers: dict[str, LayerError]
 
     def __str__(self) -> str:
         width = max([len("layer"), *(len(name) for name in self.layers)])
@@ -45,11 +46,11 @@ class Deviation:
         return "\n".join(lines)
 
 
-def check(
+def kronecker_error(
     model: nn.Module,
     batch: tuple[Tensor, Tensor],
     loss: Callable[[Tensor, Tensor], Tensor],
-) -> Deviation:
+) -> KroneckerErrors:
     """Compare the factors of a model with its exact Gauss-Newton matrix, layer by layer.
 
     Needs one backward pass for every sample and output, so a few samples are enough. The model,
@@ -61,7 +62,7 @@ def check(
         loss: ``loss(outputs, targets)``, the mean over samples, convex in the outputs.
 
     Returns:
-        The deviation of every preconditioned layer that takes part.
+        The errors of every layer that could be preconditioned and takes part.
 
     Raises:
         ValueError: the model has no layer that could be preconditioned.
@@ -70,16 +71,17 @@ def check(
     """
     inputs, targets = batch
     twin = copy.deepcopy(model).train()
-    optimizer = SNOpt(twin, lr=0.0, curvature="ggn")
-    core = optimizer.method
-    assert isinstance(core, Preconditioner)  # as of every rule with factors
-    if not core.layers:
-        raise ValueError(f"no layer to check: {optimizer.coverage()}")
+    named = {id(p): name for name, p in twin.named_parameters()}
+    layers, reasons = select_layers(twin.named_modules(), named, lambda name, module: None)
+    if not layers:
+        raise ValueError(f"no layer to check: {reasons}")
+    capture = Capture(layers, blocks(twin), losses=False)
+    capture.arm(layers)
     outputs = twin(inputs)
     columns = _roots(outputs.detach(), lambda z: loss(z, targets))
     parameters = [p for p in twin.parameters() if p.requires_grad]
-    gather(core.capture, core.blocks, parameters, outputs, columns.unbind())
-    captured = core.capture.collect()
+    gather(capture, blocks(twin), parameters, outputs, columns.unbind())
+    captured = capture.collect()
     vectors: dict[str, list[Tensor]] = {name: [] for name in captured}
     for column in _one_sample_each(columns):
         grads = torch.autograd.grad(
@@ -88,11 +90,10 @@ def check(
         for p, grad in zip(parameters, grads, strict=True):
             p.grad = grad
         for name, found in vectors.items():
-            gradient = core.layers[name].gradient()
-            found.append(_flat(core.layers[name], gradient))
-    return Deviation(
+            found.append(_flat(layers[name]))
+    return KroneckerErrors(
         {
-            name: _deviation(
+            name: _error(
                 dense(factors.a).double(),
                 factors.b.double(),
                 torch.stack(vectors[name]),
@@ -124,12 +125,13 @@ def _one_sample_each(columns: Tensor) -> Iterator[Tensor]:
             yield single
 
 
-def _flat(layer: Layer, gradient: Tensor | None) -> Tensor:
+def _flat(layer: Layer) -> Tensor:
+    gradient = layer.gradient()
     found = layer.weight.new_zeros(layer.shape) if gradient is None else gradient
     return found.detach().double()
 
 
-def _deviation(a: Tensor, b: Tensor, vectors: Tensor, samples: int) -> LayerDeviation:
+def _error(a: Tensor, b: Tensor, vectors: Tensor, samples: int) -> LayerError:
     """From factors (groups, d, d) and gradients (R N, groups, out, in), without the large blocks.
 
     A gradient v is that of one sample's share of the mean, so G = N sum v v^T.
@@ -142,7 +144,7 @@ def _deviation(a: Tensor, b: Tensor, vectors: Tensor, samples: int) -> LayerDevi
     # The three terms cancel where factoring is exact: below 1e-7 the error is rounding.
     error = max(0.0, factored**2 + exact**2 - 2 * product) ** 0.5
     tiny = torch.finfo(torch.float64).tiny
-    return LayerDeviation(
+    return LayerError(
         error=error / max(exact, tiny),
         cosine=product / max(exact * factored, tiny),
         scale=float(traces.sum()) / max(float(samples * vectors.square().sum()), tiny),
