@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, ResultsError, OSError) as error:
         err.print(str(error), markup=False)
         return REFUSED
-    show(report.tables, report.left_out, root, out)
+    show(report.tables, report.skipped, root, out)
     if not report.tables:
         wanted = "" if options.task is None else f" of task {options.task}"
         err.print(f"{root} holds no finished run{wanted}: nothing to draw.")

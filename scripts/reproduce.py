@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ResultsError as error:
         err.print(str(error), markup=False)
         return REFUSED
-    show(report.tables, report.left_out, root, out)
+    show(report.tables, report.skipped, root, out)
     if report.tables:
         out.print((folder / "table.md").read_text(encoding="utf-8"), markup=False)
         out.print(f"wrote {folder}", markup=False)
@@ -123,15 +123,15 @@ def _absolute(overrides: Sequence[str], root: Path) -> list[str]:
 
 def _draw(jobs: Sequence[Job], root: Path, folder: Path) -> Report:
     runs: list[Run] = []
-    left_out: list[SkippedRun] = []
+    skipped: list[SkippedRun] = []
     for job in jobs:
         try:
             if not job.finished:
                 raise UnreadableRunError("not finished")
             runs.append(read_run(job.folder))
         except UnreadableRunError as error:
-            left_out.append(SkippedRun(job.folder, str(error)))
-    report = write_runs(runs, left_out, root, folder)
+            skipped.append(SkippedRun(job.folder, str(error)))
+    report = write_runs(runs, skipped, root, folder)
     if report.tables:
         text = write_study(runs, folder) or horizon_markdown(runs) or _markdown(report)
         write_file(folder / "table.md", text.encode())

@@ -289,8 +289,8 @@ def _train(
     logger.info("%s: %s in %s", title, "begins" if state is None else "resumes", path)
     steps = total_steps(settings, learner.order.steps_per_epoch)
     limits = (steps, settings.train.max_seconds, settings.train.clock)
-    if remark := settings.tuned_for.other_length(*limits):
-        logger.warning("%s: %s", title, remark)
+    if warning := settings.tuned_for.other_length(*limits):
+        logger.warning("%s: %s", title, warning)
     style: Any = settings.config["logger"].get("progress", "auto")
     progress = Progress(title, style if world.rank == 0 else "off")
     writer = Writer(folder, _logs(settings, path) if folder is not None else [])

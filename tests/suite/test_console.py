@@ -224,7 +224,7 @@ def test_failed_factorizations_are_counted(tmp_path, monkeypatch, caplog) -> Non
     sentence = f"could not be factorized {summary['refresh_failures']} times"
     assert sentence in caplog.text
     run = read_run(fake.folder(tmp_path / "b", optim=optim))
-    assert any(sentence in remark for remark in run.remarks)
+    assert any(sentence in warning for warning in run.warnings)
 
 
 @pytest.mark.slow

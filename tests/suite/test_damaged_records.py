@@ -180,14 +180,14 @@ def turned_bits(runs: Any, tmp_path: Path, name: str, count: int) -> None:
     for _ in range(count):
         damaged_bytes = damaged.flipped(content, draw)
         (folder / name).write_bytes(damaged_bytes)
-        found, left_out = read_runs(tmp_path, partial=True)
-        if name == "run.json" and not left_out:  # white space, or a key that nothing is read from
+        found, skipped = read_runs(tmp_path, partial=True)
+        if name == "run.json" and not skipped:  # white space, or a key that nothing is read from
             (run,) = found
             record = json.loads(damaged_bytes)
             assert record == json.loads(content) or "seal" not in record
             assert run.steps == 12
         else:
-            assert [left.path for left in left_out] == [folder]
+            assert [left.path for left in skipped] == [folder]
 
 
 def test_files_from_before_there_were_seals_are_read(finished, tmp_path, capsys) -> None:

@@ -36,7 +36,7 @@ def test_files_of_the_report(suite):
         "report.html",
     }
     assert [t.comparison.task for t in report.tables] == ["digits", "japanese_vowels"]
-    assert not report.left_out
+    assert not report.skipped
     with Image.open(root / "comparison.png") as picture:
         assert min(picture.size) > 600
         assert len(set(picture.convert("RGB").resize((200, 100)).get_flattened_data())) > 50
@@ -140,10 +140,10 @@ def test_damaged_runs_are_left_out_with_a_reason(tmp_path, what, reason):
     made_up_run(tmp_path, seed=0)
     bad = made_up_run(tmp_path, seed=1)
     damage(bad, what)
-    runs, left_out = read_runs(tmp_path)
+    runs, skipped = read_runs(tmp_path)
     assert [run.seed for run in runs] == [0]
-    assert [entry.path for entry in left_out] == [bad]
-    assert reason in left_out[0].reason
+    assert [entry.path for entry in skipped] == [bad]
+    assert reason in skipped[0].reason
 
 
 def test_last_line_of_a_killed_run_is_ignored_and_noted(tmp_path):
@@ -153,7 +153,7 @@ def test_last_line_of_a_killed_run_is_ignored_and_noted(tmp_path):
         file.write('{"step": 420, "split": "tra')
     run = read_runs(tmp_path)[0][0]
     assert run.curves["train", "loss"].final == intact.curves["train", "loss"].final
-    assert "1 unreadable line" in run.remarks[0]
+    assert "1 unreadable line" in run.warnings[0]
     assert any(
         "unreadable line" in note for note in write_report(tmp_path).tables[0].comparison.notes
     )
@@ -162,18 +162,18 @@ def test_last_line_of_a_killed_run_is_ignored_and_noted(tmp_path):
 def test_unfinished_runs_show_only_when_asked_for(tmp_path):
     made_up_run(tmp_path, seed=0)
     made_up_run(tmp_path, seed=1, outcome="interrupted")
-    runs, left_out = read_runs(tmp_path)
+    runs, skipped = read_runs(tmp_path)
     assert [run.seed for run in runs] == [0]
-    assert "interrupted at step 400" in left_out[0].reason
+    assert "interrupted at step 400" in skipped[0].reason
     assert [run.seed for run in read_runs(tmp_path, partial=True)[0]] == [0, 1]
 
 
 def test_the_same_run_found_twice_counts_once(tmp_path):
     made_up_run(tmp_path / "a")
     made_up_run(tmp_path / "b")
-    runs, left_out = read_runs(tmp_path)
+    runs, skipped = read_runs(tmp_path)
     assert len(runs) == 1
-    assert "the same run as" in left_out[0].reason
+    assert "the same run as" in skipped[0].reason
 
 
 def test_a_row_written_twice_after_a_resume_counts_once(tmp_path):
@@ -236,8 +236,8 @@ def test_metric_and_task_can_be_chosen(tmp_path, suite):
     (table,) = report.tables
     assert table.comparison.metric == "loss"
     assert not table.comparison.higher_is_better
-    assert table.metric_race is not None
-    assert table.metric_race.reference == "adam"
+    assert table.time_to_metric is not None
+    assert table.time_to_metric.baseline == "adam"
     assert (tmp_path / "report.html").exists()
 
 

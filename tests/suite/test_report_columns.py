@@ -1,4 +1,4 @@
-"""One list of columns makes every table, and one goal every race."""
+"""One list of columns makes every table, and one goal every time to target."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ import pytest
 from tasks.engine.report import write_report
 from tasks.engine.report.columns import Place, columns, summary_csv
 from tasks.engine.report.formatting import NOTHING
-from tasks.engine.report.targets import LOSS, Goal, race
+from tasks.engine.report.targets import LOSS, Goal, time_to_target
 from tests.suite.made_up_runs import made_up_run, made_up_suite
 
 
@@ -53,7 +53,7 @@ def test_what_is_read_is_what_the_csv_file_holds(tables) -> None:
     assert checked > 100
 
 
-def test_a_race_upwards_is_the_race_downwards_of_what_is_lacking(tmp_path) -> None:
+def test_time_to_a_rising_target_is_that_to_the_falling_one_of_what_is_lacking(tmp_path) -> None:
     losses = {"adam": [0.9, 0.5, 0.4, 0.2], "snopt": [0.9, 0.3, 0.15, 0.1], "sgd": [0.9, 0.8]}
     for optim, lacking in losses.items():
         gains = {10 * place: -value for place, value in enumerate(lacking)}
@@ -61,11 +61,10 @@ def test_a_race_upwards_is_the_race_downwards_of_what_is_lacking(tmp_path) -> No
         made_up_run(tmp_path, optim=optim, losses=lacking, steps=30, every=10, extra=extra)
     (table,) = write_report(tmp_path, metric="gain").tables
     up = Goal((("test", "gain"),), "test gain", higher=True)
-    rising, falling = race(table.comparison, up), race(table.comparison, LOSS)
+    rising, falling = time_to_target(table.comparison, up), time_to_target(table.comparison, LOSS)
     assert rising is not None
     assert falling is not None
-    assert (rising.reference, rising.target.median) == ("adam", -falling.target.median)
-    for label, reach in falling.reaches.items():
-        assert rising.reaches[label] == reach
-    assert falling.reaches["snopt"].cost["steps"].median == 20
-    assert falling.reaches["sgd"].cost["steps"].median == math.inf
+    assert (rising.baseline, rising.target.median) == ("adam", -falling.target.median)
+    assert rising.outcomes == falling.outcomes
+    assert falling.outcomes["snopt"].cost["steps"].median == 20
+    assert falling.outcomes["sgd"].cost["steps"].median == math.inf

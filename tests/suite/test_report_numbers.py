@@ -18,7 +18,7 @@ from tests.suite.made_up_runs import made_up_run
 
 def curve(x, values):
     x = np.asarray(x, dtype=float)
-    return Curve(x, x / 10, x * 14, x * 16, np.asarray(values, dtype=float))
+    return Curve(x, x / 10, x / 10, x * 14, x * 16, np.asarray(values, dtype=float))
 
 
 def table(root):
@@ -101,7 +101,7 @@ def run_pair(root, seed, adam, snopt, **settings):
     made_up_run(root, optim="snopt", losses=snopt, step_seconds=0.2, **common, **settings)
 
 
-def test_race_by_hand(tmp_path):
+def test_time_to_target_by_hand(tmp_path):
     # Seed 0: Adam ends at 0.4 after 3 s; SNOpt is below at step 10, 2 s: ratio 2/3.
     run_pair(tmp_path, 0, [2, 1, 0.6, 0.4], [2, 0.3, 0.2, 0.1])
     # Seed 1: Adam ends at 0.5, which it had first reached at step 20, 2 s; SNOpt at 4 s: ratio 2.
@@ -109,44 +109,44 @@ def test_race_by_hand(tmp_path):
     # Seed 2: Adam ends at 0.1 after 3 s; SNOpt never gets there.
     run_pair(tmp_path, 2, [2, 1, 0.6, 0.1], [2, 0.7, 0.5, 0.3])
     found = table(tmp_path)
-    assert found.loss_race.reference == "adam"
-    assert found.loss_race.target == Spread(0.4, 0.1, 0.5, 3)
-    reach = row(found, "snopt").loss_race
-    assert (reach.reached, reach.runs) == (2, 3)
-    assert reach.cost["seconds"] == Spread(4.0, 2.0, math.inf, 3)
-    assert reach.cost["steps"] == Spread(20, 10, math.inf, 3)
-    assert reach.cost["nfe"] == Spread(600, 300, math.inf, 3)
-    assert reach.ratio.low == pytest.approx(2 / 3)
-    assert reach.ratio.median == pytest.approx(2.0)
-    assert reach.ratio.high == math.inf
-    assert reach.share.low == pytest.approx(2 / 3)
-    assert reach.share.median == pytest.approx(4 / 3)
-    own = row(found, "adam").loss_race
+    assert found.time_to_loss.baseline == "adam"
+    assert found.time_to_loss.target == Spread(0.4, 0.1, 0.5, 3)
+    outcome = row(found, "snopt").time_to_loss
+    assert (outcome.reached, outcome.runs) == (2, 3)
+    assert outcome.cost["seconds"] == Spread(4.0, 2.0, math.inf, 3)
+    assert outcome.cost["steps"] == Spread(20, 10, math.inf, 3)
+    assert outcome.cost["nfe"] == Spread(600, 300, math.inf, 3)
+    assert outcome.ratio.low == pytest.approx(2 / 3)
+    assert outcome.ratio.median == pytest.approx(2.0)
+    assert outcome.ratio.high == math.inf
+    assert outcome.budget_fraction.low == pytest.approx(2 / 3)
+    assert outcome.budget_fraction.median == pytest.approx(4 / 3)
+    own = row(found, "adam").time_to_loss
     assert own.ratio == Spread(1.0, 1.0, 1.0, 3)
-    assert own.share.low == pytest.approx(2 / 3)
+    assert own.budget_fraction.low == pytest.approx(2 / 3)
 
 
-def test_seed_that_the_reference_did_not_run_takes_its_median(tmp_path):
+def test_seed_that_the_baseline_did_not_run_takes_its_median(tmp_path):
     run_pair(tmp_path, 0, [2, 1, 0.6, 0.4], [2, 0.3, 0.2, 0.1])
     made_up_run(
         tmp_path, optim="snopt", seed=5, every=10, losses=[2, 1, 0.41, 0.4], step_seconds=0.2
     )
-    reach = row(table(tmp_path), "snopt").loss_race
-    assert reach.ratio.high == pytest.approx(6.0 / 3.0)
+    outcome = row(table(tmp_path), "snopt").time_to_loss
+    assert outcome.ratio.high == pytest.approx(6.0 / 3.0)
 
 
-def test_reference_is_the_best_first_order_optimizer_and_never_a_second_order_one(tmp_path):
+def test_baseline_is_the_best_first_order_optimizer_and_never_a_second_order_one(tmp_path):
     made_up_run(tmp_path, optim="sgd", floor=0.01)
     made_up_run(tmp_path, optim="adam", floor=0.2)
     made_up_run(tmp_path, optim="snopt", floor=0.001)
     made_up_run(tmp_path, optim="soap", floor=0.0005)
-    assert table(tmp_path).loss_race.reference == "sgd"
+    assert table(tmp_path).time_to_loss.baseline == "sgd"
 
 
 def test_first_order_optimizer_under_another_name_is_known_by_its_class(tmp_path):
     settings = {"_target_": "torch.optim.AdamW"}
     made_up_run(tmp_path, optim="my_baseline", optim_settings=settings)
-    assert table(tmp_path).loss_race.reference == "my_baseline"
+    assert table(tmp_path).time_to_loss.baseline == "my_baseline"
 
 
 def test_diverged_run_is_no_target_whatever_it_had_reached(tmp_path):
@@ -154,23 +154,23 @@ def test_diverged_run_is_no_target_whatever_it_had_reached(tmp_path):
     made_up_run(tmp_path, optim="sgd", losses=losses[:3], every=10, outcome="diverged")
     made_up_run(tmp_path, optim="adam", losses=[2.0, 1.0, 0.5, 0.4], every=10)
     found = table(tmp_path)
-    assert found.loss_race.reference == "adam"
+    assert found.time_to_loss.baseline == "adam"
     assert row(found, "sgd").train_loss.median == math.inf
     assert row(found, "sgd").test_metric.median == -math.inf
 
 
-def test_without_first_order_runs_there_is_no_race(tmp_path):
+def test_without_first_order_runs_there_is_no_target(tmp_path):
     made_up_run(tmp_path, optim="snopt")
     found = table(tmp_path)
-    assert found.loss_race is None
-    assert found.metric_race is None
+    assert found.time_to_loss is None
+    assert found.time_to_metric is None
 
 
-def test_metric_race_runs_upwards_where_higher_is_better(tmp_path):
+def test_metric_target_is_reached_from_below_where_higher_is_better(tmp_path):
     run_pair(tmp_path, 0, [2, 1, 0.6, 0.4], [2, 0.3, 0.2, 0.1])
     found = table(tmp_path)
-    assert found.metric_race.target.median == pytest.approx(1 / 1.4)
-    assert row(found, "snopt").metric_race.cost["steps"].median == 10
+    assert found.time_to_metric.target.median == pytest.approx(1 / 1.4)
+    assert row(found, "snopt").time_to_metric.cost["steps"].median == 10
 
 
 def test_batch_losses_stand_in_where_the_training_split_was_not_evaluated(tmp_path):

@@ -230,8 +230,8 @@ def test_papers_number_stands_beside_the_papers_method_only(tmp_path):
             config_hash=rule,
             optim_settings={"rule": rule},
         )
-    runs, left_out = read_runs(tmp_path)
-    text = reproduce._markdown(write_runs(runs, left_out, tmp_path, tmp_path / "out"))
+    runs, skipped = read_runs(tmp_path)
+    text = reproduce._markdown(write_runs(runs, skipped, tmp_path, tmp_path / "out"))
     cells = {line.split(" | ")[2]: line.split(" | ")[-1] for line in text.splitlines()[2:4]}
     assert cells == {"snopt (rule=paper)": "0.86 |", "snopt (rule=adam)": " |"}
     assert "ours are a guess" in text

@@ -32,7 +32,7 @@ class Run:
         metric: the task's headline metric.
         curves: every metric that was logged, by split and name.
         record: all that ``run.json`` holds, for what has no attribute here.
-        remarks: what was odd about the files, one sentence each.
+        warnings: what was odd about the files, one sentence each.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Run:
     config: Mapping[str, Any]
     curves: Mapping[Key, Curve]
     record: Mapping[str, Any]
-    remarks: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,23 +89,23 @@ def read_runs(
     """
     wanted = None if tasks is None else set(tasks)
     runs: dict[tuple[str, str, str, str, int], Run] = {}
-    left_out: list[SkippedRun] = []
+    skipped: list[SkippedRun] = []
     for folder in run_folders(root):
         try:
             run = read_run(folder)
         except UnreadableRunError as error:
-            left_out.append(SkippedRun(folder, str(error)))
+            skipped.append(SkippedRun(folder, str(error)))
             continue
         if wanted is not None and run.task not in wanted:
             continue
         identity = (run.task, run.model, run.optim, run.config_hash, run.seed)
         if not partial and run.outcome not in FINISHED:
-            left_out.append(SkippedRun(folder, _unfinished(run)))
+            skipped.append(SkippedRun(folder, _unfinished(run)))
         elif identity in runs:
-            left_out.append(SkippedRun(folder, f"the same run as {runs[identity].path}"))
+            skipped.append(SkippedRun(folder, f"the same run as {runs[identity].path}"))
         else:
             runs[identity] = run
-    return [runs[key] for key in sorted(runs)], left_out
+    return [runs[key] for key in sorted(runs)], skipped
 
 
 def run_folders(root: Path) -> Iterator[Path]:
@@ -125,10 +125,10 @@ def read_run(folder: Path) -> Run:
     """
     record = _read_record(folder / "run.json")
     config = _read_config(folder / "config.yaml")
-    curves, remarks = _read_metrics(folder / "metrics.jsonl")
+    curves, warnings = _read_metrics(folder / "metrics.jsonl")
     try:
         if failed := int(record.get("refresh_failures") or 0):
-            remarks.append(
+            warnings.append(
                 f"curvature could not be factorized {failed} times, and was left out or replaced"
             )
         outcome = str(record.get("outcome") or "unfinished")
@@ -155,7 +155,7 @@ def read_run(folder: Path) -> Run:
             config=config,
             curves=curves,
             record=record,
-            remarks=tuple(remarks),
+            warnings=tuple(warnings),
         )
     except UnreadableRunError:
         raise
@@ -198,15 +198,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_metrics(path: Path) -> tuple[dict[Key, Curve], list[str]]:
-    """Curves by split and metric, and a remark where lines are damaged."""
+    """Curves by split and metric, and a warning where lines are damaged."""
     try:
         curves, damaged = read_curves(path.read_bytes())
     except OSError as error:
         raise UnreadableRunError(f"metrics.jsonl cannot be read: {error.strerror}") from error
     if not curves:
         raise UnreadableRunError("metrics.jsonl has no readable row")
-    remarks = [f"{damaged} unreadable line(s) in metrics.jsonl ignored"] if damaged else []
-    return curves, remarks
+    warnings = [f"{damaged} unreadable line(s) in metrics.jsonl ignored"] if damaged else []
+    return curves, warnings
 
 
 def _require_unchanged(folder: Path, record: Mapping[str, Any]) -> None:

@@ -12,9 +12,9 @@ from tasks.engine.report.costs import step_cost, untimed_cost
 from tasks.engine.report.formatting import NOTHING, metric_style, number, outcome, spread, until
 from tasks.engine.report.statistics import Spread
 from tasks.engine.report.summary import Cell, Table, TableRow, as_csv
-from tasks.engine.report.targets import Race, Reach
+from tasks.engine.report.targets import TargetOutcome, TimeToTarget
 
-Place = Literal["console", "page", "loss race", "metric race", "costs", "markdown", "csv"]
+Place = Literal["console", "page", "loss target", "metric target", "costs", "markdown", "csv"]
 """A table: on the console, four of a section of the page, ``summary.md``, ``summary.csv``."""
 
 Value = Spread | Cell | None
@@ -57,21 +57,21 @@ def columns(table: Table, place: Place) -> list[Column]:
     results, costs = _results(table.comparison.metric), _costs()
     # A reader asks first how well, then how fast.
     middle = [*results, *costs] if place in ("console", "page") else [*costs, *results]
-    races = [
-        *_race("loss race", table.loss_race, lambda row: row.loss_race, _LOSS_RACE),
-        *_race("metric race", table.metric_race, lambda row: row.metric_race, _METRIC_RACE),
+    targets = [
+        *_target("loss target", table.time_to_loss, lambda r: r.time_to_loss, _LOSS_TARGET),
+        *_target("metric target", table.time_to_metric, lambda r: r.time_to_metric, _METRIC_TARGET),
     ]
-    every = [*_names(), *middle, *_buckets(table), *races]
+    every = [*_names(), *middle, *_buckets(table), *targets]
     return [column for column in every if place in column.headings]
 
 
 _MAIN: tuple[Place, ...] = ("console", "page", "markdown")
-_LOSS_RACE: dict[str, dict[Place, str]] = {
+_LOSS_TARGET: dict[str, dict[Place, str]] = {
     "seconds": {"console": "s to target"},
     "ratio": {"console": "ratio", "markdown": "ratio: train loss"},
     "share": {"markdown": "share: train loss"},
 }
-_METRIC_RACE: dict[str, dict[Place, str]] = {"ratio": {"markdown": "ratio: test metric"}}
+_METRIC_TARGET: dict[str, dict[Place, str]] = {"ratio": {"markdown": "ratio: test metric"}}
 
 
 def summary_csv(tables: Iterable[Table]) -> str:
@@ -84,7 +84,7 @@ def summary_csv(tables: Iterable[Table]) -> str:
 
 
 def _names() -> list[Column]:
-    label = dict.fromkeys((*_MAIN, "loss race", "metric race", "costs"), "optimizer")
+    label = dict.fromkeys((*_MAIN, "loss target", "metric target", "costs"), "optimizer")
     return [
         Column({"csv": "task"}, lambda r: r.comparison.task),
         Column({"csv": "model"}, lambda r: r.comparison.model),
@@ -154,41 +154,43 @@ def _buckets(table: Table) -> list[Column]:
     ]
 
 
-def _race(
+def _target(
     place: Place,
-    race: Race | None,
-    reach: Callable[[TableRow], Reach | None],
+    found: TimeToTarget | None,
+    outcome_of: Callable[[TableRow], TargetOutcome | None],
     elsewhere: Mapping[str, Mapping[Place, str]],
 ) -> list[Column]:
-    """The columns of one race.
+    """The columns of one target.
 
     Args:
         place: its table on the page.
-        race: the race, where there is one.
-        reach: a row's part in it.
+        found: the times to it, where there is a target.
+        outcome_of: those of a row.
         elsewhere: what stands above a column in other tables, by its name in the CSV file.
     """
-    name = place.replace("race", "target").replace(" ", "_")
+    name = place.replace(" ", "_")
 
-    def of(value: Callable[[Reach], Value], missing: Value = None) -> Callable[[TableRow], Value]:
-        return lambda row: missing if (found := reach(row)) is None else value(found)
+    def of(
+        value: Callable[[TargetOutcome], Value], missing: Value = None
+    ) -> Callable[[TableRow], Value]:
+        return lambda row: missing if (own := outcome_of(row)) is None else value(own)
 
-    def column(key: str, heading: str, value: Callable[[Reach], Value]) -> Column:
+    def column(key: str, heading: str, value: Callable[[TargetOutcome], Value]) -> Column:
         headings: dict[Place, str] = {place: heading, "csv": f"{name}_{key}"}
-        # The console has no room for a race that was not run.
-        more = {p: h for p, h in elsewhere.get(key, {}).items() if race or p != "console"}
+        # The console has no room for a target that nothing set.
+        more = {p: h for p, h in elsewhere.get(key, {}).items() if found or p != "console"}
         return Column(headings | more, of(value, missing=Spread.of(())), until)
 
     return [
-        Column({"csv": name}, lambda _: race.target.median if race else None),
-        Column({"csv": f"{name}_reference"}, lambda _: race.reference if race else None),
+        Column({"csv": name}, lambda _: found.target.median if found else None),
+        Column({"csv": f"{name}_reference"}, lambda _: found.baseline if found else None),
         Column({"csv": f"{name}_reached"}, of(lambda r: f"{r.reached}/{r.runs}")),
         Column({place: "reached"}, of(lambda r: f"{r.reached} of {r.runs}")),
         column("seconds", "seconds", lambda r: r.cost["seconds"]),
         column("steps", "steps", lambda r: r.cost["steps"]),
         column("nfe", "NFE", lambda r: r.cost["nfe"]),
         column("ratio", "ratio of seconds", lambda r: r.ratio),
-        column("share", "share of its whole run", lambda r: r.share),
+        column("share", "share of its whole run", lambda r: r.budget_fraction),
     ]
 
 

@@ -223,7 +223,7 @@ def _notes(members: Sequence[Run]) -> list[str]:
     if len({frozenset(seeds) for seeds in by_optim.values()}) > 1:
         texts = (f"{o}: {_listed(seeds)}" for o, seeds in sorted(by_optim.items()))
         notes.append(f"Seeds differ ({'; '.join(texts)}).")
-    notes.extend(f"{run.path}: {remark}." for run in members for remark in run.remarks)
+    notes.extend(f"{run.path}: {warning}." for run in members for warning in run.warnings)
     return notes
 
 

@@ -27,19 +27,19 @@ def console(*, stderr: bool = False) -> Console:
     )  # fmt: skip
 
 
-def show(tables: Iterable[Table], left_out: Sequence[SkippedRun], root: Path, out: Console) -> None:
+def show(tables: Iterable[Table], skipped: Sequence[SkippedRun], root: Path, out: Console) -> None:
     """Print a table a comparison, then what was left out."""
     for table in tables:
         comparison = table.comparison
         out.print(Text(f"\n{comparison.title}  (data: {comparison.provenance})", style="bold"))
         out.print(_rich_table(table, plain=not out.is_terminal))
-        if table.loss_race is not None:
-            target = f"target: final training loss of {table.loss_race.reference}"
-            against = f"ratio: seconds to it over those of {table.loss_race.reference}, same seed"
-            out.print(Text(f"{target}, {spread(table.loss_race.target)}; {against}", style="dim"))
+        if (found := table.time_to_loss) is not None:
+            target = f"target: final training loss of {found.baseline}, {spread(found.target)}"
+            against = f"ratio: seconds to it over those of {found.baseline}, same seed"
+            out.print(Text(f"{target}; {against}", style="dim"))
         for note in comparison.notes:
             out.print(Text(note, style="yellow"))
-    for entry in left_out:
+    for entry in skipped:
         out.print(Text(f"left out {relative(entry.path, root)}: {entry.reason}", style="yellow"))
 
 

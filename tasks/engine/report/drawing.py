@@ -17,8 +17,8 @@ from tasks.engine.records.metrics import Axis, Curve, Key
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
 from tasks.engine.report.costs import step_cost
 from tasks.engine.report.palette import BUCKETS, TARGET
-from tasks.engine.report.statistics import band, spans_decades
-from tasks.engine.report.targets import LOSS, Goal, Race, metric_goal, race
+from tasks.engine.report.statistics import Spread, band, spans_decades
+from tasks.engine.report.targets import LOSS, Goal, metric_goal, time_to_target
 
 AXES: tuple[tuple[Axis, str], ...] = (
     ("seconds", "training time (s)"),
@@ -35,13 +35,13 @@ _MOST_MARKERS = 25
 
 @dataclass(frozen=True)
 class Panel:
-    """One curve against one axis, with the target of its race where there is one."""
+    """One curve against one axis, with the target where there is one."""
 
     keys: tuple[Key, ...]
     name: str
     axis: Axis
     axis_name: str
-    race: Race | None = None
+    target: Spread | None = None
 
 
 def loss_panel(comparison: Comparison, axis: Axis, axis_name: str) -> Panel:
@@ -55,7 +55,9 @@ def metric_panel(comparison: Comparison, axis: Axis, axis_name: str) -> Panel:
 
 
 def _goal_panel(comparison: Comparison, goal: Goal, axis: Axis, axis_name: str) -> Panel:
-    return Panel(goal.keys, goal.name, axis, axis_name, race(comparison, goal))
+    found = time_to_target(comparison, goal)
+    target = None if found is None else found.target
+    return Panel(goal.keys, goal.name, axis, axis_name, target)
 
 
 def draw_panel(axes: Axes, comparison: Comparison, panel: Panel, *, labelled: bool = True) -> None:
@@ -73,10 +75,8 @@ def draw_panel(axes: Axes, comparison: Comparison, panel: Panel, *, labelled: bo
     log = spans_decades(everything) and not rises
     for series in comparison.series:
         _draw_series(axes, series, panel, log)
-    if panel.race is not None:
-        axes.axhline(
-            panel.race.target.median, color=TARGET, linewidth=0.9, linestyle="dashed", zorder=0
-        )
+    if panel.target is not None:
+        axes.axhline(panel.target.median, color=TARGET, linewidth=0.9, linestyle="dashed", zorder=0)
     if log:
         _log_scale(axes, everything)
     if not any(len(curve.finite().values) for curve in everything):
@@ -137,9 +137,9 @@ def draw_legend(part: FigureBase, comparison: Comparison, *, target: bool = True
         )
         for s in comparison.series
     ]
-    to_loss = race(comparison, LOSS) if target else None
+    to_loss = time_to_target(comparison, LOSS) if target else None
     if to_loss is not None:
-        label = f"target: where {to_loss.reference} ends"
+        label = f"target: where {to_loss.baseline} ends"
         handles.append(Line2D([], [], color=TARGET, linewidth=0.9, linestyle="dashed", label=label))
     if any(run.outcome == "diverged" for s in comparison.series for run in s.runs):
         mark = Line2D([], [], marker="X", color="white", markeredgecolor="black", markersize=8)

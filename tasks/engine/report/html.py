@@ -12,7 +12,7 @@ from tasks.engine.records.runs import Run, SkippedRun
 from tasks.engine.report.columns import Column, Place, columns
 from tasks.engine.report.formatting import metric_style, number, spread
 from tasks.engine.report.summary import Table, TableRow
-from tasks.engine.report.targets import LOSS, Goal, Race, metric_goal
+from tasks.engine.report.targets import LOSS, Goal, TimeToTarget, metric_goal
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto;
@@ -42,13 +42,13 @@ class Section:
     pictures: Mapping[str, bytes]
 
 
-def render(root: Path, sections: Sequence[Section], left_out: Sequence[SkippedRun]) -> str:
+def render(root: Path, sections: Sequence[Section], skipped: Sequence[SkippedRun]) -> str:
     """The whole page.
 
     Args:
         root: the results folder, to name runs relative to it.
         sections: one per comparison, in the order of the page.
-        left_out: folders that look like runs and are not in the numbers.
+        skipped: folders that look like runs and are not in the numbers.
     """
     runs = sum(len(s.runs) for section in sections for s in section.table.comparison.series)
     parts = [
@@ -61,7 +61,7 @@ def render(root: Path, sections: Sequence[Section], left_out: Sequence[SkippedRu
         _contents(sections),
     ]
     parts.extend(_section(index, section) for index, section in enumerate(sections))
-    parts.extend((_left_out(root, left_out), _runs(root, sections), "</body></html>"))
+    parts.extend((_skipped(root, skipped), _runs(root, sections), "</body></html>"))
     return "\n".join(part for part in parts if part) + "\n"
 
 
@@ -96,11 +96,11 @@ def _section(index: int, section: Section) -> str:
         "<h3>Results at the end of training</h3>",
         _table(table, "page"),
         "<h3>Time to target: training loss</h3>",
-        f"<p>{escape(_race(table.loss_race, LOSS))}</p>",
-        _table(table, "loss race") if table.loss_race else "",
+        f"<p>{escape(_target(table.time_to_loss, LOSS))}</p>",
+        _table(table, "loss target") if table.time_to_loss else "",
         f"<h3>Time to target: test {escape(comparison.metric)}</h3>",
-        f"<p>{escape(_race(table.metric_race, metric_goal(comparison)))}</p>",
-        _table(table, "metric race") if table.metric_race else "",
+        f"<p>{escape(_target(table.time_to_metric, metric_goal(comparison)))}</p>",
+        _table(table, "metric target") if table.time_to_metric else "",
         "<h3>Where the time goes: milliseconds a step, median over seeds</h3>",
         '<p class="quiet">Evaluation, logging and other lie outside of the training clock.</p>',
         _table(table, "costs"),
@@ -115,18 +115,18 @@ def _section(index: int, section: Section) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _race(race: Race | None, goal: Goal) -> str:
+def _target(found: TimeToTarget | None, goal: Goal) -> str:
     """What the target is and what the ratios divide by."""
-    if race is None:
+    if found is None:
         return f"No first-order optimizer measured a {goal.name} here, so there is no target."
-    shown = spread(race.target, metric_style(goal.keys[0][1]))
+    shown = spread(found.target, metric_style(goal.keys[0][1]))
     return (
-        f"Target: the final {goal.name} of {race.reference}, the best first-order optimizer here, "
+        f"Target: the final {goal.name} of {found.baseline}, the best first-order optimizer here, "
         f"{shown}, seed by seed. A ratio is an optimizer's seconds to that "
-        f"target divided by those of {race.reference} on the same seed (below 1 is faster); the "
-        f"last column divides by {race.reference}'s whole training time. Medians, with the range "
+        f"target divided by those of {found.baseline} on the same seed (below 1 is faster); the "
+        f"last column divides by {found.baseline}'s whole training time. Medians, with the range "
         "over seeds in brackets; 'never' counts as infinite. A target counts as reached at the "
-        f"first measurement that shows it; they lie {spread(race.spacing)} s apart."
+        f"first measurement that shows it; they lie {spread(found.spacing)} s apart."
     )
 
 
@@ -148,12 +148,12 @@ def _image(content: bytes, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def _left_out(root: Path, left_out: Sequence[SkippedRun]) -> str:
-    if not left_out:
+def _skipped(root: Path, skipped: Sequence[SkippedRun]) -> str:
+    if not skipped:
         return ""
     items = (
         f"<li><code>{escape(relative(entry.path, root))}</code>: {escape(entry.reason)}</li>"
-        for entry in left_out
+        for entry in skipped
     )
     return f"<h2>Left out</h2><ul>{''.join(items)}</ul>"
 

@@ -24,10 +24,10 @@ def summary_markdown(tables: Sequence[Table]) -> str:
 
 
 def _notes(tables: Iterable[Table]) -> list[str]:
-    references = "; ".join(
-        f"{table.comparison.title}: {race.reference} {spread(race.target)}"
+    baselines = "; ".join(
+        f"{table.comparison.title}: {found.baseline} {spread(found.target)}"
         for table in tables
-        if (race := table.loss_race) is not None
+        if (found := table.time_to_loss) is not None
     )
     notes = [
         "Medians over seeds, with the range in brackets. A ratio is an optimizer's training "
@@ -35,8 +35,8 @@ def _notes(tables: Iterable[Table]) -> list[str]:
         "seconds to it on the same seed: below 1 is faster. A share is over that optimizer's whole "
         "training time instead."
     ]
-    if references:
-        notes.append(f"The best first-order optimizers and their training losses: {references}.")
+    if baselines:
+        notes.append(f"The best first-order optimizers and their training losses: {baselines}.")
     return notes
 
 

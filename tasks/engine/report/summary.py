@@ -14,7 +14,13 @@ from tasks.engine.records.runs import Run
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison, Series, find_curve
 from tasks.engine.report.costs import step_cost
 from tasks.engine.report.statistics import Spread
-from tasks.engine.report.targets import LOSS, Race, Reach, metric_goal, race
+from tasks.engine.report.targets import (
+    LOSS,
+    TargetOutcome,
+    TimeToTarget,
+    metric_goal,
+    time_to_target,
+)
 
 Cell = str | float | int
 
@@ -29,8 +35,8 @@ class TableRow:
         test_metric: test metric at the end of training.
         selected_metric: test metric at the step with the best validation metric; selecting on test
             itself would flatter.
-        loss_race: when it reaches the best first-order optimizer's final training loss.
-        metric_race: when it reaches the best first-order optimizer's final test metric.
+        time_to_loss: when it reaches the best first-order optimizer's final training loss.
+        time_to_metric: when it reaches the best first-order optimizer's final test metric.
     """
 
     comparison: Comparison
@@ -43,29 +49,30 @@ class TableRow:
     train_loss: Spread
     test_metric: Spread
     selected_metric: Spread
-    loss_race: Reach | None
-    metric_race: Reach | None
+    time_to_loss: TargetOutcome | None
+    time_to_metric: TargetOutcome | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A comparison's rows, and the races that they refer to."""
+    """A comparison's rows, and the targets that they refer to."""
 
     comparison: Comparison
-    loss_race: Race | None
-    metric_race: Race | None
+    time_to_loss: TimeToTarget | None
+    time_to_metric: TimeToTarget | None
     rows: tuple[TableRow, ...]
 
 
 def tabulate(comparison: Comparison) -> Table:
     """All numbers of one comparison."""
-    loss_race, metric_race = race(comparison, LOSS), race(comparison, metric_goal(comparison))
-    rows = (_row(comparison, s, loss_race, metric_race) for s in comparison.series)
-    return Table(comparison, loss_race, metric_race, tuple(rows))
+    loss = time_to_target(comparison, LOSS)
+    metric = time_to_target(comparison, metric_goal(comparison))
+    rows = tuple(_row(comparison, s, loss, metric) for s in comparison.series)
+    return Table(comparison, loss, metric, rows)
 
 
 def _row(
-    comparison: Comparison, series: Series, loss_race: Race | None, metric_race: Race | None
+    comparison: Comparison, series: Series, loss: TimeToTarget | None, metric: TimeToTarget | None
 ) -> TableRow:
     return TableRow(
         comparison=comparison,
@@ -78,8 +85,8 @@ def _row(
         train_loss=LOSS.final(series),
         test_metric=metric_goal(comparison).final(series),
         selected_metric=Spread.of(_selected(run, comparison) for run in series.runs),
-        loss_race=loss_race.reaches.get(series.label) if loss_race else None,
-        metric_race=metric_race.reaches.get(series.label) if metric_race else None,
+        time_to_loss=loss.outcomes.get(series.label) if loss else None,
+        time_to_metric=metric.outcomes.get(series.label) if metric else None,
     )
 
 

@@ -18,7 +18,7 @@ AXES: tuple[Axis, ...] = ("seconds", "steps", "nfe")
 
 @dataclass(frozen=True)
 class Goal:
-    """A curve to bring as far as the best first-order optimizer brings it.
+    """A measured curve, whose target is where the best first-order optimizer ends.
 
     Attributes:
         keys: where the curve is looked for, in this order.
@@ -66,109 +66,111 @@ def metric_goal(comparison: Comparison) -> Goal:
 
 
 @dataclass(frozen=True)
-class Reach:
+class TargetOutcome:
     """When one series reaches the target, over its seeds.
 
     Attributes:
         reached: seeds that reach it; ``runs`` is how many there are.
         cost: training seconds, steps and field evaluations until then; ``inf`` where never.
-        ratio: seconds, divided by the reference optimizer's seconds to the same target.
-        share: seconds, divided by the reference optimizer's whole training time.
+        ratio: seconds, divided by the baseline's seconds to the same target.
+        budget_fraction: seconds, divided by the baseline's whole training time.
     """
 
     reached: int
     runs: int
     cost: Mapping[Axis, Spread]
     ratio: Spread
-    share: Spread
+    budget_fraction: Spread
 
 
 @dataclass(frozen=True)
-class Race:
-    """The race of one comparison to one target.
+class TimeToTarget:
+    """How soon each series of one comparison reaches a target.
 
-    Every seed has a target of its own: what the reference optimizer ends with on that seed, which
-    shares the data split, the initial weights and the order of batches. The reference therefore
-    reaches its target on every seed, and each ratio compares like with like. A seed that the
-    reference did not run takes the median of those it did.
+    Every seed has a target of its own: what the baseline ends with on that seed, which shares the
+    data split, the initial weights and the order of batches. The baseline therefore reaches its
+    target on every seed, and each ratio compares like with like. A seed that the baseline did not
+    run takes the median of those it did.
 
     Attributes:
-        goal: the curve that is raced on.
-        reference: label of the first-order series with the best median final value.
-        target: the targets over the reference's seeds.
-        reaches: by label of the series.
+        goal: the curve that is compared.
+        baseline: label of the first-order series with the best median final value.
+        target: the targets over the baseline's seeds.
+        outcomes: by label of the series.
         spacing: seconds between two measurements; no time to target is known more finely.
     """
 
     goal: Goal
-    reference: str
+    baseline: str
     target: Spread
-    reaches: Mapping[str, Reach]
+    outcomes: Mapping[str, TargetOutcome]
     spacing: Spread
 
 
-def race(comparison: Comparison, goal: Goal) -> Race | None:
-    """Run the race to one goal; ``None`` without a first-order series that measured it."""
+def time_to_target(comparison: Comparison, goal: Goal) -> TimeToTarget | None:
+    """Times to one goal's target; ``None`` without a first-order series that measured it."""
     sign = -1.0 if goal.higher else 1.0
-    entrants = [s for s in comparison.series if s.first_order and s.curves(goal.keys)]
-    ranked = sorted(entrants, key=lambda s: sign * goal.final(s).median)
+    candidates = [s for s in comparison.series if s.first_order and s.curves(goal.keys)]
+    ranked = sorted(candidates, key=lambda s: sign * goal.final(s).median)
     if not ranked or not math.isfinite(goal.final(ranked[0]).median):
         return None
-    reference = ranked[0]
-    marks = _marks(reference, goal)
-    return Race(
+    best = ranked[0]
+    baselines = _baselines(best, goal)
+    return TimeToTarget(
         goal=goal,
-        reference=reference.label,
-        target=Spread.of(mark.value for seed, mark in marks.items() if seed is not None),
-        reaches={s.label: _reach(s, goal, marks) for s in comparison.series},
+        baseline=best.label,
+        target=Spread.of(run.target for seed, run in baselines.items() if seed is not None),
+        outcomes={s.label: _outcome(s, goal, baselines) for s in comparison.series},
         spacing=_spacing(comparison, goal),
     )
 
 
 @dataclass(frozen=True)
-class _Mark:
-    """A target, and the reference's seconds to it and in all."""
+class _Baseline:
+    """The baseline on one seed: its final value, and its seconds to that and in all."""
 
-    value: float
+    target: float
     seconds: float
-    total: float
+    budget: float
 
 
-def _marks(reference: Series, goal: Goal) -> dict[int | None, _Mark]:
-    """Targets by seed; under ``None`` the median one, for seeds the reference did not run."""
-    marks: dict[int | None, _Mark] = {}
-    for run in reference.runs:
-        curve, value = goal.curve(run), goal.ended(run)
-        if curve is None or not math.isfinite(value):
+def _baselines(best: Series, goal: Goal) -> dict[int | None, _Baseline]:
+    """The baseline by seed; under ``None`` its medians, for seeds that it did not run."""
+    baselines: dict[int | None, _Baseline] = {}
+    for run in best.runs:
+        curve, target = goal.curve(run), goal.ended(run)
+        if curve is None or not math.isfinite(target):
             continue
-        index = goal.first_reach(curve, value)
+        index = goal.first_reach(curve, target)
         seconds = float(curve.seconds[-1 if index is None else index])
-        marks[run.seed] = _Mark(value, seconds, float(curve.seconds[-1]))
-    own = list(marks.values())
-    marks[None] = _Mark(
-        Spread.of(m.value for m in own).median,
-        Spread.of(m.seconds for m in own).median,
-        Spread.of(m.total for m in own).median,
+        baselines[run.seed] = _Baseline(target, seconds, float(curve.seconds[-1]))
+    own = list(baselines.values())
+    baselines[None] = _Baseline(
+        Spread.of(b.target for b in own).median,
+        Spread.of(b.seconds for b in own).median,
+        Spread.of(b.budget for b in own).median,
     )
-    return marks
+    return baselines
 
 
-def _reach(series: Series, goal: Goal, marks: Mapping[int | None, _Mark]) -> Reach:
+def _outcome(
+    series: Series, goal: Goal, baselines: Mapping[int | None, _Baseline]
+) -> TargetOutcome:
     costs: dict[Axis, list[float]] = {axis: [] for axis in AXES}
-    ratios, shares = [], []
+    ratios, fractions = [], []
     for run in series.runs:
-        mark = marks.get(run.seed, marks[None])
-        cost = _cost(run, goal, mark.value)
+        baseline = baselines.get(run.seed, baselines[None])
+        cost = _cost(run, goal, baseline.target)
         for axis in AXES:
             costs[axis].append(cost[axis])
-        ratios.append(_divide(cost["seconds"], mark.seconds))
-        shares.append(_divide(cost["seconds"], mark.total))
-    return Reach(
+        ratios.append(_divide(cost["seconds"], baseline.seconds))
+        fractions.append(_divide(cost["seconds"], baseline.budget))
+    return TargetOutcome(
         reached=sum(math.isfinite(value) for value in costs["seconds"]),
         runs=len(series.runs),
         cost={axis: Spread.of(values) for axis, values in costs.items()},
         ratio=Spread.of(ratios),
-        share=Spread.of(shares),
+        budget_fraction=Spread.of(fractions),
     )
 
 

@@ -34,12 +34,12 @@ class Report:
 
     Attributes:
         tables: one per comparison, empty if there was nothing to compare.
-        left_out: folders that are not in the numbers, and why.
+        skipped: folders that are not in the numbers, and why.
         files: what was written.
     """
 
     tables: tuple[Table, ...]
-    left_out: tuple[SkippedRun, ...]
+    skipped: tuple[SkippedRun, ...]
     files: tuple[Path, ...]
 
 
@@ -69,17 +69,17 @@ def write_report(
         ConfigError: no run measured the metric.
         ResultsError: a file cannot be written.
     """
-    runs, left_out = read_runs(root, tasks=tasks, partial=partial)
+    runs, skipped = read_runs(root, tasks=tasks, partial=partial)
     if beside is not None:
         others, more = read_runs(beside, tasks={run.task for run in runs}, partial=partial)
         runs += [run for run in others if is_first_order(run)]
-        left_out += more
-    return write_runs(runs, left_out, root, root if out is None else out, metric=metric)
+        skipped += more
+    return write_runs(runs, skipped, root, root if out is None else out, metric=metric)
 
 
 def write_runs(
     runs: Iterable[Run],
-    left_out: Iterable[SkippedRun],
+    skipped: Iterable[SkippedRun],
     root: Path,
     folder: Path,
     *,
@@ -89,7 +89,7 @@ def write_runs(
 
     Args:
         runs: what to show.
-        left_out: what to name as missing.
+        skipped: what to name as missing.
         root: folder that runs are named relative to.
         folder: where the files go.
         metric: test metric to show instead of each task's own.
@@ -98,28 +98,28 @@ def write_runs(
         ConfigError: no run measured the metric.
         ResultsError: a file cannot be written.
     """
-    runs, left_out = list(runs), tuple(left_out)
+    runs, skipped = list(runs), tuple(skipped)
     measured = {name for run in runs for split, name in run.curves if split == "test"}
     if metric is not None and runs:
         require_choice("metric", metric, measured)
     comparisons = compare(runs, metric=metric)
     tables = tuple(tabulate(comparison) for comparison in comparisons)
     if not tables:
-        return Report((), left_out, ())
+        return Report((), skipped, ())
     sections = [_section(table) for table in tables]
     files = {
         "comparison.png": _overview(comparisons, sections),
         "summary.csv": summary_csv(tables).encode(),
         "summary.md": summary_markdown(tables).encode(),
         "runs.csv": runs_csv(comparisons).encode(),
-        "report.html": render(root, sections, left_out).encode(),
+        "report.html": render(root, sections, skipped).encode(),
         **_named("density", _DENSITY, sections),
         **_named("horizon", _HORIZON, sections),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_file(folder / name, content)
-    return Report(tables, left_out, tuple(folder / name for name in files))
+    return Report(tables, skipped, tuple(folder / name for name in files))
 
 
 def _overview(comparisons: Sequence[Comparison], sections: Sequence[Section]) -> bytes:
