@@ -15,7 +15,10 @@ TRAIN_LOSS: tuple[Key, ...] = (("train", "loss"), ("train", "batch_loss"))
 """Where the training loss is looked for: evaluated on a fixed subset, else of the batches."""
 
 # Not part of a run's settings proper: where it ran, how it was logged, which seed.
-_IGNORED = ("seed", "device", "data", "results", "logger", "hydra", "experiment")
+_IGNORED = (
+    *("seed", "device", "data", "results", "logger", "hydra", "experiment"),
+    *("imports", "tuned_for", "workload"),
+)
 # Settings that an honest comparison shares between its optimizers, apart from the optimizer.
 _SHARED = ("task", "model", "solver", "dtype", "train")
 # These say more than the numbers that go with them, and are named wherever they differ.
