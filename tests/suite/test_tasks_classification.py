@@ -14,7 +14,7 @@ from tasks.data.splits import stratified_thirds
 from tasks.data.uea import Series, read_uea
 from tasks.images import ImageClassification
 from tasks.models.ode_rnn import ODERNN, GatedCell
-from tasks.series import network_inputs
+from tasks.series import SeriesClassification, network_inputs, thinned
 from tests.suite.task_cases import NODE, SOLVER, make
 
 pytestmark = pytest.mark.usefixtures("checked_shapes")
@@ -250,3 +250,18 @@ def test_wrong_shapes_are_noticed_in_tests() -> None:
     model = ODERNN(3, 5, 2, solver=SOLVER)
     with pytest.raises(jaxtyping.TypeCheckError):
         model(torch.zeros(2, 4, 3), torch.ones(2, 5, dtype=torch.bool), torch.tensor([1, 1]))
+
+
+def test_a_stride_takes_every_so_many_points() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 7, 2))
+    values[1, 5:] = np.nan
+    lengths = np.array([7, 5, 6])
+    series = Series(values, lengths, np.array([0, 1, 0]), 2, "made up")
+    thin = thinned(series, 3)
+    np.testing.assert_array_equal(thin.values, values[:, [0, 3, 6]])
+    assert thin.lengths.tolist() == [3, 2, 2]  # points 0, 3, 6; 0, 3; 0, 3
+    assert thin.provenance == "made up; one grid point of 3"
+    assert thinned(series, 1) is series
+    with pytest.raises(ValueError, match="stride"):
+        SeriesClassification("japanese_vowels", hidden=4, batch_size=8, stride=0)

@@ -12,13 +12,16 @@ from tasks.engine.config.settings import SPLITS, HorizonSettings
 #: Parts of the configuration that do not change what is computed, and so not a run's identity.
 NOT_IDENTITY = ("data", "results", "seed", "logger", "imports", "workload", "tuned_for")
 
-#: Values of later keys of ``train`` that leave everything as it was, identities included.
-_ADDED_LATER = (
-    ("clock", "wall"),
-    ("eval_valid_samples", None),
-    ("eval_test_samples", None),
-    ("eval_splits", list(SPLITS)),
-)
+#: Values of later keys that leave everything as it was, identities included, by section.
+_ADDED_LATER = {
+    "train": (
+        ("clock", "wall"),
+        ("eval_valid_samples", None),
+        ("eval_test_samples", None),
+        ("eval_splits", list(SPLITS)),
+    ),
+    "task": (("stride", 1),),
+}
 
 #: Names of a ``_target_`` that moved, and where it is now. Runs from before are found by the first.
 MOVED = {
@@ -36,7 +39,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     optim = {k: v for k, v in kept["optim"].items() if k != "about"}
     kept["optim"] = {_FIRST_KEYS.get(k, k): v for k, v in optim.items()}
-    kept["train"] = {k: v for k, v in kept["train"].items() if (k, v) not in _ADDED_LATER}
+    for part, added in _ADDED_LATER.items():
+        kept[part] = {k: v for k, v in kept[part].items() if (k, v) not in added}
     if kept.get("probe") == {"every": None}:  # as if there were no such part
         del kept["probe"]
     if not HorizonSettings(**kept.get("horizon", {})).asked_for:
