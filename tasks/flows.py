@@ -23,7 +23,7 @@ class DensityEstimation(Task):
     A batch is (samples (B, D),).
 
     Args:
-        dataset: ``circle``, ``gas`` or ``miniboone``.
+        dataset: ``checkerboard``, ``circle``, ``gas`` or ``miniboone``.
         hidden: width of the fields' hidden layers.
         layers: concat-squash layers of a field.
         activation: ``tanh`` or ``softplus``.
@@ -79,7 +79,7 @@ class DensityEstimation(Task):
         }
 
     def load(self, root: Path, seed: int, device: torch.device, dtype: torch.dtype) -> Splits:
-        """Read and divide the data; only ``circle`` depends on the seed, which generates it."""
+        """Read and divide the data; what is generated depends on the seed."""
         table = READERS[self.name](root, stream_seed(seed, "data") % 2**32)
         self.provenance = table.provenance
         kept = max(1, round(self.train_fraction * len(table.train)))

@@ -1,4 +1,4 @@
-"""Readers of the tables that flows are trained on: circle, GAS and MINIBOONE."""
+"""Readers of the tables that flows are trained on: generated ones, GAS and MINIBOONE."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.data.checkerboard import make_checkerboard
 from tasks.data.circle import make_rings
 from tasks.data.integrity import require_finite, require_shape, require_varied
 from tasks.data.maf import read_gas_rows, read_miniboone_rows
 
 Rows = NDArray[np.float64]
 
-DIMENSIONS = {"circle": 2, "gas": 8, "miniboone": 43}
+DIMENSIONS = {"checkerboard": 2, "circle": 2, "gas": 8, "miniboone": 43}
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,22 @@ class Table:
     provenance: str = "complete"
 
 
-def read_circle(root: Path, seed: int) -> Table:
-    """16384, 4096 and 8192 points of the two rings, generated.
+#: Points of a generated table: to train, to validate, to test.
+GENERATED = (16384, 4096, 8192)
+
+
+def generated(make: Callable[[int, int], Rows]) -> Callable[[Path, int], Table]:
+    """The reader of a table that is made from the seed, in the sizes of :data:`GENERATED`.
 
     Args:
-        root: not read.
-        seed: of the generator.
+        make: makes so many points from a seed.
     """
-    sizes = (16384, 4096, 8192)
-    points = make_rings(sum(sizes), seed)
-    train, valid, test = np.split(points, np.cumsum(sizes)[:-1])
-    return Table(train, valid, test, "synthetic by nature: generated from the seed")
+
+    def read(root: Path, seed: int) -> Table:
+        train, valid, test = np.split(make(sum(GENERATED), seed), np.cumsum(GENERATED)[:-1])
+        return Table(train, valid, test, "synthetic by nature: generated from the seed")
+
+    return read
 
 
 def read_miniboone(root: Path, seed: int) -> Table:
@@ -68,7 +74,8 @@ def _checked(name: str, table: Table) -> Table:
 
 
 READERS: dict[str, Callable[[Path, int], Table]] = {
-    "circle": read_circle,
+    "checkerboard": generated(make_checkerboard),
+    "circle": generated(make_rings),
     "gas": read_gas,
     "miniboone": read_miniboone,
 }

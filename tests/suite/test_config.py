@@ -21,6 +21,7 @@ TINY: dict[str, list[str]] = {
     "digits": ["task.hidden=4", "task.batch_size=8"],
     "japanese_vowels": ["task.hidden=4", "task.batch_size=8"],
     "basic_motions": ["task.hidden=4", "task.batch_size=4"],
+    "checkerboard": ["task.hidden=8", "task.batch_size=16", "solver.rtol=1e-3"],
     "circle": ["task.hidden=8", "task.batch_size=16", "solver.rtol=1e-3", "solver.atol=1e-3"],
 }
 ONE_STEP = [
@@ -76,6 +77,7 @@ def test_every_task_is_built_without_data(task) -> None:
 
 GAUSS_NEWTON = "snopt_gauss_newton"
 NO_SAMPLES = {
+    "checkerboard": "no likelihood to tell by",
     "circle": "no likelihood to tell by",
     "nested_spheres": "Use solver.gradient=checkpoint or direct",
 }

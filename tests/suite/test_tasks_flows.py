@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tasks.data.checkerboard import ENTROPY
 from tasks.models.cnf import DIVERGENCES, ContinuousFlow, FlowField
 from tests.suite.task_cases import NODE, SOLVER, make
 
@@ -229,6 +230,24 @@ def test_circle_is_two_rings_from_the_seed(tmp_path: Path) -> None:
     again, other = task.load(tmp_path, 3, cpu, F64), task.load(tmp_path, 4, cpu, F64)
     assert torch.equal(again.train[0], splits.train[0])
     assert not torch.equal(other.train[0], splits.train[0])
+
+
+def test_checkerboard_fills_eight_squares_evenly(tmp_path: Path) -> None:
+    task = make("checkerboard")
+    points = task.load(tmp_path, 3, torch.device("cpu"), F64).train[0]
+    squares = (points / 2).floor().long() + 2  # column and row, 0 to 3
+    assert squares.min() == 0
+    assert squares.max() == 3
+    assert bool(((squares.sum(dim=1) % 2) == 0).all())  # of one colour
+    counts = torch.bincount(4 * squares[:, 0] + squares[:, 1], minlength=16)
+    assert (counts > 0).sum() == 8
+    torch.testing.assert_close(
+        counts[counts > 0] / len(points), torch.full((8,), 1 / 8), atol=0.012, rtol=0
+    )
+    inside = (points / 2) % 1  # uniform within each
+    assert inside.mean(dim=0) == pytest.approx([0.5, 0.5], abs=0.01)
+    assert inside.var(dim=0) == pytest.approx([1 / 12, 1 / 12], abs=0.003)
+    assert ENTROPY == pytest.approx(-math.log(1 / 32))
 
 
 def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
