@@ -247,7 +247,7 @@ def test_checkerboard_fills_eight_squares_evenly(tmp_path: Path) -> None:
     inside = (points / 2) % 1  # uniform within each
     assert inside.mean(dim=0) == pytest.approx([0.5, 0.5], abs=0.01)
     assert inside.var(dim=0) == pytest.approx([1 / 12, 1 / 12], abs=0.003)
-    assert ENTROPY == pytest.approx(-math.log(1 / 32))
+    assert math.exp(ENTROPY) == pytest.approx(32.0)
 
 
 def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
