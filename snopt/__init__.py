@@ -6,6 +6,7 @@ Source: Liu, Chen and Theodorou, Second-Order Neural ODE Optimizer, NeurIPS 2021
 import warnings
 from typing import Any
 
+from snopt.advice import Advice, Candidate, GradientError, advise, gradient_error
 from snopt.errors import FactorizationError, SolverError
 from snopt.kronecker_error import KroneckerErrors, LayerError, kronecker_error
 from snopt.ode.block import ODEBlock, load_solver_state, solver_state
@@ -16,8 +17,11 @@ from snopt.optim.optimizer import SNOpt
 from snopt.optim.standalone import SNOptPreconditioner
 
 __all__ = [
+    "Advice",
+    "Candidate",
     "Coverage",
     "FactorizationError",
+    "GradientError",
     "Horizon",
     "KroneckerErrors",
     "LayerError",
@@ -26,6 +30,8 @@ __all__ = [
     "SNOpt",
     "SNOptPreconditioner",
     "SolverError",
+    "advise",
+    "gradient_error",
     "kronecker_error",
     "load_solver_state",
     "solver_state",

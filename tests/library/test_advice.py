@@ -1,0 +1,154 @@
+"""Advice on solvers: errors against something independent, candidates that do what they say."""
+
+import copy
+
+import pytest
+import torch
+import torchdiffeq
+from torch import Tensor, nn
+
+import snopt
+from snopt import ODEBlock
+
+
+class Rotation(nn.Module):
+    """x' = A x, whose flow is the matrix exponential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.tensor([[0.0, 2.0], [-2.0, -0.1]]))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return x @ self.matrix.T
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 2))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def start() -> Tensor:
+    return torch.tensor([[1.0, 0.5], [-0.3, 0.8]])
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_error_is_that_of_the_exact_flow(steps: int) -> None:
+    block = ODEBlock(Rotation(), method="rk4", gradient="direct", options={"steps": steps})
+    found = snopt.gradient_error(block, start(), seed=3)
+    v = torch.randn((2, 2), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def gradients(solve, dtype):
+        a = block.field.matrix.detach().to(dtype).requires_grad_()
+        x = start().to(dtype).requires_grad_()
+        y = solve(a, x)
+        grads = torch.autograd.grad((y * v.to(dtype)).sum(), (a, x))
+        return [t.detach().double() for t in (y, *grads)]
+
+    exact = gradients(lambda a, x: x @ torch.matrix_exp(a).T, torch.float64)
+    times = torch.linspace(0, 1, steps + 1)
+    ours = gradients(
+        lambda a, x: torchdiffeq.odeint(lambda t, x: x @ a.T, x, times, method="rk4")[-1],
+        torch.float32,
+    )
+    # torchdiffeq's rk4 is the 3/8 rule, and so is ours.
+    wanted = [float((b - a).norm() / a.norm()) for a, b in zip(exact, ours, strict=True)]
+    got = [found.output, found.parameters, found.state]
+    assert got == pytest.approx(wanted, rel=1e-2)
+    cosine = torch.nn.functional.cosine_similarity(exact[1].flatten(), ours[1].flatten(), dim=0)
+    assert found.cosine == pytest.approx(float(cosine), abs=1e-6)
+
+
+def test_a_tight_block_has_hardly_any_error() -> None:
+    block = ODEBlock(Net(), rtol=1e-9, atol=1e-9).double()
+    found = snopt.gradient_error(block, start().double())
+    assert max(found.parameters, found.state, found.output) < 1e-7
+    assert found.cosine == pytest.approx(1.0)
+
+
+def test_times_and_tuples_of_states() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, t: Tensor, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return -self.rate * x[0], x[0]
+
+    block = ODEBlock(Two(), rtol=1e-4, atol=1e-4)
+    x = (start(), torch.zeros(2, 2))
+    found = snopt.gradient_error(block, x, torch.tensor([0.0, 0.3, 2.0]))
+    assert 0 < found.parameters < 1e-2
+
+
+def test_nothing_is_left_behind() -> None:
+    block = ODEBlock(Net(), gradient="direct", options={"warm_start": True})
+    optimizer = snopt.SNOpt(block, 0.1)
+    block(start()).sum().backward()
+    before = copy.deepcopy(block.state_dict())
+    grads = [p.grad.clone() for p in block.parameters()]
+    counters = block.nfe_forward, block.nfe_backward, block.nfe_curvature, block.samples
+    memory = block.solver_state()
+    snopt.gradient_error(block, start())
+    snopt.advise(block, start())
+    assert counters == (block.nfe_forward, block.nfe_backward, block.nfe_curvature, block.samples)
+    assert block.solver_state() == memory
+    for name, value in block.state_dict().items():
+        assert torch.equal(value, before[name])
+    for p, grad in zip(block.parameters(), grads, strict=True):
+        assert torch.equal(p.grad, grad)
+    optimizer.step()
+    assert optimizer.factors().keys() == {"field.net.0", "field.net.2"}
+
+
+def test_advice_counts_evaluations_and_names_the_quickest_that_is_good_enough() -> None:
+    block = ODEBlock(Net(), (0.0, 2.0), rtol=1e-5, atol=1e-5)
+    advice = snopt.advise(block, start())
+    assert advice.own.arguments["gradient"] == "adjoint"
+    assert advice.own.evaluations[1] > 0
+    everybody = (advice.own, *advice.candidates)
+    fixed = {
+        c.arguments["options"]["steps"]: c
+        for c in advice.candidates
+        if c.arguments["method"] == "rk4"
+    }
+    assert {steps: c.evaluations for steps, c in fixed.items()} == {
+        1: (4, 0), 2: (8, 0), 4: (16, 0), 8: (32, 0)
+    }  # fmt: skip
+    errors = [fixed[steps].error.parameters for steps in (1, 2, 4)]
+    assert errors == sorted(errors, reverse=True)
+    assert fixed[8].memory > 1.9 * fixed[4].memory > 3.6 * fixed[2].memory
+    good = [c for c in everybody if max(c.error.parameters, c.error.output) <= advice.tolerance]
+    assert advice.best.seconds == min(c.seconds for c in good)
+    shown = str(advice)
+    assert shown.count("<- best") == 1
+    assert shown.count("(as it is)") == 1
+    again = eval(advice.best.line, {"ODEBlock": ODEBlock, "field": block.field})
+    assert snopt.gradient_error(again, start()).parameters <= advice.tolerance
+
+
+def test_a_candidate_that_fails_says_why() -> None:
+    class Sharp(nn.Module):
+        """Hardly moves, but explodes in a long explicit step."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(40.0))
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return -self.rate * x**5
+
+    advice = snopt.advise(ODEBlock(Sharp(), (0.0, 1.0)), 3.0 * start())
+    failed = [c for c in advice.candidates if c.error is None]
+    assert failed
+    assert all("non-finite" in c.reason for c in failed)
+    assert "failed" in str(advice)
+    assert advice.candidates[-1] in failed
+
+
+def test_a_tolerance_is_positive() -> None:
+    with pytest.raises(ValueError, match="tolerance=0: must be positive"):
+        snopt.advise(ODEBlock(Net()), start(), tolerance=0)
