@@ -1,0 +1,65 @@
+"""What several of the suite's tests need: annotated shapes checked, real data, a bad web server."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from beartype import beartype
+from jaxtyping import jaxtyped
+
+from tasks.data import spline
+from tasks.models import cnf, convnet, family_rnn, ode_rnn
+from tests.support.bad_server import BadServer
+
+ANNOTATED = (spline, cnf, convnet, family_rnn, ode_rnn)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of official data that SNOPT_DATA names; tests that need it are skipped without."""
+    root = os.environ.get("SNOPT_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip(
+            "needs official data files: set SNOPT_DATA to a folder laid out as docs/suite.md says"
+        )
+    return Path(root)
+
+
+@pytest.fixture
+def bad_server() -> Iterator[BadServer]:
+    """A local web server that misbehaves as a test asks."""
+    with BadServer() as server:
+        yield server
+
+
+@pytest.fixture
+def checked_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks the annotated shapes of the networks at every call.
+
+    For tests that ask: the checks cannot be compiled, so they are not on for all.
+    """
+    for module in ANNOTATED:
+        classes = [c for c in vars(module).values() if isinstance(c, type)]
+        for owner in (module, *(c for c in classes if c.__module__ == module.__name__)):
+            for name, value in list(vars(owner).items()):
+                own = getattr(value, "__module__", None) == module.__name__
+                if inspect.isfunction(value) and own and name != "__init__":
+                    monkeypatch.setattr(owner, name, jaxtyped(value, typechecker=beartype))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps tests out of the user's cache folder."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws from a stream of its own, whatever ran before it."""
+    torch.manual_seed(0)

@@ -1,0 +1,127 @@
+"""Compiled steps: the eager numbers, no compilation for new times, and a way back."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from snopt import ODEBlock, SNOpt
+from snopt.ode.compiled import CompileClock
+from tests.support import problems
+from tests.support.problems import GRADIENTS
+
+# The compiler's own imports, first of all in a process.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+def block(kind: str, **options: Any) -> ODEBlock:
+    return ODEBlock(problems.field(), method="rk4", gradient=kind, options={"steps": 3, **options})
+
+
+def gradient(layer: ODEBlock, x: Tensor, y: Tensor, times: list[float]) -> tuple[Tensor, Tensor]:
+    layer.zero_grad()
+    start = x.clone().requires_grad_()
+    states = layer(start, times)
+    problems.squares(y)(states[-1]).backward()
+    return states.detach(), torch.cat([start.grad.reshape(-1), problems.gradients(layer)])
+
+
+def test_compiled_steps_are_the_eager_ones_and_compile_once() -> None:
+    x, y = problems.data()
+    fast = block("direct", compile=True)
+    plain = block("direct")
+    for i, times in enumerate(([0.0, 1.0], [0.0, 0.3, 0.7], [2.0, 1.0], [0.5, 0.9, 1.1, 1.6])):
+        if i == 1:
+            seconds = CompileClock.seconds
+            assert seconds > 0
+        for got, want in zip(
+            gradient(fast, x, y, times), gradient(plain, x, y, times), strict=True
+        ):
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    # The first call's state is a leaf or a step's result: both have been seen by now.
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for times in ([3.0, 4.0], [0.1, 0.25, 0.9]):
+            gradient(fast, x, y, times)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [k for k in GRADIENTS if k != "direct"])
+def test_every_gradient_takes_compiled_steps(kind: str) -> None:
+    x, y = problems.data()
+    pairs = zip(
+        gradient(block(kind, compile=True), x, y, [0.0, 1.0]),
+        gradient(block(kind), x, y, [0.0, 1.0]),
+        strict=True,
+    )
+    for got, want in pairs:
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_states_of_several_tensors_are_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the graphs alone, without code generated for them."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 2), nn.Linear(2, 3)
+
+        def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return torch.tanh(self.b(state[1])) * (1 + t), torch.sin(self.a(state[0]))
+
+    torch.manual_seed(0)
+    field = Pair().double()
+    counters.clear()
+    for count in (4, 6):  # another batch size
+        x = torch.randn(count, 3).double(), torch.randn(count, 2).double()
+        found = []
+        for compiles in (True, False):
+            options = {"steps": 2, "compile": compiles}
+            layer = ODEBlock(field, method="rk4", gradient="direct", options=options)
+            field.zero_grad()
+            a, b = layer(x)
+            (a.square().sum() + b.square().sum()).backward()
+            found.append(torch.cat([a.flatten(), b.flatten(), problems.gradients(field)]))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+    assert counters["stats"]["unique_graphs"] >= 2
+
+
+def test_a_refresh_under_compiled_steps() -> None:
+    x, y = problems.data()
+    found = []
+    for options in ({}, {"compile": True}):
+        layer = block("direct", **options)
+        optimizer = SNOpt(layer, 0.02, refresh_every=2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            problems.squares(y)(layer(x)).backward()
+            optimizer.step()
+        found.append(optimizer.factors())
+    for name, pair in found[0].items():
+        for got, want in zip(found[1][name], pair, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def test_a_compiler_that_fails_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any) -> Tensor:
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda function, *a, **k: broken)
+    x, y = problems.data()
+    layer = block("direct", compile=True)
+    with caplog.at_level(logging.WARNING, logger="snopt"):
+        for _ in range(3):
+            got = gradient(layer, x, y, [0.0, 1.0])
+    assert len([r for r in caplog.records if "torch.compile failed" in r.message]) == 1
+    assert "no C++ compiler" in caplog.text
+    for one, other in zip(got, gradient(block("direct"), x, y, [0.0, 1.0]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)

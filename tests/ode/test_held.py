@@ -1,0 +1,246 @@
+"""Tensors that a field holds for one solve: gradients reach them, and the solve keeps its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from snopt import ODEBlock, SNOpt
+from tests.support import problems
+from tests.support.problems import GRADIENTS
+
+
+class Told(nn.Module):
+    """A field that reads an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = problems.field()
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(t, x) + torch.tanh(self.context * x)
+        return out
+
+
+def found(kind: str) -> list[Tensor]:
+    field, (x, _) = Told(), problems.data()
+    block = ODEBlock(field, rtol=1e-9, atol=1e-9, gradient=kind)
+    torch.manual_seed(2)
+    encoder = nn.Linear(3, 3).double()
+    loss = torch.zeros(()).double()
+    for part in (x[:3], x[3:]):
+        field.context = encoder(part)
+        loss = loss + block(part).square().sum()
+    loss.backward()
+    return [p.grad for m in (encoder, field) for p in m.parameters()]
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:3])
+def test_each_solve_has_its_own_context(kind: str) -> None:
+    torch.testing.assert_close(found(kind), found("direct"), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:3])
+def test_parameters_from_outside(kind: str) -> None:
+    field, (x, _) = problems.field(), problems.data()
+
+    def run(kind: str) -> list[Tensor]:
+        block = ODEBlock(field, rtol=1e-9, atol=1e-9, gradient=kind)
+        theta = {k: (1.5 * p).detach().requires_grad_() for k, p in block.named_parameters()}
+        functional_call(block, theta, (x,)).square().sum().backward()
+        return [p.grad for p in theta.values()]
+
+    torch.testing.assert_close(run(kind), run("direct"), rtol=1e-6, atol=1e-8)
+
+
+SOLVERS = {
+    "rk4": {"method": "rk4", "options": {"step_size": 0.25}},
+    "steps": {"method": "dopri5", "options": {"steps": 3}},
+    "dopri5": {"method": "dopri5", "rtol": 1e-4, "atol": 1e-4},
+    "bosh3": {"method": "bosh3", "rtol": 1e-3, "atol": 1e-3},
+}
+
+
+class Noisy(nn.Module):
+    """Dropout, or noise that no module tells of."""
+
+    def __init__(self, dropout: bool) -> None:
+        super().__init__()
+        self.inner, self.dropout = problems.field(), dropout
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        slope = self.inner(t, x)
+        if self.dropout:
+            return nn.functional.dropout(slope, 0.3, self.training)
+        return slope * (1 + 0.01 * torch.randn_like(slope))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("dropout", [True, False])
+@pytest.mark.parametrize("t", [None, [0.0, 0.4, 1.0]])
+def test_checkpoint_repeats_the_numbers_that_were_drawn(
+    name: str, dropout: bool, t: list[float] | None
+) -> None:
+    """The gradient and the random stream afterwards are those of direct backpropagation."""
+    settings = dict(SOLVERS[name])
+    if dropout and "rtol" in settings:
+        # Masks that differ from stage to stage are no ODE: nothing to control.
+        settings.update(rtol=10.0, atol=10.0)
+    found = []
+    for kind in ("direct", "checkpoint", "checkpoint"):
+        field, (x, _) = Noisy(dropout), problems.data()
+        torch.manual_seed(3)
+        x.requires_grad_()
+        block = ODEBlock(field, gradient=kind, **settings)
+        if t is not None and kind == "direct":  # checkpoint begins each interval anew
+            out = x
+            for span in ((0.0, 0.4), (0.4, 1.0)):
+                out = ODEBlock(field, span, gradient=kind, **settings)(out)
+        else:
+            out = block(x) if t is None else block(x, torch.tensor(t).double())[-1]
+        out.square().sum().backward()
+        after = torch.rand(1)
+        found.append([x.grad, *(p.grad for p in field.parameters()), after])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:2])
+@pytest.mark.parametrize("dropout", [True, False])
+def test_random_fields_of_adjoints_are_told(kind: str, dropout: bool) -> None:
+    field, (x, _) = Noisy(dropout), problems.data()
+    block = ODEBlock(field, method="rk4", options={"steps": 2}, gradient=kind)
+    with pytest.warns(UserWarning, match="gradient='checkpoint' or 'direct'"):
+        block(x)
+    if dropout:
+        block.eval()
+        block(x)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_the_way_back_and_refreshes_leave_no_trace(kind: str) -> None:
+    """Statistics of BatchNorm and random numbers are those of the forward pass alone."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.inner = nn.BatchNorm1d(3).double(), problems.field()
+            self.calls = 0
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            self.calls += 1
+            out: Tensor = self.inner(t, self.norm(x))
+            return out
+
+    field, (x, _) = Normed(), problems.data()
+    block = ODEBlock(field, method="rk4", options={"steps": 2}, gradient=kind)
+    optimizer = SNOpt(block, 0.0, rule="adam", refresh_every=1)
+    out = block(x)
+    statistics = {k: v.clone() for k, v in field.norm.state_dict().items()}
+    assert int(statistics["num_batches_tracked"]) == field.calls == 8
+    torch.manual_seed(0)
+    out.square().sum().backward()
+    optimizer.step()
+    assert optimizer.factors()
+    torch.testing.assert_close(dict(field.norm.state_dict()), statistics)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(1))
+
+
+class Path:
+    """A context that is no tensor, as a CDE's path."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def at(self, t: Tensor) -> Tensor:
+        return self.scale * torch.sin(t)
+
+
+class Driven(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.path, self.parts = problems.field(), Path(0.0), ()
+        self.gain, self.calls = 1.0, 0
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        out: Tensor = self.inner(t, x) * self.gain + self.path.at(t) * x
+        for part in self.parts:
+            out = out + part * x
+        return out
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_contexts_that_are_no_tensors(kind: str) -> None:
+    """Paths, numbers and tuples of tensors; refreshes see the context of their solve, too."""
+    found, factors = [], []
+    for together in (True, False):
+        field, (x, _) = Driven(), problems.data()
+        block = ODEBlock(field, method="rk4", options={"steps": 4}, gradient=kind)
+        optimizer = SNOpt(block, 0.0)
+        weights = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        losses = []
+        for i, part in enumerate((x[:3], x[3:])):
+            field.path, field.gain = Path(float(i + 1)), 1.0 + i
+            field.parts = (weights[i] * 2,)
+            losses.append(block(part).square().sum() / 7)
+            if not together:
+                losses.pop().backward()
+        if together:
+            sum(losses).backward()
+            assert (field.path.scale, field.gain) == (2.0, 2.0)
+        assert field.calls > 8
+        found.append([weights.grad, *(p.grad for p in field.parameters())])
+        optimizer.step()
+        factors.append([x for pair in optimizer.factors().values() for x in pair])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(factors[0][0], factors[1][0], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:3])
+def test_a_context_that_is_changed_in_place_is_told(kind: str) -> None:
+    field, (x, _) = Told(), problems.data()
+    block = ODEBlock(field, method="rk4", options={"steps": 2}, gradient=kind)
+    field.context = torch.ones(3).double()
+    out = block(x)
+    field.context.mul_(2)
+    with pytest.raises(RuntimeError, match="'context' of field Told was changed in place"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:3])
+def test_tensors_that_the_field_does_not_hold_are_refused(kind: str) -> None:
+    outside = nn.Linear(3, 3).double()
+
+    class Closed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = problems.field()
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            x = x + x.detach().requires_grad_().square()  # a leaf of its own is none from outside
+            return self.inner(t, x) if self.own else self.inner(t, outside(x))
+
+    for own in (True, False):
+        field, (x, _) = Closed(), problems.data()
+        field.own = own
+        loss = ODEBlock(field, method="rk4", options={"steps": 2}, gradient=kind)(x).sum()
+        if own:
+            loss.backward()
+        else:
+            with pytest.raises(ValueError, match="are no attributes of it"):
+                loss.backward()
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:3])
+def test_gradients_that_are_differentiated_again_say_what_to_use(kind: str) -> None:
+    x, _ = problems.data()
+    block = ODEBlock(problems.field(), method="rk4", options={"steps": 2}, gradient=kind)
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="use gradient='direct'"):
+        grad.square().sum().backward()

@@ -1,0 +1,79 @@
+"""What is preconditioned, and the reason for everything that is not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from snopt import ODEBlock, SNOpt
+from tests.support import problems
+
+
+class Zoo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(5, 3)
+        self.norm = nn.LayerNorm(3)
+        self.table = nn.Embedding(4, 3)
+        self.gain = nn.Parameter(torch.ones(3))
+        self.block = ODEBlock(problems.field().float(), method="rk4", options={"steps": 2})
+        self.head, self.tied = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.tied.weight = self.head.weight
+        self.frozen = nn.Linear(3, 3)
+        self.frozen.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.stem(x)) * self.gain + self.table(torch.zeros(len(x), dtype=torch.long))
+        out: Tensor = self.frozen(self.tied(torch.tanh(self.head(self.block(h)))))
+        return out
+
+
+def test_every_parameter_is_accounted_for() -> None:
+    model = Zoo()
+    coverage = SNOpt(model).coverage()
+    names = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert set(coverage.preconditioned) | set(coverage.fallback) == names == set(coverage.sizes)
+    assert not set(coverage.preconditioned) & set(coverage.fallback)
+    assert coverage.preconditioned["stem.bias"] == "stem"
+    assert coverage.preconditioned["block.field.inner.weight"] == "block.field.inner"
+    reasons = {
+        "norm.weight": "LayerNorm", "table.weight": "Embedding", "gain": "Zoo",
+        "tied.bias": "shared", "frozen.bias": "frozen",
+    }  # fmt: skip
+    for name, word in reasons.items():
+        assert word in coverage.fallback[name], name
+    text = str(coverage)
+    assert all(name in text for name in names)
+    covered = sum(coverage.sizes[n] for n in coverage.preconditioned)
+    assert coverage.fraction == covered / sum(coverage.sizes.values())
+
+
+def test_only_the_fields() -> None:
+    model = Zoo()
+    optimizer = SNOpt(model, precondition="ode")
+    coverage = optimizer.coverage()
+    assert set(coverage.preconditioned.values()) == {"block.field.inner", "block.field.outer"}
+    assert "outside the ODE blocks" in coverage.fallback["stem.weight"]
+
+
+def test_plain_parameters_take_the_plain_update() -> None:
+    """SGD's step beside preconditioned layers, the shared weight with the gradient of both uses."""
+    model, x = Zoo(), torch.randn(6, 5)
+    optimizer = SNOpt(model, 0.1)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model(x).square().mean().backward()
+    optimizer.step()
+    for name in optimizer.coverage().fallback:
+        p = model.get_parameter(name)
+        torch.testing.assert_close(p.detach(), before[name] - 0.1 * p.grad)
+    for name in optimizer.coverage().preconditioned:
+        p = model.get_parameter(name)
+        assert not torch.allclose(p.detach(), before[name] - 0.1 * p.grad)
+    assert torch.equal(model.frozen.weight, before["frozen.weight"])
+
+
+def test_a_parametrized_weight_is_named() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    coverage = SNOpt(model).coverage()
+    assert not coverage.preconditioned
+    assert all(reason for reason in coverage.fallback.values())

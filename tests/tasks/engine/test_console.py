@@ -1,0 +1,246 @@
+"""What is typed wrongly is refused in a sentence, before anything is written or read."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+import snopt
+from snopt.ode.gradients import GRADIENTS
+from snopt.optim import preconditioner
+from tasks.common.checks import ConfigError, fits
+from tasks.engine import cli, experiment
+from tasks.engine.config import settings
+from tasks.engine.config.settings import Settings
+from tasks.engine.report import read_run
+from tests.support import console, fake
+
+ROOT = Path(__file__).resolve().parents[3]
+
+#: Found while the command is composed, without torch.
+TYPED = [
+    (["optim=glob(ad*)"], r"several values\. Add -m"),
+    (["-m", "optim=glob(*zzz)"], r"stands for no value\. Choices of optim: adahessian"),
+    (["-m", "seed=range(5,1)"], r"seed=range\(5,1\): stands for no value"),
+    (["-m", "seed=range(0,1,0)"], r"must not be zero"),
+    (["-m", "optim.lr=interval(0,1)"], r"an interval has no end of values"),
+    (["results.root=/tmp/a,b"], r"\"results\.root='/tmp/a,b'\""),
+    (["results.root=/tmp/a(1)"], r"\"results\.root='/tmp/a\(1\)'\""),
+    (["=3"], r"not an override\. Write key=value"),
+    (["é=3"], r"not an override"),
+    (["optim.name=../../x"], r"optim\.name='\.\./\.\./x': names the folder"),
+    (["optim.name=.."], r"optim\.name='\.\.': names the folder"),
+    (["task.name="], r"task\.name='': names the folder"),
+    (["model.name=a/b"], r"model\.name='a/b': names the folder"),
+    (["model.name=é"], r"model\.name='é': names the folder"),
+    (["model.name=1e30"], r"model\.name=1e\+30: names the folder"),
+    (["results.root="], r"results\.root='': must name a folder"),
+    (["results.root=null"], r"results\.root=null: must name a folder"),
+    (["results.root=true"], r"results\.root=True: must name a folder"),
+    (["results.root=1.5"], r"results\.root=\./1\.5"),
+    (["data.root=5"], r"data\.root=5: expected str \| null"),
+    (["hydra.run.dir=/proc/x"], r"hydra\.run\.dir: runs write below results\.root"),
+    (["hydra.output_subdir=x"], r"hydra\.output_subdir: runs write below"),
+    (["hydra.job.chdir=true"], r"hydra\.job\.chdir: runs write below"),
+    (["solver.steps=0"], r"solver\.steps=0: must be at least 1"),
+    (["solver.max_steps=0"], r"solver\.max_steps=0: must be at least 1"),
+    (["solver.compile='a b'"], r"solver\.compile='a b': expected bool"),
+    (["solver.warm_start=yes"], r"solver\.warm_start='yes': expected bool"),
+    (["solver.rtol=nan"], r"solver\.rtol=nan: must be finite"),
+    (["solver.gradient=adjont"], r"solver\.gradient=adjont: .*Did you mean adjoint"),
+    (["+solver.options.steps=3"], r"solver\.options\.steps: .*write solver\.steps"),
+    (["logger.name=wadnb"], r"logger\.name=wadnb: .*Did you mean wandb"),
+    (["logger=wandb", "logger.mode=nonsense"], r"logger\.mode=nonsense: .*offline, online"),
+    (["logger=wandb", "logger.tags=one"], r"logger\.tags='one': expected tuple\[str, \.\.\.\]"),
+    (["+logger.mode=offline"], r"logger\.mode: is for wandb"),
+    (["logger.progress=loud"], r"logger\.progress=loud: no such choice"),
+    (["optim=1"], r"optim=1: no such choice"),
+    (["tuned=null"], r"tuned=null: no such choice"),
+    (["logger=false"], r"logger=false: no such choice"),
+    (["optim=[sgd,adam]"], r"optim=\[sgd,adam\]: no such choice"),
+    (["~seed"], r"~seed: no run can do without"),
+    (["~solver"], r"~solver: no run can do without"),
+    (["~train"], r"~train: no run can do without"),
+    (["~logger.name"], r"logger\.name: is missing"),
+    (["seed=${nope}"], r"nope"),
+    (["seed=1.5"], r"seed=1\.5: must be an integer"),
+    (["threads=100000"], r"threads=100000: .*at most 1024"),
+    (["device=gpu0"], r"device=gpu0: no such choice"),
+    (["dtype=float16"], r"dtype=float16: no such choice"),
+    (["+foo=1"], r"foo: no such key"),
+    (["+data.foo=1"], r"data\.foo: no such key"),
+    (["train.max_epochs=0"], r"train\.max_epochs=0: must be at least 1"),
+    (["train.max_seconds=inf"], r"train\.max_seconds=inf: must be finite"),
+    (["train.eval_splits=[]"], r"train\.eval_splits=\[\]: name one"),
+    (["schedule.milestones=[0]"], r"schedule\.milestones=\[0\]: epochs must be"),
+    (["schedule.gamma=0"], r"schedule\.gamma=0: must be greater"),
+    (["experiment=paper/images"], r"Choices: paper/images/cifar10-adam"),
+    (["--cfg", "job", "optim=1"], r"optim=1: no such choice"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), TYPED, ids=[" ".join(x[0]) for x in TYPED])
+def test_refused_before_anything_is_imported(arguments, message, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "task", lambda: pytest.fail("was not refused"))
+    with pytest.raises(ConfigError, match=message) as refusal:
+        cli.checked(["task=digits", *arguments] if arguments[0][0] != "-" else arguments)
+    assert len(str(refusal.value).splitlines()) <= 4
+
+
+@pytest.mark.parametrize(
+    ("typed", "root"),
+    [
+        ("/tmp/müller", "/tmp/müller"),
+        ("/tmp/a=b", "/tmp/a=b"),
+        ("/tmp/a b", "/tmp/a b"),
+        ("~/x#1", "~/x#1"),
+        ("'/tmp/a,b'", "/tmp/a,b"),
+    ],
+)
+def test_folders_of_any_letters(typed, root) -> None:
+    (override,) = cli.checked([f"results.root={typed}"])
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        assert compose("config", [override]).results.root == root
+
+
+@pytest.mark.parametrize("text", ["a'b", "a,b", "ü ü", "[1]", "a\\", "a\\'b", "1e3"])
+def test_quoted_text_is_read_as_it_is(text) -> None:
+    override = cli.OverridesParser.create().parse_override(cli.quoted("key", text))
+    assert override.value() == text
+
+
+BUILT = [
+    (["optim=adam", "+optim.foreach=maybe"], r"optim\.foreach='maybe': expected bool \| null"),
+    (["optim=adam", "optim.lr=inf"], r"optim\.lr=inf: must be finite"),
+    (
+        ["optim=snopt", "optim.betas=[0.9]"],
+        r"optim: SNOpt refuses its settings: betas=\(0\.9,\); expected two numbers",
+    ),
+    (["optim=sgd", "optim.nesterov=maybe"], r"optim\.nesterov='maybe': expected bool"),
+    (["optim=lbfgs", "optim.line_search_fn=foo"], r"LBFGS cannot make a step .*strong_wolfe"),
+    (["optim=lbfgs", "optim.max_iter=five"], r"optim\.max_iter='five': expected int"),
+    (["optim=adahessian", "optim.update_period=0"], r"cannot make a step"),
+    (["optim=adahessian", "optim.create_graph=0"], r"optim\.create_graph=0: expected bool"),
+    (["optim=sgd_field", "+optim.field.nesterov=maybe"], r"optim\.field\.nesterov='maybe'"),
+    (["optim=sgd_field", "+optim.field.foo=1"], r"optim\.field\.foo: no such key"),
+    (["optim=sgd_field", "optim.field.lr=-1"], r"Invalid learning rate"),
+    (["optim._target_=os.getcwd"], r"optim\.lr: no such key"),
+    (["task._target_=builtins.dict"], r"task\._target_: cannot be called"),
+    (["task.batch_size=0"], r"batch_size=0: must be an integer"),
+    (["task.hidden=1.5"], r"task\.hidden=1\.5: expected int"),
+    (["model=hbnode", "model.gamma=abc"], r"model\.gamma='abc': expected float"),
+    (["model=hbnode", "model.gamma=-1"], r"Given: gamma=-1"),
+    (["model=ghbnode", "model.activation=[1]"], r"model\.activation=\[1\]: expected str"),
+    (["model=adamnode", "model.aligned=5"], r"model\.aligned=5: expected bool"),
+    (["+model.foo=1"], r"model\.foo: no such key"),
+    (["horizon.every=0"], r"horizon: Horizon refuses .*every=0"),
+    (["solver=warm", "+solver.options.safety=abc"], r"solver: a solve .*safety"),
+    (["solver=warm", "solver.method=scipy_solver"], r"solver: .*scipy_solver"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BUILT, ids=[" ".join(x[0]) for x in BUILT])
+def test_refused_before_data_are_touched(overrides, message, tmp_path) -> None:
+    root = f"results.root={tmp_path / 'runs'}"
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        config = compose("config", ["task=digits", *overrides, root])
+    with pytest.raises(ConfigError, match=message):
+        experiment.train(Settings.read(cli.plain(config)))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_gradients_are_those_of_the_library() -> None:
+    assert set(settings.GRADIENTS) == set(GRADIENTS)
+    assert set(settings.SolverSettings.OPTIONS) == set(snopt.ode.methods.OWN_OPTIONS)
+
+
+def test_types_of_yaml() -> None:
+    right = [(1, float), (None, int | None), ([1, 2.0], tuple[float, float]), ("a", str | int)]
+    wrong = [(True, int), (1.0, int), ("1", float), (float("nan"), float), ([1], tuple[int, int])]
+    assert all(fits(value, annotation) for value, annotation in right)
+    assert not any(fits(value, annotation) for value, annotation in wrong)
+
+
+def test_codes_of_single_runs(tmp_path) -> None:
+    root = f"results.root={tmp_path}"
+    assert console.run(*console.ONE_STEP, "optim=adam", root).code == 0
+    diverging = [*console.ONE_STEP, "optim=sgd", "optim.lr=1e30", "tuned=none", root]
+    for _ in range(2):  # the second time it is only looked up
+        answer = console.run(*diverging)
+        assert answer.code == cli.DIVERGED
+        assert "digits/node/sgd seed 0: diverged. Step" in answer.text
+    answer = console.run(*console.ONE_STEP, "optim=nothing", root)
+    assert answer.code == cli.REFUSED
+    assert "Traceback" not in answer.text
+
+
+def test_codes_of_sweeps(tmp_path) -> None:
+    sweep = ["-m", *console.ONE_STEP, "tuned=none", f"results.root={tmp_path}", "optim=sgd,adam"]
+    assert console.run(*sweep).code == 0
+    answer = console.run(*sweep, "optim.lr=1e30,3e-3")
+    assert answer.code == cli.DIVERGED
+    summary = answer.text[answer.text.index("Of this sweep did not end well:") :]
+    assert summary.count("diverged") == 2
+    assert len(list(tmp_path.rglob("run.json"))) == 6
+
+
+def test_unwritable_results(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    for arguments in (["optim=sgd"], ["-m", "optim=sgd"]):
+        answer = console.run(*arguments, *console.ONE_STEP, f"results.root={tmp_path / 'file'}")
+        assert answer.code == cli.REFUSED
+        assert "Traceback" not in answer.text
+        assert str(tmp_path / "file") in answer.text
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 3")])
+def test_out_of_memory_is_one_line(tmp_path, monkeypatch, error) -> None:
+    def fail(settings):
+        raise error
+
+    monkeypatch.setattr(experiment, "train", fail)
+    answer = console.run(*console.ONE_STEP, f"results.root={tmp_path}")
+    assert answer.code == cli.FAILED
+    (line,) = answer.text.splitlines()
+    assert line.startswith("out of memory")
+
+
+def test_failed_factorizations_are_counted(tmp_path, monkeypatch, caplog) -> None:
+    def fail(*arguments, **keywords):
+        raise snopt.FactorizationError("made to fail")
+
+    optim = {"_target_": "snopt.SNOpt", "name": "snopt", "lr": 0.01, "rule": "adam"}
+    optim |= {"basis": "gradient", "refresh_every": 5}
+    assert fake.train(tmp_path / "a", optim=optim)["refresh_failures"] == 0
+    monkeypatch.setattr(preconditioner, "eigenbasis", fail)
+    monkeypatch.setattr(preconditioner, "followed", fail)
+    summary = fake.train(tmp_path / "b", optim=optim)
+    assert summary["refresh_failures"] > 0
+    sentence = f"could not be factorized {summary['refresh_failures']} times"
+    assert sentence in caplog.text
+    run = read_run(fake.folder(tmp_path / "b", optim=optim))
+    assert any(sentence in warning for warning in run.warnings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.1, 0.3, 0.6, 1.0, 1.5, 2.0, 2.5, 3.0])
+def test_early_interruption_is_one_line(tmp_path, delay) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "run.py", "task=digits", "optim=adam", f"results.root={tmp_path}"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in text
+    assert "stop" in text.lower()
