@@ -41,7 +41,7 @@ class SolverError(RuntimeError):
         tail = f" ({detail})" if detail else ""
         super().__init__(
             f"{reason} at t = {time:.6g} {step}, after {nfe} field evaluations{tail}; "
-            f"to mend: {advice}."
+            f"try: {advice}."
         )
 
     def blaming(self, y0: Tensor) -> SolverError:

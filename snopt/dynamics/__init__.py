@@ -7,6 +7,9 @@ the released code writes the same system.
     model = nn.Sequential(InitialState(encoder, parts=2), block, FirstPart(), head)
 """
 
+import warnings
+from typing import Any
+
 from snopt.dynamics.adaptive import AdamNODE
 from snopt.dynamics.elapsed import ElapsedTime
 from snopt.dynamics.first_order import ANODE, NODE
@@ -17,9 +20,9 @@ from snopt.dynamics.initial import (
     FirstPart,
     InitialState,
 )
+from snopt.dynamics.learned_scalars import learned_scalars
 from snopt.dynamics.momentum import GHBNODE, HBNODE, SONODE
 from snopt.dynamics.scalar import LearnedScalar
-from snopt.dynamics.traces import traces
 
 __all__ = [
     "ANODE",
@@ -35,5 +38,17 @@ __all__ = [
     "FirstPart",
     "InitialState",
     "LearnedScalar",
-    "traces",
+    "learned_scalars",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What had another name in earlier versions."""
+    if name == "traces":
+        warnings.warn(
+            "snopt.dynamics.traces is called snopt.dynamics.learned_scalars now.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return learned_scalars
+    raise AttributeError(f"module 'snopt.dynamics' has no attribute {name!r}")

@@ -30,7 +30,7 @@ class CompileClock:
 
 
 def compiled_step(field: Field, method: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """One step ``(row of the clock, y) -> y(t + dt)``, compiled on first use per shape.
+    """One step ``(row of stage times, y) -> y(t + dt)``, compiled on first use per shape.
 
     Args:
         field: called as ``field(t, y)``, y one tensor.

@@ -1,7 +1,8 @@
 """One solve of one tensor-valued ODE: torchdiffeq's methods, or a fixed number of own steps.
 
-Everything above this module sees a single function, :func:`integrate`. It reports each kept step,
-counts evaluations, and turns the solver's assertions into :class:`~snopt.errors.SolverError`.
+Everything above this module sees a single function, :func:`integrate`. It reports each accepted
+step, counts evaluations, and turns the solver's assertions into
+:class:`~snopt.errors.SolverError`.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ def integrate(
         first_step: length of the first step; searched for by default (one more evaluation).
         exact_endpoint: step exactly onto the last time instead of past it with interpolation.
         on_attempt: called before the stages of every step that is tried.
-        on_step: called for every kept step.
+        on_step: called for every accepted step.
 
     Returns:
         States of shape (T, *y0.shape), and what the solve did.

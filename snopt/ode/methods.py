@@ -19,7 +19,7 @@ OWN_OPTIONS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
 
 @cache
 def callbacks_of(method: str) -> frozenset[str]:
-    """What a method's solver reports; one with error control, its kept steps."""
+    """What a method's solver reports; one with error control, its accepted steps."""
     if method not in SOLVERS:  # our own equal steps
         return frozenset({"callback_step"})
     return frozenset(SOLVERS[method].valid_callbacks())

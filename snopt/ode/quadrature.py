@@ -1,8 +1,9 @@
 """Quadrature nodes of a backward solve: where curvature is measured, and with which weight.
 
-A backward pass reports the boundaries of its kept steps, one by one and backwards along the solve,
-each with its state y and adjoint a. A rule turns them into nodes whose weights add up to the length
-of the interval. Only the last boundary is kept, so memory does not depend on how many there are.
+A backward pass reports the boundaries of its accepted steps, one by one and backwards along the
+solve, each with its state y and adjoint a. A rule turns them into nodes whose weights add up to the
+length of the interval. Only the last boundary is kept, so memory does not depend on how many there
+are.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ class Quadrature(Protocol):
     """A quadrature rule fed with step boundaries."""
 
     def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
-        """The next boundary of a kept step, or the far end of the interval."""
+        """The next boundary of an accepted step, or the far end of the interval."""
 
     def finish(self) -> None:
         """No further boundary comes."""
 
 
 class MidpointRule:
-    """The midpoint rule on the solver's own steps: one node per kept step.
+    """The midpoint rule on the solver's own steps: one node per accepted step.
 
     State and adjoint there are the means of those at the step's two ends. The error falls with the
     square of the step length, hence with the tolerance; it is half the trapezoidal rule's, at one

@@ -146,7 +146,7 @@ class LeastSquares(Method):
 
     @override
     def prepare_next(self) -> None:
-        """Begin anew for the coming step."""
+        """Begin again for the coming step."""
         self.clear()
         self.capture.sparing = False
 

@@ -100,7 +100,7 @@ class Members:
         if self._chosen != [group["precondition"] for group in self._groups]:
             raise ValueError(
                 "a group's precondition was changed, but layers are chosen when the optimizer is "
-                "made: make it anew, and give it state_dict() if its layers are the same"
+                "made: make it again, and give it state_dict() if its layers are the same"
             )
         for group in self._groups:
             for name in self._foreign & group.keys():

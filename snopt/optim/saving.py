@@ -212,7 +212,7 @@ def read_layer(
             f"{(groups, out, width)} here (groups, outputs, inputs with the bias)"
         )
     if widths != {width}:
-        return None  # the bias was frozen then, or is now: the layer begins anew
+        return None  # the bias was frozen then, or is now: the layer begins again
     expected = layer.input_factor_sizes if modes else ((width,),)
     for right, _ in sides:
         if tuple(tuple(factor.shape[-1] for factor in term) for term in right) != expected:

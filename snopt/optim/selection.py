@@ -67,7 +67,7 @@ def _foreign(module: nn.Module) -> str:
     made_of = [key for key in module._parameters if key.startswith("weight_")]
     how = f"of {' and '.join(made_of)} " if made_of else ""
     return (
-        f"its layer's weight is no parameter but made anew {how}in every call (weight_norm, "
+        f"its layer's weight is no parameter but made again {how}in every call (weight_norm, "
         "spectral_norm, pruning or another parametrization)"
     )
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import snopt
+import snopt.dynamics
 from snopt import SNOpt
 
 
@@ -51,6 +52,8 @@ def test_a_state_of_before() -> None:
 def test_check_is_kronecker_error() -> None:
     with pytest.warns(DeprecationWarning, match=r"snopt\.kronecker_error now"):
         assert snopt.check is snopt.kronecker_error
+    with pytest.warns(DeprecationWarning, match="learned_scalars now"):
+        assert snopt.dynamics.traces is snopt.dynamics.learned_scalars
     with pytest.raises(AttributeError, match="no attribute"):
         _ = snopt.chek
     with pytest.warns(DeprecationWarning, match="fallback"):

@@ -8,12 +8,12 @@
     al. 2021). With a Runge-Kutta method it is not carried through the stages either: it is summed
     with the method's own weights once a step has been kept.
 ``checkpoint``
-    The states at kept steps are stored; the backward pass repeats each step and differentiates it.
-    The exact gradient of the discrete solve.
+    The states at accepted steps are stored; the backward pass repeats each step and differentiates
+    it. The exact gradient of the discrete solve.
 ``direct``
     Ordinary backpropagation through the solver's operations.
 
-Each of them, when an observer listens, reports the boundaries of its kept steps with state and
+Each of them, when an observer listens, reports the boundaries of its accepted steps with state and
 adjoint; the gradient itself is computed by the same operations either way.
 """
 

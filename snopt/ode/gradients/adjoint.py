@@ -68,7 +68,7 @@ class _AdjointSystem:
     """The augmented equation of one block, solved interval by interval.
 
     The parameters' adjoint is part of the state or, with a seminorm and a Runge-Kutta method, is
-    summed from the stages of each kept step with the method's own weights.
+    summed from the stages of each accepted step with the method's own weights.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Kept steps are stored, then repeated and differentiated one by one on the way back.
+"""Accepted steps are stored, then repeated and differentiated one by one on the way back.
 
 A field may draw random numbers, for dropout say. Then the states of the generators before each
 evaluation are kept too, and set again before it is repeated.
@@ -114,7 +114,7 @@ class _Recorder:
 def backward(
     context: SolveContext, kept: Kept, inputs: tuple[Tensor, ...], cotangent: Tensor
 ) -> tuple[Tensor, ...]:
-    """Each kept step is repeated and differentiated, the last one first.
+    """Each accepted step is repeated and differentiated, the last one first.
 
     Args:
         context: field and solver.
@@ -149,7 +149,7 @@ def backward(
 def _stage_times(
     context: SolveContext, steps: list[Step], index: int, stop: float, like: Tensor
 ) -> Tensor:
-    """A step's row of the clock, with the very times at which its stages were evaluated.
+    """A step's row of stage times, with the very times at which its stages were evaluated.
 
     A field may jump between a time and its neighbour. torchdiffeq's rk4 takes the end of a step
     from its grid, and a method with error control evaluates just before it; that evaluation serves

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Step:
-    """One kept step.
+    """One accepted step.
 
     Attributes:
         time: where it began.
@@ -32,7 +32,7 @@ class Kept:
     Attributes:
         times: shape (T,), float64 on the CPU.
         states: shape (T, *y0.shape).
-        steps: the kept steps of each interval, where they are to be repeated.
+        steps: the accepted steps of each interval, where they are to be repeated.
         starts: the states at which these began, one after the other.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from snopt.dynamics import traces
+from snopt.dynamics import learned_scalars
 from snopt.ode.block import blocks
 from tasks.engine.records.clock import Clock
 from tasks.engine.records.metrics import Measurement
@@ -111,7 +111,8 @@ class Recorder:
         counters.evaluated_seconds = self._clock.elapsed
         self._note_best()
         rows = [(split, *value) for split, found in values.items() for value in found.items()]
-        rows += [("train", f"dynamics/{k}", v) for k, v in traces(self._learner.model).items()]
+        learned = learned_scalars(self._learner.model)
+        rows += [("train", f"dynamics/{name}", value) for name, value in learned.items()]
         if horizon is not None and counters.step == 0:  # where its trace begins
             rows.append(("train", "horizon/T", horizon.T))
         self._append(rows)

@@ -7,7 +7,7 @@ from torch import nn
 from snopt.dynamics.scalar import LearnedScalar
 
 
-def traces(model: nn.Module) -> dict[str, float]:
+def learned_scalars(model: nn.Module) -> dict[str, float]:
     """Current value of every learned scalar inside ``model``: γ, ξ, β₁, β₂, or another system's.
 
     Args:

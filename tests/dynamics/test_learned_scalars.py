@@ -6,7 +6,7 @@ import pytest
 from torch import Tensor, nn
 
 from snopt import ODEBlock
-from snopt.dynamics import ElapsedTime, LearnedScalar, traces
+from snopt.dynamics import ElapsedTime, LearnedScalar, learned_scalars
 
 
 class Damped(nn.Module):
@@ -21,4 +21,4 @@ class Damped(nn.Module):
 def test_a_further_system_is_traced() -> None:
     model = nn.Sequential(ODEBlock(ElapsedTime(Damped())), ODEBlock(Damped()))
     names = ["0.field.system.drag", "1.field.drag"]
-    assert traces(model) == {name: pytest.approx(0.25) for name in names}
+    assert learned_scalars(model) == {name: pytest.approx(0.25) for name in names}
