@@ -3,7 +3,7 @@
 ``step``       seconds of a step per task, and over the bare field work at the same evaluations
 ``runner``     the runner against the same loop written by hand
 ``snopt``      SNOpt's ordinary and refresh steps over SGD's; memory of a refresh by solver steps
-``gradients``  every way to a gradient beside plain torchdiffeq: time, memory, NFE, error
+``gradients``  every gradient method beside plain torchdiffeq: time, memory, NFE, error
 ``warmstart``  evaluations of a solve with and without a warm start
 ``solvers``    candidates for a task's default solver: time and gradient error
 ``scaling``    growth with batch, width, observations and solver steps: table, plot, exponents
@@ -103,8 +103,9 @@ def _solvers(options: argparse.Namespace, out: Console) -> None:
 
 def _scaling(options: argparse.Namespace, out: Console) -> None:
     from scripts.benchmarks import scaling
+    from snopt.ode.gradients import GRADIENTS
 
-    scaling.run(options.rounds, scaling.GRADIENTS, out, options.out, short=options.short)
+    scaling.run(options.rounds, tuple(GRADIENTS), out, options.out, short=options.short)
 
 
 SUBJECTS = {

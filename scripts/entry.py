@@ -1,4 +1,4 @@
-"""How the scripts read numbers and end: with a sentence and a code, whatever was wrong."""
+"""How the scripts read numbers, and report errors: a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.engine.cli import FAILED, REFUSED
 from tasks.engine.records.results import ResultsError
 from tasks.engine.training.signals import INTERRUPTED
 
-#: What a user can mend: a mistake, missing data, a file that cannot be written.
+#: What a user can fix: a mistake, missing data, a file that cannot be written.
 MISTAKES = (
     ConfigError,
     DataError,

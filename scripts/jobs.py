@@ -205,7 +205,7 @@ def _priced(train: dict[str, Any], record: dict[str, Any]) -> float:
 
 
 def _recorded(job: Job) -> list[dict[str, Any]]:
-    """What :data:`COSTS` says of a job's task, as the record of a run; the dearest optimizer's.
+    """What :data:`COSTS` says of a job's task, as the record of a run, of the slowest optimizer.
 
     An epoch is taken to cost the same whatever the batch.
     """
@@ -215,10 +215,10 @@ def _recorded(job: Job) -> list[dict[str, Any]]:
     own = [row for row in rows if row["optim"] == job.config["optim"]["name"]] or rows
     if not own or task.get("batch_size") is None:
         return []
-    dearest = max(own, key=lambda row: float(row["step_seconds"]))
-    batch, measured = int(task["batch_size"]), int(dearest["batch_size"])
-    seconds = float(dearest["step_seconds"]) * batch / measured
-    epoch = math.ceil(int(dearest["samples"]) / batch)
+    slowest = max(own, key=lambda row: float(row["step_seconds"]))
+    batch, measured = int(task["batch_size"]), int(slowest["batch_size"])
+    seconds = float(slowest["step_seconds"]) * batch / measured
+    epoch = math.ceil(int(slowest["samples"]) / batch)
     return [{"seconds": seconds, "steps": 1, "steps_per_epoch": epoch}]
 
 

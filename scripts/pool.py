@@ -44,17 +44,17 @@ def run_all(
     running: dict[int, subprocess.Popen[bytes]] = {}
     following = list(enumerate(commands))
     stopped = False
-    with _signals() as heard:
+    with _signals() as received:
         try:
             while running or (following and not stopped):
                 late = deadline is not None and time.monotonic() > deadline
-                if (heard or late) and not stopped:
+                if (received or late) and not stopped:
                     stopped = True
                     _interrupt(running)
-                if len(heard) > 1:  # told twice: no more patience
+                if len(received) > 1:  # the second one kills
                     for process in running.values():
                         process.kill()
-                while following and not stopped and not heard and len(running) < jobs:
+                while following and not stopped and not received and len(running) < jobs:
                     index, command = following.pop(0)
                     begin(index)
                     # A session of its own: an interruption reaches it from here alone, once.
@@ -84,21 +84,21 @@ def _interrupt(running: dict[int, subprocess.Popen[bytes]]) -> None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM inside are noted, so that none falls between a start and its record."""
-    heard: list[int] = []
+    """SIGINT and SIGTERM inside are recorded, so that none falls between a start and its record."""
+    received: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
-        heard.append(number)
+    def record(number: int, frame: Any) -> None:
+        received.append(number)
 
     before = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
+            before[number] = signal.signal(number, record)
     except ValueError:  # not in the main thread, which alone gets signals
-        yield heard
+        yield received
         return
     try:
-        yield heard
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -244,7 +244,7 @@ class Walker2d(RegressionTask):
         self.as_published, self.train_samples = as_published, train_samples
 
     def load(self, root: Path, seed: int, device: torch.device, dtype: torch.dtype) -> Splits:
-        """Windows of 64 frames at a stride of 16, divided by roll-out, the same for every seed."""
+        """Windows of 64 frames at a stride of 16, split by roll-out, the same for every seed."""
         train, valid, test = walker_windows(read_walker2d(root))
         if self.train_samples is not None and self.train_samples < len(train[0]):
             self.provenance = f"complete; only the first {self.train_samples} training windows"

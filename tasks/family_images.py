@@ -25,6 +25,6 @@ class FamilyImageClassification(ImageClassification):
         """The family's network with its published sizes."""
         return FamilyConvNet(self.name, family, solver)
 
-    def standardise(self, pixels: Tensor) -> Tensor:
-        """Pixels of shape (B, C, H, W) as numbers in [0, 1]."""
+    def standardize(self, pixels: Tensor) -> Tensor:
+        """Pixels of shape (B, C, H, W) as floats in [0, 1]."""
         return pixels.to(self._dtype).mul_(1.0 / self._brightest)

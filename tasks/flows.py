@@ -79,7 +79,7 @@ class DensityEstimation(Task):
         }
 
     def load(self, root: Path, seed: int, device: torch.device, dtype: torch.dtype) -> Splits:
-        """Read and divide the data; what is generated depends on the seed."""
+        """Read and split the data; what is generated depends on the seed."""
         table = READERS[self.name](root, stream_seed(seed, "data") % 2**32)
         self.provenance = table.provenance
         kept = max(1, round(self.train_fraction * len(table.train)))

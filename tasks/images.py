@@ -91,7 +91,7 @@ class ImageClassification(ClassificationTask):
         self._dtype = torch.float32
 
     def load(self, root: Path, seed: int, device: torch.device, dtype: torch.dtype) -> Splits:
-        """Read and divide the data; the split is the same for every seed."""
+        """Read and split the data; the split is the same for every seed."""
         images = READERS[self.name](root)
         self.provenance = images.provenance
         self._brightest, self._dtype = images.brightest, dtype
@@ -125,10 +125,10 @@ class ImageClassification(ClassificationTask):
 
     def forward(self, model: nn.Module, batch: Batch, noise: torch.Generator) -> Tensor:
         """Logits of shape (B, 10)."""
-        logits: Tensor = model(self.standardise(batch[0]))
+        logits: Tensor = model(self.standardize(batch[0]))
         return logits
 
-    def standardise(self, pixels: Tensor) -> Tensor:
-        """Pixels of shape (B, C, H, W) as numbers of about mean 0 and variance 1."""
+    def standardize(self, pixels: Tensor) -> Tensor:
+        """Pixels of shape (B, C, H, W) as floats of about mean 0 and variance 1."""
         scale = 1.0 / (self._brightest * self._shape.deviation)
         return pixels.to(self._dtype).mul_(scale).sub_(self._shape.mean / self._shape.deviation)

@@ -15,7 +15,7 @@ from tasks.classification import ClassificationTask, require_positive
 from tasks.common.checks import choices
 from tasks.data.spline import fill
 from tasks.data.splits import Indices, stratified_thirds
-from tasks.data.uea import FACTS, Series, read_uea
+from tasks.data.uea import FACTS, TimeSeries, read_uea
 from tasks.models.families import find_family
 from tasks.models.family_rnn import FamilyRNN
 from tasks.models.ode_rnn import ODERNN
@@ -34,7 +34,7 @@ DATASETS = {
 class SeriesClassification(ClassificationTask):
     """Series to classes.
 
-    The official parts are joined and divided 70/15/15 by class. Channels are standardised with
+    The official parts are joined and split 70/15/15 by class. Channels are standardised with
     statistics of the training part's observations. What the network sees at a grid point is the
     time since the last observation, which channels were observed, and their values, missing ones
     interpolated. A batch is (inputs (B, T, 1 + 2C), observed (B, T), last index (B,), labels (B,)).
@@ -98,7 +98,7 @@ class SeriesClassification(ClassificationTask):
         return logits
 
 
-def thinned(series: Series, stride: int) -> Series:
+def thinned(series: TimeSeries, stride: int) -> TimeSeries:
     """Every so many grid points of each series, which the provenance says.
 
     Args:
@@ -116,7 +116,7 @@ def thinned(series: Series, stride: int) -> Series:
 
 
 def network_inputs(
-    series: Series, train: Indices
+    series: TimeSeries, train: Indices
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.bool_]]]:
     """What the network sees of every series, and where anything was observed.
 

@@ -31,7 +31,7 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
     "adam, gradient basis": {"rule": "adam", "basis": "gradient", "refresh_every": 2},
     "gauss_newton": {"rule": "gauss_newton"},
 }
-"""What is measured on a task's own solver; on the paper's, whose steps are dearer, the rules."""
+"""What is measured on a task's own solver; on the paper's, whose steps cost more, the rules."""
 
 STILL = 1e-12
 """A learning rate so small that all steps of all optimizers happen at the same weights."""

@@ -1,4 +1,4 @@
-"""The ways to a gradient beside plain ``torchdiffeq.odeint_adjoint``: time, memory, NFE, error."""
+"""Gradient methods beside plain ``torchdiffeq.odeint_adjoint``: time, memory, NFE, error."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One way, ready to run."""
+    """One gradient method, ready to run."""
 
     name: str
     model: nn.Module
@@ -100,7 +100,7 @@ def run(
 def rows(
     workload: Workload, weights: Weights, ways: Mapping[str, Mapping[str, Any]], rounds: int
 ) -> list[list[Cell]]:
-    """One line a way, plain torchdiffeq first."""
+    """One line a gradient method, plain torchdiffeq first."""
     reference = tight_gradient(workload, weights)
     cases = [_case(workload, PLAIN, with_plain_blocks(workload.model(weights)))]
     cases += [_case(workload, name, workload.model(weights, s)) for name, s in ways.items()]

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from scripts.benchmarks.memory import peak_bytes
 from scripts.benchmarks.tables import Cell, present
 from scripts.benchmarks.timing import interleave
+from snopt.ode.gradients import GRADIENTS
 from tasks.engine.records.results import write_file
 from tasks.engine.report.figures import new_figure, png
 from tasks.engine.report.palette import BUCKETS
 from tasks.models.convnet import ConvNet
 from tasks.models.ode_rnn import ODERNN
-
-GRADIENTS = ("adjoint", "adjoint-seminorm", "checkpoint", "direct")
 
 CHANNELS, CLASSES = 25, 9
 """Of the ODE-RNN's inputs and outputs, as japanese_vowels has them."""

@@ -132,7 +132,7 @@ def standing(workload: Workload, entries: Sequence[Entry]) -> Standing | None:
 
 
 def interval(own: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float]:
-    """Where the ratio of medians lies when the seeds of both are drawn anew."""
+    """Where the ratio of medians lies when the seeds of both are resampled."""
     draw = np.random.default_rng(0)
     ratios = np.median(draw.choice(own, (DRAWS, len(own))), axis=1) / np.median(
         draw.choice(theirs, (DRAWS, len(theirs))), axis=1

@@ -34,13 +34,13 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images as the source divides them.
+    """Labelled images as the source splits them.
 
     Attributes:
         train: pixels, uint8 of shape (N, C, H, W), and labels, int64 of shape (N,).
         test: likewise.
         brightest: the pixel value that counts as 1.
-        provenance: one sentence on where the numbers come from.
+        provenance: one sentence on where the data come from.
     """
 
     train: tuple[Pixels, Labels]
@@ -52,7 +52,7 @@ class Images:
 def read_digits(root: Path) -> Images:
     """The 1797 handwritten digits, 8x8 with 17 grey levels, that ship inside scikit-learn.
 
-    The source has no division; 15% of every class make the test part.
+    The source has no split; 15% of every class make the test part.
 
     Args:
         root: not read.

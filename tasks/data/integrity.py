@@ -55,12 +55,12 @@ def verify(path: Path, expected: str, remedy: str) -> None:
 
 
 def require_finite(where: object, values: NDArray[Any]) -> None:
-    """Raise a :class:`DataError` for NaN or infinite numbers, with the first one's place."""
+    """Raise a :class:`DataError` for NaN or infinite values, with the first one's place."""
     bad = ~np.isfinite(values)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise DataError(
-            f"{where}: {int(bad.sum())} of {values.size} numbers are NaN or infinite, the first at "
+            f"{where}: {int(bad.sum())} of {values.size} values are NaN or infinite, the first at "
             f"index {first}."
         )
 
@@ -94,7 +94,7 @@ def require_classes(where: object, labels: NDArray[np.integer[Any]], classes: in
 
 
 def require_varied(where: object, rows: NDArray[Any]) -> None:
-    """Raise a :class:`DataError` unless every column of a table holds more than one number."""
+    """Raise a :class:`DataError` unless every column of a table holds more than one value."""
     constant = np.flatnonzero((rows == rows[:1]).all(axis=0))
     if constant.size:
         raise DataError(
@@ -104,7 +104,7 @@ def require_varied(where: object, rows: NDArray[Any]) -> None:
 
 
 def require_floats(where: object, values: NDArray[Any]) -> None:
-    """Raise a :class:`DataError` unless numbers are stored as floating-point ones."""
+    """Raise a :class:`DataError` unless values are stored in floating point."""
     if not np.issubdtype(values.dtype, np.floating):
         raise DataError(
             f"{where}: expected floating-point numbers, found {values.dtype}, so it is not the "
@@ -113,7 +113,7 @@ def require_floats(where: object, values: NDArray[Any]) -> None:
 
 
 def fingerprint(*arrays: NDArray[Any]) -> str:
-    """A digest of numbers and shapes, whatever their precision and order in memory."""
+    """A digest of values and shapes, whatever their precision and order in memory."""
     found = hashlib.sha256()
     for array in arrays:
         if np.issubdtype(array.dtype, np.floating):
@@ -127,9 +127,9 @@ def fingerprint(*arrays: NDArray[Any]) -> str:
 
 
 def require_published(where: object, expected: str, *arrays: NDArray[Any]) -> None:
-    """Raise a :class:`DataError` unless numbers have the :func:`fingerprint` of the published."""
+    """Raise a :class:`DataError` unless values have the :func:`fingerprint` of the published."""
     if fingerprint(*arrays) != expected:
         raise DataError(
-            f"{where}: the numbers are not the published ones, though their shape is. The file is "
+            f"{where}: the values are not the published ones, though their shape is. The file is "
             "damaged, or made from other data; fetch it again from where it is published."
         )

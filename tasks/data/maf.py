@@ -56,7 +56,7 @@ def read_miniboone_rows(root: Path) -> Parts:
     Args:
         root: has ``maf/miniboone/data.npy``, ``miniboone/data.npy``, or ``maf/data.tar.gz``; or
             only MAF's validation and test rows, ``miniboone/val.npy`` and ``test.npy``, of which
-            the former is then divided 90/10 for training and validation. Otherwise the archive
+            the former is then split 90/10 for training and validation. Otherwise the archive
             (850 MB) is downloaded. What is read of it is kept in ``maf/.prepared``.
 
     Raises:
@@ -86,7 +86,7 @@ def read_gas_rows(root: Path) -> Parts:
     """Train, validation and test rows of GAS, 8 columns, and their provenance.
 
     As in MAF the columns Meth, Eth and Time are dropped, then, one after the other, columns whose
-    correlation with another is above 0.98; what remains is standardised and divided as MINIBOONE.
+    correlation with another is above 0.98; what remains is standardised and split as MINIBOONE.
     The source is a pickle, opened only out of an archive whose checksum is the known one.
 
     Args:
@@ -104,10 +104,10 @@ def read_gas_rows(root: Path) -> Parts:
 
     key = f"gas-{ARCHIVE_MD5.removeprefix('md5:')[:16]}-{_VERSION}"
     rows = prepared(archive.parent, key, build)["rows"]
-    return *divide(rows), "complete"
+    return *split_tenths(rows), "complete"
 
 
-def divide(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def split_tenths(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """The last tenth for testing, the last tenth of the rest for validation."""
     test = int(0.1 * len(rows))
     valid = int(0.1 * (len(rows) - test))
@@ -154,7 +154,7 @@ def _load(path: Path) -> Rows:
 
 def _miniboone(rows: Rows, path: Path) -> Parts:
     require_shape(path, rows, (MINIBOONE_ROWS, 43))
-    train, valid, test = divide(rows)
+    train, valid, test = split_tenths(rows)
     known = np.concatenate([train, valid])
     mean, deviation = known.mean(axis=0), known.std(axis=0)
     parts = [(part - mean) / deviation for part in (train, valid, test)]

@@ -25,7 +25,7 @@ F16_ROWS = 73_728
 WALKER_CHANNELS = 17
 WALKER_ROLLOUTS = 400
 
-#: Fingerprints of the published numbers, by how many rows or roll-outs there are.
+#: Fingerprints of the published values, by how many rows or roll-outs there are.
 SILVERBOX = {131_072: "dff30d6fb077b8a8"}
 F16 = {73_728: "3ef0a43be7de9fb0"}
 WALKER = {400: "8b079e0b52e2744b"}

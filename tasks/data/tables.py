@@ -20,14 +20,14 @@ DIMENSIONS = {"checkerboard": 2, "circle": 2, "gas": 8, "miniboone": 43}
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of numbers, divided and standardised.
+class TabularData:
+    """Rows of features, split and standardised.
 
     Attributes:
         train: float64 of shape (N, D).
         valid: likewise.
         test: likewise.
-        provenance: one sentence on where the numbers come from.
+        provenance: one sentence on where the data come from.
     """
 
     train: Rows
@@ -40,31 +40,31 @@ class Table:
 GENERATED = (16384, 4096, 8192)
 
 
-def generated(make: Callable[[int, int], Rows]) -> Callable[[Path, int], Table]:
+def generated(make: Callable[[int, int], Rows]) -> Callable[[Path, int], TabularData]:
     """The reader of a table that is made from the seed, in the sizes of :data:`GENERATED`.
 
     Args:
         make: makes so many points from a seed.
     """
 
-    def read(root: Path, seed: int) -> Table:
+    def read(root: Path, seed: int) -> TabularData:
         train, valid, test = np.split(make(sum(GENERATED), seed), np.cumsum(GENERATED)[:-1])
-        return Table(train, valid, test, "synthetic by nature: generated from the seed")
+        return TabularData(train, valid, test, "synthetic by nature: generated from the seed")
 
     return read
 
 
-def read_miniboone(root: Path, seed: int) -> Table:
+def read_miniboone(root: Path, seed: int) -> TabularData:
     """MINIBOONE as MAF prepares it; see :func:`tasks.data.maf.read_miniboone_rows`."""
-    return _checked("miniboone", Table(*read_miniboone_rows(root)))
+    return _checked("miniboone", TabularData(*read_miniboone_rows(root)))
 
 
-def read_gas(root: Path, seed: int) -> Table:
+def read_gas(root: Path, seed: int) -> TabularData:
     """GAS as MAF prepares it; see :func:`tasks.data.maf.read_gas_rows`."""
-    return _checked("gas", Table(*read_gas_rows(root)))
+    return _checked("gas", TabularData(*read_gas_rows(root)))
 
 
-def _checked(name: str, table: Table) -> Table:
+def _checked(name: str, table: TabularData) -> TabularData:
     for part in ("train", "valid", "test"):
         rows = getattr(table, part)
         require_shape(f"{name}, {part}", rows, (None, DIMENSIONS[name]))
@@ -73,7 +73,7 @@ def _checked(name: str, table: Table) -> Table:
     return table
 
 
-READERS: dict[str, Callable[[Path, int], Table]] = {
+READERS: dict[str, Callable[[Path, int], TabularData]] = {
     "checkerboard": generated(make_checkerboard),
     "circle": generated(make_rings),
     "gas": read_gas,

@@ -1,4 +1,4 @@
-"""Reads one ``.ts`` file through sktime and holds its content against its header."""
+"""Reads one ``.ts`` file through sktime and checks its content against its header."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _VERSION = 1  # of what is kept under a source's checksum
 
 
 @dataclass(frozen=True)
-class Series:
+class TimeSeries:
     """Labelled series on a common regular grid, the source's training cases first.
 
     Attributes:
@@ -43,7 +43,7 @@ class Series:
         lengths: grid points of each series, int64 of shape (N,).
         labels: int64 of shape (N,).
         classes: number of classes.
-        provenance: one sentence on where the numbers come from.
+        provenance: one sentence on where the data come from.
     """
 
     values: NDArray[np.float64]
@@ -89,7 +89,7 @@ FACTS = {
 }
 
 
-def read_uea(name: str, root: Path) -> Series:
+def read_uea(name: str, root: Path) -> TimeSeries:
     """Both official parts of a data set, joined.
 
     Args:
@@ -148,7 +148,7 @@ def _require_parts(name: str, archive: Path) -> None:
         pass
 
 
-def _from_archive(name: str, archive: Path) -> Series:
+def _from_archive(name: str, archive: Path) -> TimeSeries:
     def build() -> dict[str, NDArray[Any]]:
         with _unpacked(name, archive) as paths:
             return _parse(paths, archive)
@@ -157,7 +157,7 @@ def _from_archive(name: str, archive: Path) -> Series:
     return _check(name, archive, prepared(archive.parent, key, build))
 
 
-def _from_parts(name: str, parts: list[Path], folder: Path) -> Series:
+def _from_parts(name: str, parts: list[Path], folder: Path) -> TimeSeries:
     sums = "-".join(digest(path).removeprefix("sha256:")[:16] for path in parts)
     key = f"{name}-{sums}-{_VERSION}"
     return _check(name, folder, prepared(folder, key, lambda: _parse(parts)))
@@ -190,9 +190,9 @@ def _parse(paths: list[Path], source: Path | None = None) -> dict[str, NDArray[A
     }
 
 
-def _check(name: str, source: object, arrays: Any) -> Series:
+def _check(name: str, source: object, arrays: Any) -> TimeSeries:
     found = tuple(int(n) for n in arrays["cases"])
-    series = Series(
+    series = TimeSeries(
         arrays["values"],
         arrays["lengths"],
         arrays["labels"],

@@ -19,7 +19,7 @@ def vibration_windows(
 ) -> tuple[Windows, Windows, Windows]:
     """Train, validation and test windows of the plane vibration series.
 
-    A tenth of the points is left out at random; what remains is divided 2:1:1 in time and cut into
+    A tenth of the points is left out at random; what remains is split 2:1:1 in time and cut into
     groups of 65 points. Of each, points 0 to 63 are seen and 1 to 64 are to be followed; the
     forecast is 8 points of the complete series from point 64 on.
 

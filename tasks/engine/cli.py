@@ -1,4 +1,4 @@
-"""The command line's manners: mistakes are explained before anything runs, without a traceback."""
+"""Checks the command line: mistakes are explained before anything runs, without a traceback."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def checked(arguments: Sequence[str]) -> list[str]:
     """Compose every job that the arguments ask for.
 
     Args:
-        arguments: what stands after ``run.py``. With other flags than ``-m`` Hydra has the word.
+        arguments: what stands after ``run.py``. Any flag but ``-m`` is left to Hydra.
 
     Returns:
         The arguments as Hydra reads them.

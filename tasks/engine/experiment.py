@@ -110,7 +110,7 @@ def check_solver(settings: Settings) -> None:
 
 
 class _Decay(nn.Module):
-    """A field that every solver has an easy time with."""
+    """Exponential decay, which every solver can solve."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ def _finished(folder: RunFolder | None, settings: Settings) -> dict[str, Any] | 
         if summary[key] != wanted:
             raise ResultsError(
                 f"{folder.path}: run.json is of another run ({key} is {summary[key]!r} there, and "
-                f"{wanted!r} here). Remove the folder to begin the run anew."
+                f"{wanted!r} here). Remove the folder to start the run from scratch."
             )
     return summary if summary.get("outcome") in FINISHED else None
 
@@ -287,7 +287,7 @@ def _train(
         folder.write_summary({**about, "outcome": Outcome.INTERRUPTED.value, "message": running})
     title = f"{'/'.join(settings.names)} seed {settings.seed}"
     logger.info("%s: %s in %s", title, "begins" if state is None else "resumes", path)
-    steps = total_steps(settings, learner.order.steps_per_epoch)
+    steps = total_steps(settings, learner.sampler.steps_per_epoch)
     limits = (steps, settings.train.max_seconds, settings.train.clock)
     if warning := settings.tuned_for.other_length(*limits):
         logger.warning("%s: %s", title, warning)
@@ -302,14 +302,14 @@ def _train(
             runner.resume(state)
         outcome, message = runner.run()
         summary = _summary(about, recorder, outcome, message)
-        writer.summarise(summary)
+        writer.write_summary(summary)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         outcome = Outcome.INTERRUPTED if stopped else Outcome.ERROR
         message = "Stopped at once." if stopped else f"{type(error).__name__}: {error}"
         summary = _summary(about, recorder, outcome, message)
         with suppress(ResultsError):  # a full disk may be what the error is about
-            writer.summarise(summary)
+            writer.write_summary(summary)
         raise
     finally:
         progress.close()

@@ -241,7 +241,7 @@ def test_steps_reduce_the_loss(name: str) -> None:
 def test_heavy_balls_solve_the_point_cloud_more_often_than_a_plain_flow() -> None:
     """A6: published, 76 of 100 runs of HBNODE end at or below 1e-3.
 
-    Whether a run does depends on its points as much as on its weights, so both are drawn anew. The
+    Whether a run does depends on its points as much as on its weights, so both are drawn again. The
     others mostly end at 0.08: one point on the wrong side of a saturated output. A plain flow can
     lead fifty points past each other too, through gaps in the ring, but does so less often.
     """

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tasks.data.splits import stratified_thirds
-from tasks.data.uea import Series, read_uea
+from tasks.data.uea import TimeSeries, read_uea
 from tasks.images import ImageClassification
 from tasks.models.ode_rnn import ODERNN, GatedCell
 from tasks.series import SeriesClassification, network_inputs, thinned
@@ -101,7 +101,7 @@ def test_images_are_standardised(tmp_path: Path) -> None:
     assert isinstance(task, ImageClassification)
     splits = task.load(tmp_path, 0, CPU, F32)
     pixels = splits.train[0].clone()
-    standard = task.standardise(splits.train[0])
+    standard = task.standardize(splits.train[0])
     assert standard.mean().abs() < 0.02
     assert (standard.std() - 1).abs() < 0.02
     assert torch.equal(splits.train[0], pixels)
@@ -203,7 +203,7 @@ def test_what_the_network_sees_of_a_series() -> None:
             [[2.0, 2.0], [nan, 6.0], [nan, nan], [nan, nan]],
         ]
     )
-    series = Series(values, np.array([4, 2]), np.array([0, 1]), 2, "made up")
+    series = TimeSeries(values, np.array([4, 2]), np.array([0, 1]), 2, "made up")
     inputs, observed = network_inputs(series, np.array([0]))
     np.testing.assert_array_equal(inputs[0, :, 0], [0, 1, 1, 2])  # since the last observation
     np.testing.assert_array_equal(inputs[0, :, 1:3], [[1, 1], [1, 0], [0, 0], [1, 1]])
@@ -220,7 +220,7 @@ def test_statistics_are_the_training_part_alone(tmp_path: Path) -> None:
     train, valid, test = stratified_thirds(series.labels, "")
     changed = series.values.copy()
     changed[np.concatenate([valid, test])] *= 100.0
-    other = Series(changed, series.lengths, series.labels, series.classes, "made up")
+    other = TimeSeries(changed, series.lengths, series.labels, series.classes, "made up")
     np.testing.assert_array_equal(
         network_inputs(other, train)[0][train], network_inputs(series, train)[0][train]
     )

@@ -147,7 +147,7 @@ def ode_fields(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether ``step`` must be given a function that evaluates the loss anew (L-BFGS)."""
+    """Whether ``step`` must be given a function that evaluates the loss again (L-BFGS)."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 

@@ -105,7 +105,9 @@ def _require_checksums(content: bytes) -> None:
 
 def remedy(path: Path) -> str:
     """What to do about a checkpoint that cannot be used, a sentence."""
-    return f"Restore it from a copy, or remove the folder {path.parent} to begin the run anew."
+    return (
+        f"Restore it from a copy, or remove the folder {path.parent} to start the run from scratch."
+    )
 
 
 def seed_globally(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""On what a run was made, for its ``run.json``."""
+"""Hardware and versions that a run was made with, for its ``run.json``."""
 
 from __future__ import annotations
 

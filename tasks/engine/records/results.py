@@ -1,4 +1,4 @@
-"""The files of a run: what is written, where, and how a killed run is taken up again.
+"""The files of a run: what is written, where, and how a killed run is resumed.
 
 ``config.yaml`` holds the resolved configuration, ``metrics.jsonl`` one row a measurement,
 ``run.json`` identity, outcome and totals, ``checkpoint.pt`` everything to resume. Files are
@@ -105,7 +105,7 @@ class RunFolder:
         except RecordError as error:
             raise ResultsError(
                 f"{self.path}: {error}. Restore it from a copy, remove run.json to go on from the "
-                "checkpoint, or remove the folder to begin the run anew."
+                "checkpoint, or remove the folder to start the run from scratch."
             ) from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -144,7 +144,7 @@ class RunFolder:
             if problem is not None:
                 raise ResultsError(
                     f"{path} {problem}: it was edited or damaged. Restore it from a copy, or "
-                    f"remove the folder {self.path} to begin the run anew."
+                    f"remove the folder {self.path} to start the run from scratch."
                 )
             file.truncate(length)
         except BaseException:

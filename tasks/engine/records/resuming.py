@@ -34,7 +34,7 @@ def require_fit(
     horizon: snopt.Horizon | None,
     counters: object,
 ) -> None:
-    """Raise unless a checkpoint can be taken up by what the configuration has built.
+    """Raise unless a checkpoint can be loaded into what the configuration has built.
 
     Args:
         state: the checkpoint's content.

@@ -1,4 +1,4 @@
-"""Takes what a run has to say and passes it to the files and to wandb; silent on other ranks."""
+"""Writes a run's measurements and totals to its files and to wandb, on rank 0 alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Writer:
             seen = {"metrics_bytes": length, "metrics_sha256": digest}
             checkpoint.save(self._folder.checkpoint, {**state, **seen})
 
-    def summarise(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``run.json``."""
         if self._folder is not None:
             self._folder.write_summary(summary)

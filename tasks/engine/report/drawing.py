@@ -60,14 +60,14 @@ def _goal_panel(comparison: Comparison, goal: Goal, axis: Axis, axis_name: str) 
     return Panel(goal.keys, goal.name, axis, axis_name, target)
 
 
-def draw_panel(axes: Axes, comparison: Comparison, panel: Panel, *, labelled: bool = True) -> None:
+def draw_panel(axes: Axes, comparison: Comparison, panel: Panel, *, labeled: bool = True) -> None:
     """Every series' median curve with its range over seeds.
 
     Args:
         axes: where to draw.
         comparison: the series.
         panel: what to draw.
-        labelled: whether the vertical axis is named; one of a row that shares it is enough.
+        labeled: whether the vertical axis is named; one of a row that shares it is enough.
     """
     everything = [c for s in comparison.series for c in s.curves(panel.keys)]
     # A quantity that rises towards a ceiling shows nothing on a logarithmic axis.
@@ -85,7 +85,7 @@ def draw_panel(axes: Axes, comparison: Comparison, panel: Panel, *, labelled: bo
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
     axes.set_xlabel(panel.axis_name, fontsize=9)
-    if labelled:
+    if labeled:
         axes.set_ylabel(f"{panel.name}{' (log)' if log else ''}", fontsize=9)
     _frame(axes)
 

@@ -35,10 +35,8 @@ def comparison_figure(comparison: Comparison) -> Figure:
     grid = curves.subplots(2, 3, sharey="row")
     for column, (axis, name) in enumerate(AXES):
         first = column == 0
-        draw_panel(grid[0, column], comparison, loss_panel(comparison, axis, name), labelled=first)
-        draw_panel(
-            grid[1, column], comparison, metric_panel(comparison, axis, name), labelled=first
-        )
+        draw_panel(grid[0, column], comparison, loss_panel(comparison, axis, name), labeled=first)
+        draw_panel(grid[1, column], comparison, metric_panel(comparison, axis, name), labeled=first)
     draw_legend(curves, comparison)
     draw_cost(costs.subplots(1, 1), comparison.series)
     return figure

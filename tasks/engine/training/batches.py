@@ -12,7 +12,7 @@ from tasks.task import Batch
 
 
 class BatchSampler:
-    """Batches of a data set, a fresh permutation every epoch, that can be left and taken up again.
+    """Batches of a data set, a fresh permutation every epoch, resumable at any batch.
 
     The stream depends on the seed alone, so every optimizer sees the same batches. The last batch
     of an epoch holds what is left over. Under data parallelism every process draws the same

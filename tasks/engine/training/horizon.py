@@ -31,7 +31,7 @@ def check_horizon(settings: HorizonSettings, task: Task) -> None:
 def build_horizon(
     settings: HorizonSettings, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> snopt.Horizon | None:
-    """Set the terminal time of the model's block, and let it be watched or moved.
+    """Set the terminal time of the model's block, and trace or optimize it.
 
     Args:
         settings: the rule and its numbers.

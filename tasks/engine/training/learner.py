@@ -22,7 +22,7 @@ class Learner:
     Attributes:
         task: the task, its data loaded.
         splits: train, validation and test data on the training device.
-        order: draws the batches from the training split.
+        sampler: draws the batches from the training split.
         model: the model to train, on the training device.
         optimizer: an optimizer of the model's parameters.
         horizon: what moves the integration time along with the optimizer, if anything does.
@@ -30,7 +30,7 @@ class Learner:
 
     task: Task
     splits: Splits
-    order: BatchSampler
+    sampler: BatchSampler
     model: nn.Module
     optimizer: torch.optim.Optimizer
     horizon: snopt.Horizon | None = None
@@ -51,7 +51,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "solver": snopt.solver_state(self.model),
             "horizon": None if self.horizon is None else self.horizon.state_dict(),
-            "order": self.order.state_dict(),
+            "order": self.sampler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -69,4 +69,4 @@ class Learner:
         if self.horizon is not None:
             self.horizon.load_state_dict(state["horizon"])
         snopt.load_solver_state(self.model, state["solver"])  # has t_span to the last bit
-        self.order.load_state_dict(state["order"])
+        self.sampler.load_state_dict(state["order"])

@@ -73,8 +73,8 @@ class World:
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return [bool(flag) for flag in shared.tolist()]
 
-    def first(self, value: float) -> float:
-        """The number that rank 0 has."""
+    def broadcast(self, value: float) -> float:
+        """Rank 0's number, in all processes."""
         if self.size == 1:
             return value
         shared = torch.tensor(value, dtype=torch.float64, device=self.device)

@@ -2,7 +2,7 @@
 
 The reference is computed beside training, on a copy of the model, with the same batch and the same
 random numbers. Nothing of it stays: parameters, gradients, random streams, evaluation counters and
-warm starts are afterwards what they were, and an optimizer that listens to the model hears nothing.
+warm starts are afterwards what they were, and the hooks of an optimizer are not called.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class GradientProbe:
 
     def _tight_gradient(self, batch: Batch) -> list[Tensor]:
         dtype = next(self._model.parameters()).dtype
-        model = _copy_without_listeners(self._model).double()
+        model = _copy_without_hooks(self._model).double()
         for block in blocks(model).values():
             block.solver, block.gradient = TIGHT, "adjoint"
             block.warm_start = block.compile_step = False
@@ -108,8 +108,8 @@ class GradientProbe:
         return gradients
 
 
-def _copy_without_listeners(model: nn.Module) -> nn.Module:
-    """A copy whose passes call no hook; what hears the model is not copied along with it either."""
+def _copy_without_hooks(model: nn.Module) -> nn.Module:
+    """A copy without hooks; what they belong to is not copied along with it either."""
     nothing: dict[int, Any] = {}
     for module in model.modules():
         for name in ("_forward_hooks", "_backward_hooks"):

@@ -1,4 +1,4 @@
-"""What a run has to say: rows of measurements, the best of them, checkpoints, and totals."""
+"""What a run records: rows of measurements, the best of them, checkpoints, and totals."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Recorder:
         if loss is not None and self._progress.due():
             (forward, backward), before = self.nfe(), self._nfe_before
             nfe = (forward - before[0], backward - before[1])
-            epoch = self._learner.order.epoch
+            epoch = self._learner.sampler.epoch
             self._progress.draw(counters.step, epoch, loss, nfe, done, self._clock.elapsed)
 
     def evaluation(self, values: dict[str, dict[str, float]]) -> None:
@@ -150,7 +150,7 @@ class Recorder:
 
     def totals(self) -> dict[str, Any]:
         """What ``run.json`` says of a run that has ended, but how it did."""
-        counters, order, horizon = self.counters, self._learner.order, self._learner.horizon
+        counters, sampler, horizon = self.counters, self._learner.sampler, self._learner.horizon
         buckets, diagnostics = self._clock.buckets(), self._diagnostics()
         failures = ("refreshes", "refresh_failures")
         forward, backward = self.nfe()
@@ -162,8 +162,8 @@ class Recorder:
             **{key: int(diagnostics[key]) for key in failures if key in diagnostics},
             **({} if horizon is None else {"horizon": horizon.T}),
             "steps": counters.step,
-            "epochs": order.epoch,
-            "steps_per_epoch": order.steps_per_epoch,
+            "epochs": sampler.epoch,
+            "steps_per_epoch": sampler.steps_per_epoch,
             "skipped_steps": counters.skipped,
             "nfe_forward": forward,
             "nfe_backward": backward,
@@ -206,7 +206,7 @@ class Recorder:
 
     def _append(self, values: Iterable[tuple[str, str, float]], step: int | None = None) -> None:
         """Append a row for each split, metric and value, all with the same stamp."""
-        epoch, clock = self._learner.order.epoch, self._clock
+        epoch, clock = self._learner.sampler.epoch, self._clock
         seconds, cpu_seconds, wall = clock.seconds, clock.cpu_seconds, clock.wall
         forward, backward = self.nfe()
         self._writer.append(

@@ -53,12 +53,12 @@ class Runner:
     ) -> None:
         self.settings, self.learner, self.recorder = settings, learner, recorder
         self.world, self.clock = world, clock
-        self._total_steps = total_steps(settings, learner.order.steps_per_epoch)
+        self._total_steps = total_steps(settings, learner.sampler.steps_per_epoch)
         self._time_is_up = False
         self._schedule = Schedule(
             learner.optimizer,
             settings.schedule,
-            learner.order.steps_per_epoch,
+            learner.sampler.steps_per_epoch,
             ends=self._total_steps is not None or settings.train.max_seconds is not None,
         )
         # Each process draws noise of its own.
@@ -123,10 +123,10 @@ class Runner:
         """Make one step."""
         learner, counters = self.learner, self.recorder.counters
         self.clock.switch("data")
-        batch = learner.order.next()
+        batch = learner.sampler.next()
         done = self._done()
         if self.settings.train.max_seconds is not None:  # every process has a clock of its own
-            done = self.world.first(done)
+            done = self.world.broadcast(done)
         self._schedule.set(counters.step, done)
         probed: dict[str, float] = {}
 
@@ -172,13 +172,13 @@ class Runner:
         except Exception as error:  # whatever an optimizer makes of a state that is not its own
             name = type(error).__name__
             raise ResultsError(
-                f"the checkpoint cannot be taken up ({name}: {error}). Restore it from a copy, or "
-                "remove the run's folder to begin the run anew."
+                f"the checkpoint cannot be loaded ({name}: {error}). Restore it from a copy, or "
+                "remove the run's folder to start the run from scratch."
             ) from error
 
     def _due(self, signals: StopSignals) -> Due:
         """What is due after a step; rank 0's clock decides what goes by time."""
-        train, counters, order = self.settings.train, self.recorder.counters, self.learner.order
+        train, counters, sampler = self.settings.train, self.recorder.counters, self.learner.sampler
         leads = self.world.rank == 0
         seconds, wall = self.clock.elapsed, self.clock.wall
         evaluated, saved = counters.evaluated_seconds, self.recorder.saved_wall
@@ -191,7 +191,7 @@ class Runner:
             ]
         )
         measure |= _falls_on(train.eval_every_steps, counters.step)
-        measure |= order.at_epoch_end and _falls_on(train.eval_every_epochs, order.epoch)
+        measure |= sampler.at_epoch_end and _falls_on(train.eval_every_epochs, sampler.epoch)
         save |= _falls_on(train.checkpoint_every_steps, counters.step)
         return Due(measure, save, stop)
 
@@ -210,7 +210,7 @@ class Runner:
         step = self.recorder.counters.step
         if self._total_steps is not None and step >= self._total_steps:
             return Outcome.COMPLETED, (
-                f"Made all {step} steps, {self.learner.order.epoch} whole epochs."
+                f"Made all {step} steps, {self.learner.sampler.epoch} whole epochs."
             )
         if self._time_is_up:
             return Outcome.BUDGET, (

@@ -86,7 +86,7 @@ def test_walker2d_of_other_numbers(tmp_path) -> None:
     data = np.random.default_rng(0).normal(size=(400 * 131, 17)).astype(np.float32)
     path = tmp_path / "walker2d" / "walker2d_float32.npz"
     np.savez(path, data=data, lengths=np.full(400, 131))
-    with pytest.raises(DataError, match="the numbers are not the published ones"):
+    with pytest.raises(DataError, match="the values are not the published ones"):
         read_walker2d(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_silverbox_of_other_numbers(tmp_path) -> None:
     (tmp_path / "silverbox").mkdir()
     text = '"V1","V2"\n' + "0.5,1\n" * measurements.SILVERBOX_ROWS
     (tmp_path / "silverbox" / "SNLS80mV.csv").write_text(text)
-    with pytest.raises(DataError, match="the numbers are not the published ones"):
+    with pytest.raises(DataError, match="the values are not the published ones"):
         read_silverbox(tmp_path)
 
 
@@ -202,7 +202,7 @@ def test_cifar10_that_is_tested_on_what_it_is_trained_on(tmp_path) -> None:
 
 def test_cifar10_of_other_images(tmp_path) -> None:
     write_cifar10(tmp_path, train=5000)
-    with pytest.raises(DataError, match="the numbers are not the published ones"):
+    with pytest.raises(DataError, match="the values are not the published ones"):
         read_cifar10(tmp_path)
 
 

@@ -91,14 +91,14 @@ def test_corrupt_bytes_are_not_continued(bad_server: BadServer, tmp_path: Path) 
     assert len(bad_server.requests) == 1  # the same address would serve the same again
 
 
-def test_wrong_part_is_thrown_away_and_fetched_anew(bad_server: BadServer, tmp_path: Path) -> None:
+def test_wrong_part_is_thrown_away_and_fetched_again(bad_server: BadServer, tmp_path: Path) -> None:
     target = tmp_path / "file.bin"
     target.with_name("file.bin.part").write_bytes(b"something else")
     fetch(bad_server, target, "good")
     assert target.read_bytes() == bad_server.content
 
 
-def test_part_longer_than_the_file_is_fetched_anew(bad_server: BadServer, tmp_path: Path) -> None:
+def test_part_longer_than_the_file_is_fetched_again(bad_server: BadServer, tmp_path: Path) -> None:
     target = tmp_path / "file.bin"
     target.with_name("file.bin.part").write_bytes(bad_server.content + b"more")
     fetch(bad_server, target, "good")

@@ -150,7 +150,7 @@ def test_image_tasks_take_the_families_networks(dataset: str) -> None:
     assert count(model) == PUBLISHED[dataset]["hbnode"] - UNUSED.get((dataset, "hbnode"), 0)
     channels, side = IMAGES[dataset]
     pixels = torch.randint(0, 256, (3, channels, side, side), dtype=torch.uint8)
-    scaled = task.standardise(pixels)
+    scaled = task.standardize(pixels)
     torch.testing.assert_close(scaled, pixels / 255.0)
     assert task.forward(model, (pixels, torch.zeros(3)), torch.Generator()).shape == (3, 10)
     with pytest.raises(ValueError, match="dataset=digits"):

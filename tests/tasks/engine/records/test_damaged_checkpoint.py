@@ -149,7 +149,7 @@ def test_a_run_of_another_number_of_processes(runs, tmp_path) -> None:
 
 def beyond(place: tuple[Any, ...], how: str, sealed: bool) -> bool:
     """Whether nobody can know better: a parameter without any state is right where it never had a
-    gradient, says a checkpoint that was sealed anew."""
+    gradient, says a checkpoint that was sealed again."""
     return sealed and how == "removed" and place[:2] == ("optimizer", "state") and len(place) == 3
 
 

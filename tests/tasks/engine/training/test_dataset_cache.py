@@ -36,7 +36,7 @@ def test_runs_on_a_shelf_equal_runs_on_their_own(tmp_path, loads) -> None:
     assert together == [alone, alone]
 
 
-def test_another_seed_or_task_is_loaded_anew(tmp_path, loads) -> None:
+def test_another_seed_or_task_is_loaded_again(tmp_path, loads) -> None:
     cache = DatasetCache()
     final(tmp_path, cache)
     final(tmp_path, cache, seed=1)

@@ -113,7 +113,7 @@ def test_error_of_coarse_steps_against_torchdiffeq() -> None:
     assert got["probe/field_error"] != got["probe/error"]
 
 
-def test_listeners_are_neither_called_nor_copied() -> None:
+def test_hooks_are_neither_called_nor_copied() -> None:
     class Listener:
         heard = 0
 

@@ -60,7 +60,7 @@ def recorder(kept: Kept, *, higher: bool = True, log_every: int = 2) -> Recorder
 def made(recorder: Recorder, loss: float | None, probed: dict[str, float] | None = None) -> None:
     recorder.begin_step()
     recorder._learner.model(torch.ones(2, 4))
-    recorder._learner.order.next()
+    recorder._learner.sampler.next()
     recorder.counters.step += 1
     recorder.step(loss, probed or {}, 0.0)
 
