@@ -257,7 +257,7 @@ def test_a_stride_takes_every_so_many_points() -> None:
     values = rng.normal(size=(3, 7, 2))
     values[1, 5:] = np.nan
     lengths = np.array([7, 5, 6])
-    series = Series(values, lengths, np.array([0, 1, 0]), 2, "made up")
+    series = TimeSeries(values, lengths, np.array([0, 1, 0]), 2, "made up")
     thin = thinned(series, 3)
     np.testing.assert_array_equal(thin.values, values[:, [0, 3, 6]])
     assert thin.lengths.tolist() == [3, 2, 2]  # points 0, 3, 6; 0, 3; 0, 3
