@@ -96,7 +96,8 @@ def test_buckets_of_a_run_add_up_to_wall_time(tmp_path) -> None:
     summary = fake.train(tmp_path, optim={"_target_": target, "name": "slow", "lr": 0.1})
     wall = time.perf_counter() - begin
     assert sum(summary["buckets"].values()) == pytest.approx(summary["wall"], rel=1e-9)
-    assert summary["wall"] == pytest.approx(wall, rel=0.02, abs=0.01)
+    # What lies outside of the clock is short, even on a busy machine.
+    assert wall - 0.25 < summary["wall"] <= wall
     training = sum(summary["buckets"][bucket] for bucket in TRAINING)
     assert summary["seconds"] == pytest.approx(training, rel=1e-9)
     assert summary["buckets"]["curvature"] == pytest.approx(20 * 0.01, rel=0.01)
