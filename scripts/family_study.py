@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from scripts.published_families import LOGGED, SILVERBOX, Logged
+from tasks.common.figures import png
 from tasks.engine.records.metrics import Key
 from tasks.engine.records.results import write_file
 from tasks.engine.records.runs import Run
@@ -22,7 +23,6 @@ from tasks.engine.report.family_figures import (
     growth_figure,
     point_cloud_figure,
 )
-from tasks.engine.report.figures import png
 from tasks.engine.report.formatting import metric_style, number, spread
 from tasks.engine.report.nfe import per_step
 from tasks.engine.report.reload import evaluations, rebuild

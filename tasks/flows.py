@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,10 @@ from tasks.common.checks import choices
 from tasks.common.seeding import stream_seed
 from tasks.data.tables import DIMENSIONS, READERS
 from tasks.models.cnf import ACTIVATIONS, DIVERGENCES, ContinuousFlow
-from tasks.task import Batch, Splits, Task
+from tasks.task import Batch, Splits, Task, Trained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class DensityEstimation(Task):
@@ -69,6 +72,9 @@ class DensityEstimation(Task):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.train_fraction = train_fraction
+        if DIMENSIONS[dataset] == 2:
+            self.picture_name = "density"
+            self.picture_caption = "Densities and samples at the end of training"
         self._network = {
             "dims": DIMENSIONS[dataset],
             "hidden": hidden,
@@ -116,3 +122,9 @@ class DensityEstimation(Task):
     def measure(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Negative log-likelihood in nats, under the headline metric's name too."""
         return {"loss": -outputs, "nll": -outputs}
+
+    def picture(self, title: str, trained: Sequence[Trained]) -> Figure | None:
+        """Densities and samples, in two dimensions."""
+        from tasks.densities import density_figure  # training draws nothing
+
+        return density_figure(title, trained)

@@ -7,13 +7,16 @@ files and the training loop. A new task is one subclass and one file in ``conf/t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Batch = tuple[Tensor, ...]
 """Tensors that share their first dimension, the sample."""
@@ -36,6 +39,25 @@ class Splits:
     test: Batch
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, for a picture.
+
+    Attributes:
+        label: of what trained it.
+        colour: of that.
+        seed: of the run.
+        model: with the run's last weights, on the CPU.
+        splits: the run's data.
+    """
+
+    label: str
+    colour: str
+    seed: int
+    model: nn.Module
+    splits: Splits
+
+
 class Task(ABC):
     """A data set, the model trained on it, its loss and its metrics.
 
@@ -51,6 +73,8 @@ class Task(ABC):
             chosen, rather than at times that come with the data.
         provenance: one sentence on the data ("complete", "synthetic", "first 5000 images"), which
             the report prints beside every number.
+        picture_name: of the file of :meth:`picture`; empty where there is no picture.
+        picture_caption: what stands above it in the report.
     """
 
     name: str
@@ -61,6 +85,8 @@ class Task(ABC):
     eval_batch_size: int
     terminal_time: bool = True
     provenance: str = "complete"
+    picture_name: str = ""
+    picture_caption: str = ""
 
     @abstractmethod
     def load(self, root: Path, seed: int, device: torch.device, dtype: torch.dtype) -> Splits:
@@ -90,3 +116,12 @@ class Task(ABC):
     @abstractmethod
     def measure(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Per-sample values of shape (N,) of every metric, ``"loss"`` among them."""
+
+    def picture(self, title: str, trained: Sequence[Trained]) -> Figure | None:
+        """A picture of trained models beside the data, which the report shows; none by default.
+
+        Args:
+            title: to put above it.
+            trained: models, one for each optimizer.
+        """
+        return None

@@ -16,8 +16,8 @@ from scripts.benchmarks.memory import peak_bytes
 from scripts.benchmarks.tables import Cell, present
 from scripts.benchmarks.timing import interleave
 from snopt.ode.gradients import GRADIENTS
+from tasks.common.figures import new_figure, png
 from tasks.engine.records.results import write_file
-from tasks.engine.report.figures import new_figure, png
 from tasks.engine.report.palette import BUCKETS
 from tasks.models.convnet import ConvNet
 from tasks.models.ode_rnn import ODERNN

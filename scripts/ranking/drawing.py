@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 
 from scripts.ranking.scores import TAUS, Entry, Standing, area, optims, profile
 from scripts.ranking.workloads import Target, Workload
+from tasks.common.figures import new_figure, png
 from tasks.engine.records.metrics import Curve
-from tasks.engine.report.figures import new_figure, png
 from tasks.engine.report.formatting import NOTHING
 from tasks.engine.report.palette import TARGET
 from tasks.engine.report.statistics import band, spans_decades

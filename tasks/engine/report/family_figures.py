@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tasks.common.figures import new_figure
 from tasks.engine.records.runs import Run
-from tasks.engine.report.figures import new_figure
 from tasks.engine.report.nfe import per_step
 from tasks.engine.report.reload import Rebuilt, rebuild
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from tasks.common.figures import new_figure
 from tasks.engine.records.metrics import Key
 from tasks.engine.report.comparison import TRAIN_LOSS, Comparison
 from tasks.engine.report.drawing import (
@@ -31,7 +30,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
     figure = new_figure(13.5, 8.6 + 0.28 * len(comparison.series))
     heights = [7.4, 1.2 + 0.28 * len(comparison.series)]
     curves, costs = _parts(figure, 2, 1, height_ratios=heights)
-    curves.suptitle(_heading(comparison), fontsize=12, fontweight="bold")
+    curves.suptitle(heading(comparison), fontsize=12, fontweight="bold")
     grid = curves.subplots(2, 3, sharey="row")
     for column, (axis, name) in enumerate(AXES):
         first = column == 0
@@ -47,7 +46,7 @@ def overview_figure(comparisons: Sequence[Comparison]) -> Figure:
     figure = new_figure(14.5, 4.2 * len(comparisons))
     axis, name = AXES[0]
     for part, comparison in zip(_parts(figure, len(comparisons), 1), comparisons, strict=True):
-        part.suptitle(_heading(comparison), fontsize=11, fontweight="bold")
+        part.suptitle(heading(comparison), fontsize=11, fontweight="bold")
         loss, metric, cost = part.subplots(1, 3, width_ratios=[1, 1, 1.1])
         draw_panel(loss, comparison, loss_panel(comparison, axis, name))
         draw_panel(metric, comparison, metric_panel(comparison, axis, name))
@@ -76,26 +75,13 @@ def diagnostics_figure(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, made without pyplot: no global state, no windows."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def png(figure: Figure, dpi: int = 110) -> bytes:
-    """The figure as the content of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
-
-
 def _parts(figure: Figure, rows: int, columns: int, **ratios: Any) -> list[SubFigure]:
     parts: NDArray[Any] = np.atleast_1d(np.asarray(figure.subfigures(rows, columns, **ratios)))
     return [part for part in parts.ravel() if isinstance(part, SubFigure)]
 
 
-def _heading(comparison: Comparison) -> str:
+def heading(comparison: Comparison) -> str:
+    """Above a figure: what is compared, and on which data."""
     return f"{comparison.title}    (data: {comparison.provenance})"
 
 

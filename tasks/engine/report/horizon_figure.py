@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tasks.common.figures import new_figure
 from tasks.engine.records.metrics import Key
 from tasks.engine.records.runs import Run
 from tasks.engine.report.comparison import Comparison
-from tasks.engine.report.figures import new_figure
 from tasks.engine.report.nfe import per_step
 
 _RULES = {"feedback": "#D55E00", "first_order": "#009E73", "fixed": "#0072B2"}

@@ -33,12 +33,22 @@ details { margin: .6em 0; } summary { cursor: pointer; }
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that is a file of its own: its name without the comparison's, caption and PNG."""
+
+    name: str
+    caption: str
+    content: bytes
+
+
+@dataclass(frozen=True)
 class Section:
-    """One comparison's part of the page: numbers, and PNG files by caption."""
+    """One comparison's part of the page: numbers, pictures, and further PNG files by caption."""
 
     table: Table
     figure: bytes
     diagnostics: bytes | None
+    drawn: Sequence[Picture]
     pictures: Mapping[str, bytes]
 
 
@@ -105,7 +115,8 @@ def _section(index: int, section: Section) -> str:
         '<p class="quiet">Evaluation, logging and other lie outside of the training clock.</p>',
         _table(table, "costs"),
     ]
-    for caption, picture in section.pictures.items():
+    drawn = {picture.caption: picture.content for picture in section.drawn}
+    for caption, picture in (drawn | dict(section.pictures)).items():
         parts.append(f"<h3>{escape(caption)}</h3>{_image(picture, caption)}")
     if section.diagnostics is not None:
         image = _image(section.diagnostics, f"other metrics of {comparison.title}")

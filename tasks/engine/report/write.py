@@ -1,7 +1,7 @@
 """Writes ``comparison.png``, ``summary.csv``, ``summary.md``, ``runs.csv`` and ``report.html``.
 
-Flows in two dimensions also leave ``density-<task>-<model>.png``, runs with an integration time of
-their own ``horizon-<task>-<model>.png``.
+A picture of the task itself is a file too, ``density-<task>-<model>.png`` of flows in the plane, and so
+is that of the integration time, ``horizon-<task>-<model>.png``.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.common.checks import require_choice
+from tasks.common.figures import png
 from tasks.engine.records.results import write_file
 from tasks.engine.records.runs import Run, SkippedRun, read_runs
 from tasks.engine.report.columns import summary_csv
 from tasks.engine.report.comparison import Comparison, compare, is_first_order
-from tasks.engine.report.densities import density_figure
-from tasks.engine.report.figures import comparison_figure, diagnostics_figure, overview_figure, png
+from tasks.engine.report.figures import comparison_figure, diagnostics_figure, overview_figure
 from tasks.engine.report.horizon_figure import has_horizon, horizon_figure
-from tasks.engine.report.html import Section, render
+from tasks.engine.report.html import Picture, Section, render
 from tasks.engine.report.markdown import summary_markdown
 from tasks.engine.report.summary import Table, runs_csv, tabulate
+from tasks.engine.report.task_picture import task_picture
 
 # Density plots and the like that a task left in a run's folder; more would drown the curves.
 _MOST_PICTURES = 6
-_DENSITY = "Densities and samples at the end of training"
-_HORIZON = "Integration time"
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,11 @@ def write_runs(
         "summary.md": summary_markdown(tables).encode(),
         "runs.csv": runs_csv(comparisons).encode(),
         "report.html": render(root, sections, skipped).encode(),
-        **_named("density", _DENSITY, sections),
-        **_named("horizon", _HORIZON, sections),
+        **{
+            f"{drawn.name}-{section.table.comparison.slug}.png": drawn.content
+            for section in sections
+            for drawn in section.drawn
+        },
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -132,30 +134,19 @@ def _section(table: Table) -> Section:
         table=table,
         figure=png(comparison_figure(table.comparison)),
         diagnostics=None if diagnostics is None else png(diagnostics, dpi=90),
-        pictures={
-            **_density(table.comparison),
-            **_horizon(table.comparison),
-            **_pictures(table.comparison),
-        },
+        drawn=_drawn(table.comparison),
+        pictures=_pictures(table.comparison),
     )
 
 
-def _density(comparison: Comparison) -> dict[str, bytes]:
-    figure = density_figure(comparison)
-    return {} if figure is None else {_DENSITY: png(figure)}
-
-
-def _horizon(comparison: Comparison) -> dict[str, bytes]:
-    return {_HORIZON: png(horizon_figure(comparison))} if has_horizon(comparison) else {}
-
-
-def _named(name: str, caption: str, sections: Sequence[Section]) -> dict[str, bytes]:
-    """Pictures under one caption as files of their own, one a comparison."""
-    return {
-        f"{name}-{section.table.comparison.slug}.png": section.pictures[caption]
-        for section in sections
-        if caption in section.pictures
-    }
+def _drawn(comparison: Comparison) -> tuple[Picture, ...]:
+    """The task's own picture, and that of the integration time."""
+    found = []
+    if (own := task_picture(comparison)) is not None:
+        found.append(own)
+    if has_horizon(comparison):
+        found.append(Picture("horizon", "Integration time", png(horizon_figure(comparison))))
+    return tuple(found)
 
 
 def _pictures(comparison: Comparison) -> dict[str, bytes]:

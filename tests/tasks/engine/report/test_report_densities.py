@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
+from tasks import densities
 from tasks.engine import cli, experiment
 from tasks.engine.config.settings import Settings
-from tasks.engine.report import densities, read_run, write_report
+from tasks.engine.report import read_run, write_report
 from tasks.engine.report.comparison import compare
+from tasks.engine.report.task_picture import _trained, task_picture
 
 TINY = [
     "task=circle",
@@ -45,9 +47,15 @@ def run(results, optim="adam"):
     return read_run(folder)
 
 
-def test_a_picture_is_a_density_and_draws_from_it(results) -> None:
-    picture = densities._picture(run(results))
+def drawn(results) -> densities.Picture:
+    (comparison,) = compare([run(results)])
+    picture = densities.picture_of(_trained(comparison.series[0]))
     assert picture is not None
+    return picture
+
+
+def test_a_picture_is_a_density_and_draws_from_it(results) -> None:
+    picture = drawn(results)
     sides = picture.high - picture.low
     # Nearly flat after two steps, a part of it lies outside of the square.
     mass = picture.density.sum() * sides.prod() / 60**2
@@ -59,7 +67,7 @@ def test_a_picture_is_a_density_and_draws_from_it(results) -> None:
 
 
 def test_the_grid_is_not_transposed(results) -> None:
-    picture = densities._picture(run(results))
+    picture = drawn(results)
     axes = [np.linspace(picture.low[i], picture.high[i], 60) for i in range(2)]
     mean = [
         np.average(axes[0], weights=picture.density.sum(axis=0)),
@@ -85,9 +93,9 @@ def test_nothing_is_drawn_without_a_checkpoint_or_for_another_network(results, t
     try:
         (one.path / "checkpoint.pt").unlink()
         (other.path / "checkpoint.pt").write_bytes(b"no checkpoint")
-        assert densities.density_figure(comparison) is None
+        assert task_picture(comparison) is None
         (other.path / "checkpoint.pt").write_bytes(other_kept)
-        assert densities.density_figure(comparison) is not None
+        assert task_picture(comparison) is not None
     finally:
         (one.path / "checkpoint.pt").write_bytes(kept)
         (other.path / "checkpoint.pt").write_bytes(other_kept)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tasks.common.checks import ConfigError
-from tasks.engine.records.runs import Run
-from tasks.engine.report.comparison import Comparison, Series
-from tasks.engine.report.figures import new_figure
+from snopt import SolverError
+from tasks.common.figures import new_figure
+from tasks.common.seeding import stream
+from tasks.task import Trained
 
 Points = NDArray[np.float64]
 
 _GRID = 200  # points along each side of a density's picture
 _SAMPLES = 4000
-_MOST = 7  # optimizers in a figure
 _COLOURS = "magma"
 
 
@@ -46,53 +45,33 @@ class Picture:
     nll: float
 
 
-def density_figure(comparison: Comparison) -> Figure | None:
-    """Density and samples of every series' first seed beside the data.
+def density_figure(title: str, trained: Sequence[Trained]) -> Figure | None:
+    """Density and samples of trained flows in the plane beside the test data.
 
-    Returns:
-        ``None`` for what is not a flow in two dimensions, and where no run can be drawn: its
-        checkpoint or its data are gone, or its weights are those of another network.
+    Args:
+        title: above all.
+        trained: flows; one whose solve fails is left out.
     """
-    shown: list[tuple[Series, Picture]] = []
-    for series in comparison.series:
-        if len(shown) < _MOST and _is_planar(series.runs[0]):
-            picture = _picture(series.runs[0])
-            shown += [] if picture is None else [(series, picture)]
-    return _draw(comparison, shown) if shown else None
+    shown = [(one, picture) for one in trained if (picture := picture_of(one)) is not None]
+    return _draw(title, shown) if shown else None
 
 
-def _is_planar(run: Run) -> bool:
-    from tasks.data.tables import DIMENSIONS
-
-    task = run.config.get("task")
-    if not isinstance(task, dict) or task.get("_target_") != "tasks.flows.DensityEstimation":
-        return False
-    return DIMENSIONS.get(str(task.get("dataset"))) == 2
-
-
-def _picture(run: Run) -> Picture | None:
-    import torch
-
-    from snopt import SolverError
-    from tasks.common.seeding import stream
-    from tasks.data.errors import DataError
-    from tasks.engine.report.reload import rebuild
-
+def picture_of(trained: Trained) -> Picture | None:
+    """What a flow looks like; ``None`` where a solve fails."""
+    model: Any = trained.model.eval()
+    for block in model.blocks:  # two columns of a Jacobian cost little, and have no noise
+        block.field.divergence = "exact"
+    noise = stream(trained.seed, "noise")
+    test = trained.splits.test[0]
+    low, high = _square(test.double().numpy())
+    axes = [torch.linspace(float(low[i]), float(high[i]), _GRID) for i in range(2)]
+    grid = torch.cartesian_prod(*axes[::-1]).flip(1).to(test.dtype)
     try:
-        made = rebuild(run, solver={"compile": False})  # not worth it for a few solves
-        model: Any = made.model.eval()
-        for block in model.blocks:  # two columns of a Jacobian cost little, and have no noise
-            block.field.divergence = "exact"
-        noise = stream(run.seed, "noise")
-        test = made.splits.test[0]
-        low, high = _square(test.double().numpy())
-        axes = [torch.linspace(float(low[i]), float(high[i]), _GRID) for i in range(2)]
-        grid = torch.cartesian_prod(*axes[::-1]).flip(1).to(test.dtype)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             density = model(grid, noise).exp().reshape(_GRID, _GRID)
             nll = -float(model(test, noise).mean())
             samples, _ = model.sample(_SAMPLES, noise)
-    except (OSError, UnpicklingError, RuntimeError, KeyError, DataError, ConfigError, SolverError):
+    except (SolverError, RuntimeError):  # memory too
         return None
     return Picture(
         low, high, test.double().numpy(), density.double().numpy(), samples.double().numpy(), nll
@@ -106,14 +85,12 @@ def _square(points: Points) -> tuple[Points, Points]:
     return middle - 1.15 * half, middle + 1.15 * half
 
 
-def _draw(comparison: Comparison, shown: Sequence[tuple[Series, Picture]]) -> Figure:
+def _draw(title: str, shown: Sequence[tuple[Trained, Picture]]) -> Figure:
     first = shown[0][1]
     test, low, high = first.test, first.low, first.high
     columns = 1 + len(shown)
     figure = new_figure(2.75 * columns + 1.1, 6.3)
-    figure.suptitle(
-        f"{comparison.title}    (data: {comparison.provenance})", fontsize=12, fontweight="bold"
-    )
+    figure.suptitle(title, fontsize=12, fontweight="bold")
     grid = figure.subplots(2, columns, sharex=True, sharey=True)
     bins = [np.linspace(low[i], high[i], 61) for i in range(2)]
     counted = np.histogram2d(test[:, 0], test[:, 1], bins=bins, density=True)[0].T
@@ -140,15 +117,14 @@ def _draw(comparison: Comparison, shown: Sequence[tuple[Series, Picture]]) -> Fi
     painted = paint(grid[0, 0], counted, low, high)
     grid[0, 0].set_title(f"test data\n{len(test)} points", fontsize=10)
     scatter(grid[1, 0], test[:_SAMPLES], "#444444")
-    for column, (series, picture) in enumerate(shown, start=1):
+    for column, (one, picture) in enumerate(shown, start=1):
         paint(grid[0, column], picture.density, picture.low, picture.high)
-        seed = series.runs[0].seed
         grid[0, column].set_title(
-            f"{series.label}, seed {seed}\ntest nll {picture.nll:.3f}",
+            f"{one.label}, seed {one.seed}\ntest nll {picture.nll:.3f}",
             fontsize=10,
-            color=series.colour,
+            color=one.colour,
         )
-        scatter(grid[1, column], picture.samples, series.colour)
+        scatter(grid[1, column], picture.samples, one.colour)
     grid[0, 0].set_ylabel("density", fontsize=10)
     grid[1, 0].set_ylabel(f"{_SAMPLES} samples", fontsize=10)
     for axes in grid.ravel():
