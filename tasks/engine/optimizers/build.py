@@ -20,6 +20,7 @@ from snopt.optim.rules import without_defaults_of_others
 from tasks.common.checks import ConfigError, require_keys, require_type
 from tasks.engine.config.identity import MOVED
 from tasks.engine.config.settings import ScheduleSettings
+from tasks.engine.optimizers.about import About
 from tasks.engine.optimizers.averaging import training_mode
 
 #: Keys of ``conf/optim`` that are ours, not the constructor's.
@@ -50,6 +51,7 @@ def check_optimizer(config: Mapping[str, Any]) -> None:
             require_type(f"optim.{key}", config[key], annotation)
     if (config.get("field_lr") or 0.0) < 0:
         raise ConfigError(f"optim.field_lr={config['field_lr']}: must be at least 0, or null.")
+    About.read(config.get("about") or {})  # kept with the run, where every report would stumble
     tiny = nn.Sequential(
         ODEBlock(_TinyField(), method="euler", gradient="direct", options={"steps": 1}),
         nn.Linear(2, 2),

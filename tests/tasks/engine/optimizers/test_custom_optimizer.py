@@ -77,6 +77,10 @@ def test_it_steps_as_torch_does(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         ([], r"optim\._target_ is missing: .* optim\._target_=my_module\.MyClass"),
+        (
+            ["optim._target_=toy_of_mine.Toy", "optim.about.color=red"],
+            r"optim\.about: has first_order, colour",
+        ),
         (["optim._target_=no_such.Toy"], r"no_such.Toy: cannot be imported .*PYTHONPATH"),
         (["optim._target_=toy_of_mine.Tow"], r"toy_of_mine.Tow: cannot be imported"),
         (["optim._target_=toy_of_mine.NoOptimizer"], r"NoOptimizer: not a torch\.optim\.Optimizer"),
