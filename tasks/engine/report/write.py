@@ -1,7 +1,7 @@
 """Writes ``comparison.png``, ``summary.csv``, ``summary.md``, ``runs.csv`` and ``report.html``.
 
-A picture of the task itself is a file too, ``density-<task>-<model>.png`` of flows in the plane, and so
-is that of the integration time, ``horizon-<task>-<model>.png``.
+The picture of a task is a file too, ``density-<task>-<model>.png`` of flows in the plane, and so is
+that of the integration time, ``horizon-<task>-<model>.png``.
 """
 
 from __future__ import annotations
