@@ -80,18 +80,22 @@ class Benchmark:
         """Workloads whose target is still to be fixed."""
         return [one for one in workloads.read(self._options.workloads) if one.target is None]
 
+    def rivals(self, workload: Workload) -> list[Entrant]:
+        """The first-order optimizers, one of which fixes the target."""
+        return [self._entrant("tuned", workload, optim) for optim in FIRST_ORDER]
+
+    def searches(self) -> list[tuple[Entrant, int]]:
+        """Searches that are missing before targets can be fixed; none of their runs count."""
+        every = [rival for workload in self.untargeted() for rival in self.rivals(workload)]
+        return [(rival, 0) for rival in every if rival.choice() is None]
+
     def fix_targets(self) -> bool:
         """Fix what targets are missing; whether it was not stopped."""
-        searches = [
-            (self._entrant("tuned", workload, optim), 0)
-            for workload in self.untargeted()
-            for optim in FIRST_ORDER
-        ]
-        if not self._run([pair for pair in searches if pair[0].choice() is None]):
+        if not self._run(self.searches()):
             return False
         best = []
         for workload in self.untargeted():
-            rivals = [self._entrant("tuned", workload, optim) for optim in FIRST_ORDER]
+            rivals = self.rivals(workload)
             chosen = [(choice.merit, e) for e in rivals if (choice := e.choice()) is not None]
             if len(chosen) == len(rivals):
                 best.append((min(chosen, key=lambda pair: pair[0])[1], TARGET_SEEDS))
@@ -228,12 +232,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _print_plan(benchmark: Benchmark, jobs: int, out: Console) -> None:
     grid = Table("track", "workload", "optimizer", "spent, s", "at most left, s", box=None)
-    targets = [
-        (benchmark._entrant("tuned", workload, optim), 0)
-        for workload in benchmark.untargeted()
-        for optim in FIRST_ORDER
-    ]
-    pairs = [*targets, *benchmark.missing()]
+    pairs = [*benchmark.searches(), *benchmark.missing()]
     for entrant, seeds in pairs:
         row = [entrant.track, entrant.workload.name, entrant.label]
         price = benchmark.price([(entrant, seeds)])

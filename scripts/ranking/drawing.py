@@ -21,12 +21,13 @@ def curves(title: str, target: Target | None, entries: Sequence[Entry]) -> bytes
     figure = new_figure(11.0, 4.4)
     figure.suptitle(title, fontsize=11, fontweight="bold")
     losses, tests = figure.subplots(1, 2)
-    metric = entries[0].outcomes[0].run.metric
+    run = entries[0].outcomes[0].run
     # What is measured before the first step says nothing, and would stretch the axis.
     valid = {e.optim: [_after_start(one.loss) for one in e.outcomes] for e in entries}
     test = {e.optim: [_after_start(one.test) for one in e.outcomes] for e in entries}
     _draw(losses, entries, valid, "validation loss")
-    _draw(tests, entries, test, f"test {metric}")
+    # What rises towards a ceiling shows nothing on a logarithmic axis.
+    _draw(tests, entries, test, f"test {run.metric}", rises=run.higher_is_better)
     if target is not None:
         losses.axhline(target.loss, color=TARGET, linewidth=0.9, linestyle="dashed")
         losses.annotate(
@@ -71,9 +72,15 @@ def _after_start(curve: Curve) -> Curve:
 
 
 def _draw(
-    axes: Axes, entries: Sequence[Entry], found: Mapping[str, Sequence[Curve]], name: str
+    axes: Axes,
+    entries: Sequence[Entry],
+    found: Mapping[str, Sequence[Curve]],
+    name: str,
+    *,
+    rises: bool = False,
 ) -> None:
-    log = spans_decades((c for curves in found.values() for c in curves), decades=0.7)
+    every = (curve for curves in found.values() for curve in curves)
+    log = not rises and spans_decades(every, decades=0.7)
     lowest, highest = math.inf, -math.inf
     for entry in entries:
         middle = band(found[entry.optim], "cpu_seconds", log=log)
