@@ -26,7 +26,7 @@ from snopt.dynamics import (
     FirstPart,
     InitialState,
     LearnedScalar,
-    traces,
+    learned_scalars,
 )
 from tests.support.systems import SYSTEMS, D, Inner, build, readout
 
@@ -214,8 +214,8 @@ def test_published_scalars_are_the_defaults() -> None:
 def test_traces_of_a_model_are_named_by_module() -> None:
     inner = nn.Identity()
     model = nn.Sequential(ODEBlock(ElapsedTime(GHBNODE(inner))), ODEBlock(NODE(inner)))
-    assert traces(model).keys() == {"0.field.system.gamma", "0.field.system.xi"}
-    assert traces(HBNODE(inner)).keys() == {"gamma"}
+    assert learned_scalars(model).keys() == {"0.field.system.gamma", "0.field.system.xi"}
+    assert learned_scalars(HBNODE(inner)).keys() == {"gamma"}
     assert traces(nn.Linear(1, 1)) == {}
 
 
