@@ -211,12 +211,12 @@ def test_published_scalars_are_the_defaults() -> None:
     assert NODE(inner).traces() == ANODE(inner).traces() == SONODE(inner).traces() == {}
 
 
-def test_traces_of_a_model_are_named_by_module() -> None:
+def test_learned_scalars_of_a_model_are_named_by_module() -> None:
     inner = nn.Identity()
     model = nn.Sequential(ODEBlock(ElapsedTime(GHBNODE(inner))), ODEBlock(NODE(inner)))
     assert learned_scalars(model).keys() == {"0.field.system.gamma", "0.field.system.xi"}
     assert learned_scalars(HBNODE(inner)).keys() == {"gamma"}
-    assert traces(nn.Linear(1, 1)) == {}
+    assert learned_scalars(nn.Linear(1, 1)) == {}
 
 
 def test_initial_states() -> None:
