@@ -13,10 +13,10 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 from tasks.data import spline
-from tasks.models import cnf, convnet, family_rnn, ode_rnn
+from tasks.models import cnf, convnet, family_rnn, ode_rnn, trajectory_net
 from tests.support.bad_server import BadServer
 
-ANNOTATED = (spline, cnf, convnet, family_rnn, ode_rnn)
+ANNOTATED = (spline, cnf, convnet, family_rnn, ode_rnn, trajectory_net)
 
 
 @pytest.fixture(scope="session")

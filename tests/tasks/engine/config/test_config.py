@@ -23,6 +23,7 @@ TINY: dict[str, list[str]] = {
     "basic_motions": ["task.hidden=4", "task.batch_size=4"],
     "checkerboard": ["task.hidden=8", "task.batch_size=16", "solver.rtol=1e-3"],
     "circle": ["task.hidden=8", "task.batch_size=16", "solver.rtol=1e-3", "solver.atol=1e-3"],
+    "spiral": ["task.hidden=8", "task.points=12", "task.segment=5", "task.batch_size=4"],
 }
 ONE_STEP = [
     "train.max_steps=1",

@@ -1,0 +1,299 @@
+"""Fitting a field to trajectories, and forecasting with it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from tasks.classification import require_positive
+from tasks.common.checks import choices
+from tasks.common.seeding import stream_seed
+from tasks.data.hare_lynx import UNITS, hare_lynx
+from tasks.data.systems import SYSTEMS, Units
+from tasks.data.trajectories import HISTORY, Sampling, Segments, cut, simulated
+from tasks.dynamics import RegressionTask
+from tasks.models.trajectory_net import TrajectoryNet
+from tasks.task import Batch, Splits, Trained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Forecasting(RegressionTask):
+    """A field fitted to measured segments: the mean squared error in normalised units.
+
+    A batch is (initial states (B, D), times after them (B, L), targets (B, L, D), weights
+    (B, L, D)), states and times in the normalised :class:`~tasks.data.systems.Units`. Weights are
+    zero where nothing was measured and equal elsewhere, 1 on average over a split.
+
+    Args:
+        name: the task's name on the command line.
+        units: of the state.
+        interval: time from the start that training sees at most.
+        hidden: width of the field's hidden layers.
+        layers: hidden layers.
+        batch_size: segments of a training step.
+        eval_batch_size: segments of an evaluation step.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    metric = "rmse"
+    terminal_time = False
+    picture_name = "forecasts"
+    picture_caption = "Forecasts of the test trajectories at the end of training"
+
+    def __init__(
+        self,
+        name: str,
+        units: Units,
+        interval: float,
+        *,
+        hidden: int,
+        layers: int,
+        batch_size: int,
+        eval_batch_size: int,
+    ) -> None:
+        require_positive(hidden=hidden, layers=layers)
+        super().__init__(name, batch_size, eval_batch_size)
+        self.units, self.interval = units, interval
+        self.hidden, self.layers = hidden, layers
+
+    @abstractmethod
+    def segments(self, seed: int) -> tuple[Segments, Segments, Segments]:
+        """To train on, to validate and to test, in physical units.
+
+        Args:
+            seed: of the data.
+        """
+
+    @override
+    def load(self, root: Path, seed: int, device: torch.device, dtype: torch.dtype) -> Splits:
+        """Make the data and normalise them; no file is read."""
+
+        def part(segments: Segments) -> Batch:
+            arrays = _normalised(segments, self.units)
+            return tuple(torch.as_tensor(a, device=device, dtype=dtype) for a in arrays)
+
+        return Splits(*(part(one) for one in self.segments(stream_seed(seed, "data"))))
+
+    @override
+    def build_model(self, family: Mapping[str, Any], solver: Mapping[str, Any]) -> nn.Module:
+        """The flow of an MLP, of any family."""
+        return TrajectoryNet(
+            len(self.units.scale),
+            hidden=self.hidden,
+            layers=self.layers,
+            family=family,
+            solver=solver,
+        )
+
+    @override
+    def forward(self, model: nn.Module, batch: Batch, noise: torch.Generator) -> Tensor:
+        """Normalised states after the starts, shape (B, L, D)."""
+        states: Tensor = model(batch[0], batch[1])
+        return states
+
+    @override
+    def measure(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Weighted squared error, and each segment's root mean squared error in physical units.
+
+        ``rmse_beyond`` is that of later times than training sees; only the test split has them.
+        """
+        _, times, targets, weights = batch
+        squares = (outputs - targets).square()
+        physical = squares * outputs.new_tensor(self.units.scale).square()
+        beyond = weights * (times * self.units.unit > self.interval * (1 + 1e-6)).unsqueeze(2)
+        values = {"loss": (weights * squares).flatten(1).mean(dim=1)}
+        values["rmse"] = _root_mean(physical, weights)
+        if bool(beyond.any()):
+            values["rmse_beyond"] = _root_mean(physical, beyond)
+        return values
+
+    @override
+    def picture(self, title: str, trained: Sequence[Trained]) -> Figure | None:
+        """Phase portraits, forecasts beside the truth, and how errors grow."""
+        from tasks.forecasts import forecast_figure  # training draws nothing
+
+        return forecast_figure(title, trained, self.units, self.interval)
+
+
+class SimulatedTrajectories(Forecasting):
+    """Trajectories of a known system, from initial states of their own in every split.
+
+    Validation is measured as training is. The test forecasts start from the true state, go beyond
+    the interval that training saw, and are compared with the true flow, without noise. Of the
+    pendulum only the angle is measured; the velocity, the rest of its state, is estimated from the
+    last three angles, and enters no loss.
+
+    Args:
+        dataset: a key of :data:`tasks.data.systems.SYSTEMS`.
+        trajectories: to train on.
+        unseen: trajectories to validate, and as many to test.
+        interval: time that a trajectory is measured for.
+        points: measurements of a trajectory.
+        times: ``regular``, or ``irregular``: drawn, for each trajectory its own.
+        noise: standard deviation of the noise, in the system's scale.
+        missing: share of the values that are not measured, below 1.
+        segment: rows of a segment, its start among them, that training fits at once; None: whole
+            trajectories.
+        forecast: time that a test forecast lasts, over the interval.
+        hidden: width of the field's hidden layers.
+        layers: hidden layers.
+        batch_size: segments of a training step.
+        eval_batch_size: segments of an evaluation step.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+
+    provenance = "synthetic by nature: generated from the seed"
+
+    def __init__(
+        self,
+        dataset: str,
+        *,
+        trajectories: int,
+        interval: float,
+        points: int,
+        hidden: int,
+        batch_size: int,
+        layers: int = 2,
+        unseen: int = 16,
+        times: str = "regular",
+        noise: float = 0.0,
+        missing: float = 0.0,
+        segment: int | None = None,
+        forecast: float = 1.5,
+        eval_batch_size: int = 10000,
+    ) -> None:
+        for name, value, valid in (
+            ("dataset", dataset, SYSTEMS),
+            ("times", times, ("regular", "irregular")),
+        ):
+            if value not in valid:
+                raise ValueError(choices(name, value, valid))
+        require_positive(trajectories=trajectories, unseen=unseen, points=points, segment=segment)
+        if points <= HISTORY:
+            raise ValueError(f"points={points}: must be more than {HISTORY}.")
+        most = points - HISTORY + 1
+        if segment is not None and not 2 <= segment <= most:
+            raise ValueError(
+                f"segment={segment}: must be from 2, a start and a target, to {most} (points="
+                f"{points}), or null for whole trajectories."
+            )
+        for name, number in (("interval", interval), ("forecast", forecast)):
+            if not 0.0 < number < np.inf:
+                raise ValueError(f"{name}={number}: must be above 0.")
+        if not 0.0 <= noise < np.inf:
+            raise ValueError(f"noise={noise}: must be at least 0.")
+        if not 0.0 <= missing < 1.0:
+            raise ValueError(f"missing={missing}: must be at least 0 and below 1.")
+        super().__init__(
+            dataset,
+            SYSTEMS[dataset].units,
+            interval,
+            hidden=hidden,
+            layers=layers,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+        )
+        self.trajectories, self.unseen = trajectories, unseen
+        self.sampling = Sampling(interval, points, times == "irregular", noise, missing, segment)
+        rows = max(HISTORY + 1, round(forecast * (points - 1)) + 1)
+        step = interval / (points - 1)
+        self.forecasts = Sampling((rows - 1) * step, rows)
+
+    @override
+    def segments(self, seed: int) -> tuple[Segments, Segments, Segments]:
+        """Every split draws from a stream of its own."""
+        system = SYSTEMS[self.name]
+        draws = [np.random.default_rng([seed, split]) for split in range(3)]
+        apart = replace(self.sampling, overlapping=False)
+        return (
+            simulated(system, self.sampling, self.trajectories, draws[0], first=True),
+            simulated(system, apart, self.unseen, draws[1]),
+            simulated(system, self.forecasts, self.unseen, draws[2]),
+        )
+
+
+class HareLynx(Forecasting):
+    """Hares and lynx of 1900 to 1920: fit the first years, forecast the last.
+
+    Training sees the years to 1912; validation forecasts 1913 to 1916 from 1912, the test 1917 to
+    1920 from 1916. Nobody knows the true flow: forecasts are compared with what was counted.
+
+    Args:
+        segment: years of a segment, its start among them, that training fits at once; None: all 13.
+        hidden: width of the field's hidden layers.
+        layers: hidden layers.
+        batch_size: segments of a training step.
+        eval_batch_size: segments of an evaluation step.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+
+    TRAIN, VALID, TEST = slice(0, 13), slice(12, 17), slice(16, 21)
+
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        batch_size: int,
+        layers: int = 2,
+        segment: int | None = None,
+        eval_batch_size: int = 100,
+    ) -> None:
+        years = self.TRAIN.stop
+        if segment is not None and not 2 <= segment <= years:
+            raise ValueError(f"segment={segment}: must be from 2 to {years}, or null for {years}.")
+        super().__init__(
+            "hare_lynx",
+            UNITS,
+            interval=years - 1.0,
+            hidden=hidden,
+            layers=layers,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+        )
+        self.segment = segment
+
+    @override
+    def segments(self, seed: int) -> tuple[Segments, Segments, Segments]:
+        """The same for every seed."""
+        counted = hare_lynx()
+        years = np.arange(float(len(counted)))
+        return (
+            cut(years[self.TRAIN], counted[self.TRAIN], self.segment),
+            cut(years[self.VALID], counted[self.VALID], None),
+            cut(years[self.TEST], counted[self.TEST], None),
+        )
+
+
+def _normalised(segments: Segments, units: Units) -> tuple[Any, Any, Any, Any]:
+    """A batch's arrays: starts, times, targets and weights."""
+    centre, scale = np.array(units.centre), np.array(units.scale)
+    measured = np.isfinite(segments.targets)
+    measured[..., units.measured :] = False
+    return (
+        (segments.start - centre) / scale,
+        segments.times / units.unit,
+        np.nan_to_num((segments.targets - centre) / scale),
+        measured * (measured.size / measured.sum()),
+    )
+
+
+def _root_mean(squares: Tensor, weights: Tensor) -> Tensor:
+    """The root of each sample's weighted mean, shape (N,); 0 where no weight is."""
+    total = (weights * squares).flatten(1).sum(dim=1)
+    return (total / weights.flatten(1).sum(dim=1).clamp_min(1e-12)).sqrt()
