@@ -70,9 +70,9 @@ class SNOpt(Optimizer):
     def __init__(
         self,
         model: Model,
-        lr: float = 0.02,
+        lr: float = 0.01,
         *,
-        rule: str | Rule = "paper",
+        rule: str | Rule = "adam",
         weight_decay: float = 0.0,
         precondition: str = "all",
         fallback: str = "rule",

@@ -206,7 +206,7 @@ def test_refresh_gradient_is_the_ordinary_one_bit_for_bit(
     for watched in (False, True, False):
         load_solver_state(model, remembered)
         if watched:
-            optimizer = SNOpt(model, sampling=sampling)
+            optimizer = SNOpt(model, rule="paper", sampling=sampling)
         model.zero_grad()
         before = model[1].nfe_forward, model[1].nfe_backward
         x.requires_grad_().grad = None
@@ -231,7 +231,7 @@ def hooks(model: nn.Module) -> int:
 
 def test_ordinary_steps_have_no_hooks() -> None:
     model = problems.model(ODEBlock(problems.field()))
-    optimizer = SNOpt(model, refresh_every=3)
+    optimizer = SNOpt(model, rule="paper", refresh_every=3)
     x, y = torch.randn(7, 5).double(), torch.randn(7, 2).double()
     for step in range(7):
         optimizer.zero_grad()
@@ -245,7 +245,7 @@ def test_ordinary_steps_have_no_hooks() -> None:
 
 def test_basis_gradient_never_has_hooks() -> None:
     model = problems.model(ODEBlock(problems.field()))
-    optimizer = SNOpt(model, basis="gradient", refresh_every=2)
+    optimizer = SNOpt(model, rule="paper", basis="gradient", refresh_every=2)
     x, y = torch.randn(7, 5).double(), torch.randn(7, 2).double()
     for _ in range(4):
         assert hooks(model) == 0
@@ -258,7 +258,7 @@ def test_basis_gradient_never_has_hooks() -> None:
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_evaluation_captures_nothing(kind: str) -> None:
     model = problems.model(ODEBlock(problems.field(), gradient=kind))
-    optimizer = SNOpt(model)
+    optimizer = SNOpt(model, rule="paper")
     capture = optimizer.method.capture
     x, y = torch.randn(7, 5).double(), torch.randn(7, 2).double()
     with torch.no_grad():
@@ -290,7 +290,7 @@ def test_a_clean_slate_between_forward_and_backward(build: Callable[[], nn.Modul
     ends = []
     for late in (False, True):
         model = problems.model(build())
-        optimizer = SNOpt(model, refresh_every=2)
+        optimizer = SNOpt(model, rule="paper", refresh_every=2)
         for _ in range(4):
             if not late:
                 optimizer.zero_grad()
@@ -309,7 +309,7 @@ def test_a_skipped_step_leaves_nothing_behind() -> None:
     x, y = torch.randn(7, 5).double(), torch.randn(7, 2).double()
     model = problems.model(ODEBlock(problems.field()))
     expected = measured(copy.deepcopy(model), x, problems.squares(y))
-    optimizer = SNOpt(model, lr=0.0)
+    optimizer = SNOpt(model, rule="paper", lr=0.0)
     problems.squares(y)(model(50 * x)).backward()
     optimizer.zero_grad()
     problems.squares(y)(model(x)).backward()
@@ -323,7 +323,7 @@ def test_unused_layers_do_not_keep_hooks_alive() -> None:
     """A layer that takes no part, a head for another task say, is asked once a period."""
     model = problems.model(ODEBlock(problems.field()))
     model[1].field.spare = nn.Linear(3, 3).double()
-    optimizer = SNOpt(model, refresh_every=3)
+    optimizer = SNOpt(model, rule="paper", refresh_every=3)
     x, y = torch.randn(7, 5).double(), torch.randn(7, 2).double()
     for step in range(6):
         optimizer.zero_grad()

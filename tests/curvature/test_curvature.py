@@ -62,7 +62,7 @@ def test_average_of_fisher_draws_is_the_ggn(kind: str, likelihood: str) -> None:
     model, x = build(kind), torch.randn(60, 5, dtype=torch.float64)
     pairs = {}
     for curvature, draws in (("ggn", 1), ("fisher", 60)):
-        optimizer = SNOpt(model, lr=0.0, curvature=curvature, refresh_every=1)
+        optimizer = SNOpt(model, rule="paper", lr=0.0, curvature=curvature, refresh_every=1)
         totals: dict[str, list[Tensor]] = {}
         for _ in range(draws):
             optimizer.zero_grad()
@@ -91,7 +91,7 @@ def test_curvature_pass_leaves_gradients_and_solves_alone(kind: str, curvature: 
         field = problems.field()
         block = ODEBlock(field, gradient=kind, options={"warm_start": True})
         model = problems.model(block)
-        optimizer = SNOpt(model, lr=0.0, curvature=curvature, refresh_every=2)
+        optimizer = SNOpt(model, rule="paper", lr=0.0, curvature=curvature, refresh_every=2)
         for _ in range(2):
             optimizer.zero_grad()
             outputs = model(x)
@@ -109,7 +109,7 @@ def test_curvature_pass_leaves_gradients_and_solves_alone(kind: str, curvature: 
 
 def test_curvature_pass_does_nothing_on_ordinary_steps() -> None:
     model, x = build(), torch.randn(7, 5).double()
-    optimizer = SNOpt(model, curvature="ggn", refresh_every=3)
+    optimizer = SNOpt(model, rule="paper", curvature="ggn", refresh_every=3)
     spent = []
     for _ in range(6):
         optimizer.zero_grad()
@@ -125,7 +125,7 @@ def test_curvature_pass_does_nothing_on_ordinary_steps() -> None:
 @pytest.mark.parametrize("curvature", ["fisher", "ggn"])
 def test_a_forgotten_pass_is_an_error(curvature: str) -> None:
     model, x = build(), torch.randn(7, 5).double()
-    optimizer = SNOpt(model, curvature=curvature)
+    optimizer = SNOpt(model, rule="paper", curvature=curvature)
     model(x).square().mean().backward()
     with pytest.raises(RuntimeError, match=r"curvature_pass\(outputs\).*between"):
         optimizer.step()
@@ -138,7 +138,7 @@ def test_empirical_needs_no_extra_call_and_ignores_it() -> None:
     factors = []
     for extra in (False, True):
         model = build()
-        optimizer = SNOpt(model, lr=0.0)
+        optimizer = SNOpt(model, rule="paper", lr=0.0)
         outputs = model(x)
         if extra:
             optimizer.curvature_pass(outputs)
@@ -155,7 +155,9 @@ def test_draws_follow_the_seed_and_differ_between_refreshes() -> None:
 
     def run(seed: int) -> list[Tensor]:
         model = build()
-        optimizer = SNOpt(model, lr=0.0, curvature="fisher", refresh_every=1, seed=seed)
+        optimizer = SNOpt(
+            model, rule="paper", lr=0.0, curvature="fisher", refresh_every=1, seed=seed
+        )
         found = []
         for _ in range(2):
             optimizer.zero_grad()

@@ -64,7 +64,7 @@ class Constant(nn.Module):
 
 
 def collected(model: nn.Module, x: Tensor, likelihood: str, **settings: Any) -> dict[str, Any]:
-    optimizer = SNOpt(model, lr=0.0, curvature="ggn", **settings)
+    optimizer = SNOpt(model, lr=0.0, rule="paper", curvature="ggn", **settings)
     outputs = model(x)
     optimizer.curvature_pass(outputs, likelihood)
     outputs.square().sum().backward()  # some other loss: it must not matter
@@ -99,7 +99,7 @@ def test_empirical_block_is_the_gradient_s_outer_product(
 ) -> None:
     torch.manual_seed(0)
     block = ODEBlock(Constant(True), span, gradient=kind, **TIGHT).double()
-    optimizer = SNOpt(block, lr=0.0)
+    optimizer = SNOpt(block, rule="paper", lr=0.0)
     block(torch.randn(1, 3, dtype=torch.float64)).sin().sum().backward()
     layer = block.field.layer
     gradient = torch.cat([layer.weight.grad, layer.bias.grad[:, None]], 1).reshape(-1)

@@ -35,7 +35,7 @@ def test_dense_comparison() -> None:
     model = problems.model(ODEBlock(problems.field(), gradient="direct", rtol=1e-6, atol=1e-6))
     x, labels = torch.randn(5, 5).double(), torch.tensor([0, 1, 1, 0, 1])
     found = snopt.kronecker_error(model, (x, labels), nn.functional.cross_entropy)
-    optimizer = SNOpt(model, lr=0.0, curvature="ggn")
+    optimizer = SNOpt(model, rule="paper", lr=0.0, curvature="ggn")
     outputs = model(x)
     optimizer.curvature_pass(outputs, "categorical")
     nn.functional.cross_entropy(outputs, labels).backward()
@@ -69,14 +69,14 @@ def test_grouped_convolutions_and_tables() -> None:
 
 def test_no_trace_is_left() -> None:
     model = problems.model(ODEBlock(problems.field(), options={"warm_start": True}))
-    optimizer = SNOpt(model, 0.02)
+    optimizer = SNOpt(model, 0.02, rule="paper")
     x, y = torch.randn(4, 5).double(), torch.randn(4, 2).double()
     other = copy.deepcopy(model)
     before = snopt.solver_state(model), copy.deepcopy(model.state_dict())
     snopt.kronecker_error(model, (x, y), half_squares)
     assert snopt.solver_state(model) == before[0]
     assert all(p.grad is None for p in model.parameters())
-    rival = SNOpt(other, 0.02)
+    rival = SNOpt(other, 0.02, rule="paper")
     for trained, own in ((model, optimizer), (other, rival)):
         half_squares(trained(x), y).backward()
         own.step()

@@ -64,7 +64,7 @@ Way = Callable[[list[Tensor]], None]
 
 
 def stepped(model: nn.Module, run: Callable[[nn.Module], None], **settings: Any) -> SNOpt:
-    optimizer = SNOpt(model, **{"lr": 0.0, **settings})
+    optimizer = SNOpt(model, **{"lr": 0.0, "rule": "paper", **settings})
     optimizer.zero_grad()
     run(model)
     optimizer.step()
@@ -228,7 +228,7 @@ def test_a_graph_that_outlives_a_step(cleared: bool) -> None:
     """A pass after the step belongs to the next one; a first layer needs no weight for it."""
     model = nn.Linear(5, 2).double()
     expected = stepped(copy.deepcopy(model), lambda m: losses(m(X))[1].backward())
-    optimizer = SNOpt(model, lr=0.0, refresh_every=1)
+    optimizer = SNOpt(model, rule="paper", lr=0.0, refresh_every=1)
     terms = losses(model(X))
     terms[0].backward(retain_graph=True)
     optimizer.step()
@@ -253,7 +253,7 @@ def test_cotangents_are_kept_with_their_graph_alone(kept: bool, kind: str) -> No
     of_other_tests = alive()
     others.update(map(id, of_other_tests))
     model = build(kind)
-    optimizer = SNOpt(model, lr=0.0)
+    optimizer = SNOpt(model, rule="paper", lr=0.0)
     terms = losses(model(X))
     terms[0].backward(retain_graph=kept)
     places = alive()
@@ -268,7 +268,7 @@ def test_cotangents_are_kept_with_their_graph_alone(kept: bool, kind: str) -> No
 def test_two_optimizers_see_the_sum(kind: str) -> None:
     model = build(kind)
     expected = stepped(copy.deepcopy(model), lambda m: added_up(losses(m(X))))
-    both = [SNOpt(model, lr=0.0), SNOpt(model, lr=0.0)]
+    both = [SNOpt(model, rule="paper", lr=0.0), SNOpt(model, rule="paper", lr=0.0)]
     one_by_one(losses(model(X)))
     for optimizer in both:
         optimizer.step()
@@ -285,7 +285,9 @@ def test_batches_whose_backward_passes_wait(
     sizes: tuple[int, ...], rule: str, kind: str, order: str
 ) -> None:
     whole, parts = build(kind), build(kind)
-    one, many = (SNOpt(m, 0.02, rule=rule, refresh_every=3) for m in (whole, parts))
+    one, many = (
+        SNOpt(m, 0.02, rule=rule, basis="curvature", refresh_every=3) for m in (whole, parts)
+    )
     for step in range(5):
         one.zero_grad()
         problems.squares(Y)(whole(X)).backward()
@@ -352,7 +354,7 @@ def test_samples_without_curvature(rule: str, kind: str, waits: bool) -> None:
     """Averages of gradients take N from the blocks, which add up micro-batches."""
     whole, parts = build(kind), build(kind)
     settings: dict[str, Any] = {"rule": rule, "basis": "gradient", "refresh_every": 3}
-    one, many = (SNOpt(m, 0.02, **settings) for m in (whole, parts))
+    one, many = (SNOpt(m, 0.02, **{"rule": "paper", **settings}) for m in (whole, parts))
     for step in range(5):
         one.zero_grad()
         problems.squares(Y)(whole(X)).backward()

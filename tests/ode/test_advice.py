@@ -86,7 +86,7 @@ def test_times_and_tuples_of_states() -> None:
 
 def test_nothing_is_left_behind() -> None:
     block = ODEBlock(Net(), gradient="direct", options={"warm_start": True})
-    optimizer = snopt.SNOpt(block, 0.1)
+    optimizer = snopt.SNOpt(block, 0.1, rule="paper")
     block(start()).sum().backward()
     before = copy.deepcopy(block.state_dict())
     grads = [p.grad.clone() for p in block.parameters()]

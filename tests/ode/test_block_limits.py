@@ -89,7 +89,9 @@ def test_a_part_that_starts_at_zero(case: str, method: str) -> None:
 def test_curvature_with_a_part_that_starts_at_zero() -> None:
     x, zero = torch.randn(4, 2, requires_grad=True), torch.zeros(4, 2)
     field = Oscillator()
-    optimizer = SNOpt(field_model := nn.ModuleList([ODEBlock(field, gradient="direct")]), 0.01)
+    optimizer = SNOpt(
+        field_model := nn.ModuleList([ODEBlock(field, gradient="direct")]), 0.01, rule="paper"
+    )
     a, b = field_model[0]((x, zero))
     (a.square().sum() + b.square().sum()).backward()
     optimizer.step()

@@ -55,7 +55,7 @@ def loss(z: Tensor, log_p: Tensor) -> Tensor:
 
 def factors(field: nn.Module, kind: str, z: Tensor) -> tuple[dict, Tensor]:
     block = ODEBlock(field, method="rk4", gradient=kind, options={"steps": 8}).double()
-    optimizer = SNOpt(block, lr=0.0)
+    optimizer = SNOpt(block, rule="paper", lr=0.0)
     loss(*block((z, torch.zeros(len(z), 1, dtype=z.dtype)))).backward()
     grads = torch.cat([p.grad.reshape(-1) for p in block.parameters()])
     optimizer.step()
@@ -106,7 +106,7 @@ def test_factors_against_a_dense_grid() -> None:
         a += weight * x.T @ x / n
         b += weight * g.T @ g / n
     block = ODEBlock(Flow(), rtol=1e-11, atol=1e-11).double()
-    optimizer = SNOpt(block, lr=0.0)
+    optimizer = SNOpt(block, rule="paper", lr=0.0)
     loss(*block((z, torch.zeros(n, 1, dtype=z.dtype)))).backward()
     optimizer.step()
     got = optimizer.factors()["field.inner"]

@@ -98,7 +98,7 @@ def test_a_refresh_under_compiled_steps() -> None:
     found = []
     for options in ({}, {"compile": True}):
         layer = block("direct", **options)
-        optimizer = SNOpt(layer, 0.02, refresh_every=2)
+        optimizer = SNOpt(layer, 0.02, rule="paper", refresh_every=2)
         for _ in range(3):
             optimizer.zero_grad()
             problems.squares(y)(layer(x)).backward()

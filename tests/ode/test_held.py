@@ -136,7 +136,7 @@ def test_the_way_back_and_refreshes_leave_no_trace(kind: str) -> None:
 
     field, (x, _) = Normed(), problems.data()
     block = ODEBlock(field, method="rk4", options={"steps": 2}, gradient=kind)
-    optimizer = SNOpt(block, 0.0, rule="adam", refresh_every=1)
+    optimizer = SNOpt(block, 0.0, rule="adam", basis="curvature", refresh_every=1)
     out = block(x)
     statistics = {k: v.clone() for k, v in field.norm.state_dict().items()}
     assert int(statistics["num_batches_tracked"]) == field.calls == 8
@@ -181,7 +181,7 @@ def test_contexts_that_are_no_tensors(kind: str) -> None:
     for together in (True, False):
         field, (x, _) = Driven(), problems.data()
         block = ODEBlock(field, method="rk4", options={"steps": 4}, gradient=kind)
-        optimizer = SNOpt(block, 0.0)
+        optimizer = SNOpt(block, 0.0, rule="paper")
         weights = torch.ones(2, dtype=torch.float64, requires_grad=True)
         losses = []
         for i, part in enumerate((x[:3], x[3:])):

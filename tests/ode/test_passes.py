@@ -37,7 +37,7 @@ LOSS = problems.squares(Y)
 def test_a_pass_thrown_away_leaves_no_curvature(kind: str, zeros: bool) -> None:
     model = build(kind)
     expected = measured(copy.deepcopy(model), X, LOSS)
-    optimizer = SNOpt(model, lr=0.0)
+    optimizer = SNOpt(model, rule="paper", lr=0.0)
     loss = LOSS(model(X))
     (30 * loss).backward(retain_graph=True)
     model.zero_grad(set_to_none=not zeros)
@@ -52,7 +52,7 @@ def test_a_pass_thrown_away_leaves_no_curvature(kind: str, zeros: bool) -> None:
 def test_derivatives_for_something_else_are_not_counted(kind: str, create: bool) -> None:
     model = build(kind)
     expected = measured(copy.deepcopy(model), X, LOSS)
-    optimizer = SNOpt(model, lr=0.0)
+    optimizer = SNOpt(model, rule="paper", lr=0.0)
     horizon = Horizon(model[1], optimizer, "fixed", every=1)
     x = X.clone().requires_grad_()
     out = model(x)
@@ -72,7 +72,7 @@ def test_derivatives_for_something_else_are_not_counted(kind: str, create: bool)
 def test_gradients_that_are_returned_and_set_by_hand_count() -> None:
     model = build()
     expected = measured(copy.deepcopy(model), X, LOSS)
-    optimizer = SNOpt(model, lr=0.0)
+    optimizer = SNOpt(model, rule="paper", lr=0.0)
     parameters = list(model.parameters())
     for p, g in zip(parameters, torch.autograd.grad(LOSS(model(X)), parameters), strict=True):
         p.grad = g
@@ -84,7 +84,7 @@ def test_gradients_that_are_returned_and_set_by_hand_count() -> None:
 def test_steps_in_evaluation_mode_have_curvature(kind: str) -> None:
     model = build(kind)
     expected = measured(copy.deepcopy(model), X, LOSS)
-    optimizer = SNOpt(model.eval(), lr=0.0)
+    optimizer = SNOpt(model.eval(), rule="paper", lr=0.0)
     LOSS(model(X)).backward()
     optimizer.step()
     alike(optimizer, expected)
@@ -94,7 +94,7 @@ def test_steps_in_evaluation_mode_have_curvature(kind: str) -> None:
 def test_two_optimizers_on_one_model(kind: str) -> None:
     model = build(kind)
     expected = measured(copy.deepcopy(model), X, LOSS)
-    first, second = SNOpt(model, lr=0.0), SNOpt(model, lr=0.0)
+    first, second = SNOpt(model, rule="paper", lr=0.0), SNOpt(model, rule="paper", lr=0.0)
     LOSS(model(X)).backward()
     first.step()
     second.step()
@@ -105,7 +105,7 @@ def test_two_optimizers_on_one_model(kind: str) -> None:
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_a_forward_pass_alone_does_not_change_the_samples(kind: str) -> None:
     model = build(kind)
-    optimizer = SNOpt(model, lr=0.0)
+    optimizer = SNOpt(model, rule="paper", lr=0.0)
     for _ in range(2):
         optimizer.zero_grad()
         LOSS(model(X)).backward()
@@ -138,7 +138,7 @@ def test_a_solve_inside_backward_is_named(
     solve: Callable[[nn.Module, Tensor], Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = Adjoint(solve)
-    optimizer = SNOpt(model, lr=0.0)
+    optimizer = SNOpt(model, rule="paper", lr=0.0)
     for _ in range(2):
         optimizer.zero_grad()
         LOSS(model(X[:, :3])).backward()
@@ -169,7 +169,7 @@ class Hamiltonian(nn.Module):
 def test_a_field_that_is_a_derivative(kind: str) -> None:
     field = Hamiltonian()
     block = ODEBlock(field, method="rk4", gradient=kind, options={"steps": 4})
-    optimizer = SNOpt(block, lr=0.0)
+    optimizer = SNOpt(block, rule="paper", lr=0.0)
     LOSS(block(X[:, :2])).backward()
     optimizer.step()
     assert set(optimizer.factors()) == {"field.inner"}
@@ -179,7 +179,7 @@ def test_a_field_that_is_a_derivative(kind: str) -> None:
 def test_a_model_that_is_a_derivative() -> None:
     """Cotangents are those of the loss, as autograd gives them."""
     field = Hamiltonian()
-    optimizer = SNOpt(field, lr=0.0)
+    optimizer = SNOpt(field, rule="paper", lr=0.0)
     x = X[:, :2]
     LOSS(field(torch.zeros(()), x)).backward()
     optimizer.step()
@@ -232,7 +232,7 @@ def test_another_first_dimension_is_told(caplog: pytest.LogCaptureFixture) -> No
             return out
 
     model, (x, _) = TimeFirst(), problems.data()
-    optimizer = SNOpt(model, 0.01, refresh_every=1)
+    optimizer = SNOpt(model, 0.01, rule="paper", refresh_every=1)
     for _ in range(3):
         optimizer.zero_grad()
         model(x).square().mean().backward()

@@ -39,7 +39,7 @@ def test_weights_add_up_to_the_interval(
     monkeypatch.setattr(FieldObserver, "_evaluate_node", spy)
     x, y = problems.data()
     block = ODEBlock(problems.field(), span, gradient=kind, **problems.SOLVERS[solver])
-    SNOpt(block, sampling=sampling, grid_points=30)
+    SNOpt(block, rule="paper", sampling=sampling, grid_points=30)
     problems.squares(y)(block(x)).backward()
     times, weights = [t for t, _ in seen], [w for _, w in seen]
     assert sum(weights) == pytest.approx(abs(span[1] - span[0]), abs=1e-12)
@@ -62,7 +62,7 @@ def test_weights_of_a_trajectory_add_up(monkeypatch: pytest.MonkeyPatch) -> None
             )
             x, y = problems.data()
             block = ODEBlock(problems.field(), gradient=kind, **problems.SOLVERS[solver])
-            SNOpt(block)
+            SNOpt(block, rule="paper")
             states = block(x, [0.0, 0.3, 0.9, 1.5])
             sum(problems.squares(y)(s) for s in states).backward()
             assert sum(total) == pytest.approx(1.5, abs=1e-12)
@@ -175,7 +175,7 @@ def test_factors_of_a_trajectory(kind: str, solver: str) -> None:
     }
     settings = {"dopri5": {"rtol": 1e-11, "atol": 1e-11}, "steps": {"options": {"steps": 100}}}
     block = ODEBlock(field, gradient=kind, method="dopri5", **settings[solver])
-    optimizer = SNOpt(block, lr=0.0)
+    optimizer = SNOpt(block, rule="paper", lr=0.0)
     total(block(x, times)).backward()
     optimizer.step()
     # Backpropagation gives one adjoint at an output time, that before the jump: first order there.

@@ -30,7 +30,7 @@ def advance(model: nn.Module, optimizer: Any, count: int = 2) -> Tensor:
 
 
 def trained(model: nn.Module, **settings: Any) -> State:
-    optimizer = SNOpt(model, 0.03, **settings)
+    optimizer = SNOpt(model, 0.03, **{"rule": "paper", **settings})
     advance(model, optimizer)
     return optimizer.state_dict()
 
@@ -170,7 +170,7 @@ def test_states_of_another_precision_are_cast(rule: str, to: torch.dtype) -> Non
 def test_a_model_that_is_cast_in_the_middle(rule: str, basis: str) -> None:
     model, twin = net(), net()
     settings: dict[str, Any] = {"rule": rule, "basis": basis, "refresh_every": 3}
-    ours, exact = SNOpt(model.float(), 0.02, **settings), SNOpt(twin, 0.02, **settings)
+    ours, exact = (SNOpt(m, 0.02, **{"rule": "paper", **settings}) for m in (model.float(), twin))
     for _ in range(2):
         advance(model, ours)
         advance(twin, exact)

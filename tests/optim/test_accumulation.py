@@ -27,7 +27,9 @@ def flat(model: nn.Module) -> Tensor:
 def test_micro_batches_are_one_batch(sizes: tuple[int, ...], kind: str, rule: str) -> None:
     x, y = torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 2, dtype=torch.float64)
     whole, parts = build(kind), build(kind)
-    one, many = (SNOpt(m, 0.02, rule=rule, refresh_every=2) for m in (whole, parts))
+    one, many = (
+        SNOpt(m, 0.02, rule=rule, basis="curvature", refresh_every=2) for m in (whole, parts)
+    )
     for step in range(4):
         one.zero_grad()
         problems.squares(y)(whole(x)).backward()
@@ -48,7 +50,7 @@ def test_micro_batches_are_one_batch(sizes: tuple[int, ...], kind: str, rule: st
 def test_an_unequal_last_batch(kind: str) -> None:
     """Every step scales by its own number of samples, at a refresh and in between."""
     model = build(kind)
-    optimizer = SNOpt(model, 0.02, refresh_every=2)
+    optimizer = SNOpt(model, 0.02, rule="paper", refresh_every=2)
     for count in (8, 3, 5, 8, 2):
         x, y = torch.randn(count, 5).double(), torch.randn(count, 2).double()
         optimizer.zero_grad()
@@ -62,7 +64,7 @@ def test_repeating_a_batch_changes_no_factor() -> None:
     found = []
     for times in (1, 3):
         model = build("adjoint")
-        optimizer = SNOpt(model, 0.0)
+        optimizer = SNOpt(model, 0.0, rule="paper")
         problems.squares(y.repeat(times, 1))(model(x.repeat(times, 1))).backward()
         optimizer.step()
         found.append(optimizer.factors())

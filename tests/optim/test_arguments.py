@@ -44,22 +44,22 @@ NO_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize(("make", "words"), NO_MODELS.values(), ids=NO_MODELS)
 def test_what_is_no_model(make: Callable[[], Any], words: str) -> None:
     with pytest.raises(TypeError, match=words) as caught:
-        SNOpt(make())
+        SNOpt(make(), rule="paper")
     assert "params" in str(caught.value)
 
 
 @pytest.mark.parametrize("empty", [nn.ReLU(), [], [{"params": []}], nn.Sequential()], ids=str)
 def test_nothing_to_train(empty: Any) -> None:
     with pytest.raises(ValueError, match="no parameters"):
-        SNOpt(empty)
+        SNOpt(empty, rule="paper")
 
 
 def test_a_lazy_layer() -> None:
     model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)).double()
     with pytest.raises(ValueError, match=r"'0\.weight'.*run one batch"):
-        SNOpt(model)
+        SNOpt(model, rule="paper")
     model(XS)
-    train(model, SNOpt(model), 1)
+    train(model, SNOpt(model, rule="paper"), 1)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_a_lazy_layer() -> None:
 )
 def test_settings_that_groups_do_not_have(key: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        SNOpt([{"params": pair(), key: 0.1}])
+        SNOpt([{"params": pair(), key: 0.1}], rule="paper")
 
 
 def test_what_schedulers_and_users_note_in_groups() -> None:
-    optimizer = SNOpt([{"params": pair(), "name": "all", "initial_lr": 0.1}])
+    optimizer = SNOpt([{"params": pair(), "name": "all", "initial_lr": 0.1}], rule="paper")
     torch.optim.lr_scheduler.StepLR(optimizer, 2, last_epoch=3)
     assert optimizer.param_groups[0]["name"] == "all"
 
@@ -116,7 +116,7 @@ def test_what_schedulers_and_users_note_in_groups() -> None:
 def test_settings_of_the_wrong_kind(settings: dict[str, Any], words: str) -> None:
     settings = {"rule": "adam", **settings} if "betas" in settings else settings
     with pytest.raises(ValueError, match=words):
-        SNOpt(pair(), **settings)
+        SNOpt(pair(), **{"rule": "paper", **settings})
     if {"betas", "lr", "damping"} & settings.keys():
         own = {k: x for k, x in settings.items() if k != "rule"}
         with pytest.raises(ValueError, match=words):
@@ -127,22 +127,22 @@ def test_settings_of_groups_that_the_rule_has_no_use_for() -> None:
     with pytest.raises(ValueError, match=r"'momentum' \(here 0\.9\).*betas"):
         SNOpt([{"params": pair(), "momentum": 0.9}], rule="adam")
     with pytest.raises(ValueError, match="no setting 'nesterov'"):
-        SNOpt([{"params": pair(), "nesterov": True}])
+        SNOpt([{"params": pair(), "nesterov": True}], rule="paper")
 
 
 def test_models_of_their_own_in_two_groups() -> None:
     """Their parameters would share names."""
     first, second = nn.Linear(5, 5).double(), nn.Linear(5, 2).double()
-    optimizer = SNOpt([{"params": first}, {"params": second}])
+    optimizer = SNOpt([{"params": first}, {"params": second}], rule="paper")
     names = [name for group in optimizer.param_groups for name in group["param_names"]]
     assert len(set(names)) == 4
     assert len(set(optimizer.coverage().preconditioned)) == 4
     chain, plain = nn.Sequential(first, second), nn.Sequential(first, second)
     plain = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 2)).double()
     plain.load_state_dict(chain.state_dict())
-    assert torch.equal(train(chain, optimizer, 3), train(plain, SNOpt(plain), 3))
+    assert torch.equal(train(chain, optimizer, 3), train(plain, SNOpt(plain, rule="paper"), 3))
     state = optimizer.state_dict()
-    SNOpt([{"params": first}, {"params": second}]).load_state_dict(state)
+    SNOpt([{"params": first}, {"params": second}], rule="paper").load_state_dict(state)
 
 
 @pytest.mark.parametrize("rule", ["paper", "adam"])
@@ -179,11 +179,11 @@ def test_complex_parameters_are_as_in_torch(rule: str) -> None:
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
 def test_sparse_embeddings_are_refused(kind: Any) -> None:
     model = nn.ModuleDict({"table": kind(4, 3, sparse=True), "head": nn.Linear(3, 2)})
-    optimizer = SNOpt(model)
+    optimizer = SNOpt(model, rule="paper")
     model["head"](model["table"](torch.tensor([[0, 1]]))).sum().backward()
     with pytest.raises(RuntimeError, match=r"'table\.weight' has a sparse gradient.*SparseAdam"):
         optimizer.step()
-    without = SNOpt([{"params": model["head"]}])
+    without = SNOpt([{"params": model["head"]}], rule="paper")
     without.step()
 
 
@@ -201,7 +201,7 @@ def test_layers_whose_weight_is_made_anew_are_named() -> None:
         made["normed"] = (nn.utils.weight_norm(nn.Linear(3, 2)), "weight_g and weight_v")
     for name, (module, word) in made.items():
         model = nn.Sequential(nn.Linear(4, 3), module)
-        optimizer = SNOpt(model, 0.1)
+        optimizer = SNOpt(model, 0.1, rule="paper")
         coverage = optimizer.coverage()
         reasons = [why for key, why in coverage.fallback.items() if "bias" not in key]
         assert any(word in why for why in reasons), (name, coverage.fallback)
@@ -226,7 +226,7 @@ def test_attention_uses_its_last_layer_without_calling_it() -> None:
 
     for basis, covered in (("curvature", False), ("gradient", True)):
         model = Attends()
-        optimizer = SNOpt(model, 0.1, basis=basis)
+        optimizer = SNOpt(model, 0.1, rule="paper", basis=basis)
         model(torch.randn(3, 5, 4)).square().mean().backward()
         optimizer.step()
         coverage = optimizer.coverage()
@@ -245,7 +245,7 @@ def test_parameters_without_layers_are_named() -> None:
             self.more = nn.ParameterList([torch.ones(2)])
             self.cell, self.norm = nn.GRU(3, 3), nn.LayerNorm(3)
 
-    plain = SNOpt(Odd()).coverage().fallback
+    plain = SNOpt(Odd(), rule="paper").coverage().fallback
     kinds = {"gain": "Odd", "more.0": "ParameterList", "norm.bias": "LayerNorm"}
     for name, kind in {**kinds, "cell.weight_ih_l0": "GRU"}.items():
         assert plain[name] == f"{kind} is neither linear nor a convolution"
@@ -274,7 +274,7 @@ def test_a_step_without_gradients_is_none(settings: dict[str, Any]) -> None:
     models, ends = (blocks(), blocks()), []
     for model, idle in zip(models, (False, True), strict=True):
         every = {} if settings["rule"] == "gauss_newton" else {"refresh_every": 2}
-        optimizer = SNOpt(model, 0.02, **every, **settings)
+        optimizer = SNOpt(model, 0.02, **every, **{"rule": "paper", **settings})
         for _ in range(3):
             if idle:
                 before = flat(model)

@@ -30,7 +30,7 @@ class Zoo(nn.Module):
 
 def test_every_parameter_is_accounted_for() -> None:
     model = Zoo()
-    coverage = SNOpt(model).coverage()
+    coverage = SNOpt(model, rule="paper").coverage()
     names = {n for n, p in model.named_parameters() if p.requires_grad}
     assert set(coverage.preconditioned) | set(coverage.fallback) == names == set(coverage.sizes)
     assert not set(coverage.preconditioned) & set(coverage.fallback)
@@ -50,7 +50,7 @@ def test_every_parameter_is_accounted_for() -> None:
 
 def test_only_the_fields() -> None:
     model = Zoo()
-    optimizer = SNOpt(model, precondition="ode")
+    optimizer = SNOpt(model, rule="paper", precondition="ode")
     coverage = optimizer.coverage()
     assert set(coverage.preconditioned.values()) == {"block.field.inner", "block.field.outer"}
     assert "outside the ODE blocks" in coverage.fallback["stem.weight"]
@@ -59,7 +59,7 @@ def test_only_the_fields() -> None:
 def test_plain_parameters_take_the_plain_update() -> None:
     """SGD's step beside preconditioned layers, the shared weight with the gradient of both uses."""
     model, x = Zoo(), torch.randn(6, 5)
-    optimizer = SNOpt(model, 0.1)
+    optimizer = SNOpt(model, 0.1, rule="paper")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     model(x).square().mean().backward()
     optimizer.step()
@@ -74,6 +74,6 @@ def test_plain_parameters_take_the_plain_update() -> None:
 
 def test_a_parametrized_weight_is_named() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
-    coverage = SNOpt(model).coverage()
+    coverage = SNOpt(model, rule="paper").coverage()
     assert not coverage.preconditioned
     assert all(reason for reason in coverage.fallback.values())

@@ -97,7 +97,7 @@ def test_gauss_newton_is_refused_before_the_first_step(results: Results) -> None
 
 def test_a_group_is_a_group() -> None:
     with pytest.raises(ValueError, match=r"process_group='gloo'; expected"):
-        SNOpt(distributed_run.build(), process_group="gloo")
+        SNOpt(distributed_run.build(), rule="paper", process_group="gloo")
 
 
 def test_draws_differ_between_processes() -> None:

@@ -77,6 +77,7 @@ def test_training_continues_bit_for_bit(
     settings: dict[str, Any], carry: Callable[..., None], tmp_path: Path
 ) -> None:
     one, two = net(), net(seed=1)
+    settings = {"rule": "paper", **settings}
     optimizer, fresh = SNOpt(one, 0.02, **settings), SNOpt(two, 0.5, **settings)
     train(one, optimizer, 4)
     carry((one, optimizer), (two, fresh), tmp_path / "checkpoint")
@@ -107,7 +108,7 @@ def test_groups_and_an_optimizer_that_has_been_used(tmp_path: Path) -> None:
 
 def test_asking_for_the_state_makes_no_step() -> None:
     model = net()
-    optimizer = SNOpt(model, 0.02)
+    optimizer = SNOpt(model, 0.02, rule="paper")
     get_optimizer_state_dict(model, optimizer)
     assert optimizer.method.steps == 0
 
@@ -115,7 +116,7 @@ def test_asking_for_the_state_makes_no_step() -> None:
 def test_states_of_before_and_edited_ones() -> None:
     """Without the entry that is carried; and what is changed in a state is what is loaded."""
     model = net()
-    optimizer = SNOpt(model, 0.02, momentum=0.9)
+    optimizer = SNOpt(model, 0.02, rule="paper", momentum=0.9)
     problems.squares(YS)(model(XS)).backward()
     optimizer.step()
     state = copy.deepcopy(optimizer.state_dict())
@@ -132,7 +133,7 @@ def _without(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_damaged_entry_is_refused() -> None:
-    optimizer = SNOpt(net(), 0.02)
+    optimizer = SNOpt(net(), 0.02, rule="paper")
     state = optimizer.state_dict()
     state["param_groups"][0]["whole"] = 3
     with pytest.raises(ValueError, match="damaged"):

@@ -86,7 +86,7 @@ def test_what_moves_is_what_torch_moves(stages: list[Change], settings: dict[str
     model, twin = Net(), Net()
     stages[0](model)
     stages[0](twin)
-    ours = SNOpt(model, 0.01, **settings)
+    ours = SNOpt(model, 0.01, **{"rule": "paper", **settings})
     theirs = torch.optim.SGD(
         twin.parameters(), 0.01, settings.get("momentum", 0.0), weight_decay=0.1
     )
@@ -148,7 +148,7 @@ def test_thawed_layers_are_preconditioned_at_once(rule: str) -> None:
 def test_frozen_layers_are_not_captured() -> None:
     model = Net()
     frozen("head", "block")(model)
-    optimizer = SNOpt(model, 0.01, refresh_every=1)
+    optimizer = SNOpt(model, 0.01, rule="paper", refresh_every=1)
     step(model, optimizer)
     assert optimizer.method.capture.sums.keys() == {"stem"}
     assert not model.block.observers
@@ -162,7 +162,7 @@ def test_a_layer_without_its_bias_is_a_layer_without_bias() -> None:
         model = Net()
         if not late:
             frozen("head.bias")(model)
-        optimizer = SNOpt(model, 0.01)
+        optimizer = SNOpt(model, 0.01, rule="paper")
         frozen("head.bias")(model)
         step(model, optimizer)
         ends.append(flat(model))

@@ -48,11 +48,11 @@ def test_what_is_written_before_the_first_step_is_what_was_given(
     settings: dict[str, Any], name: str, value: Any
 ) -> None:
     written, given, left = net(), net(), net()
-    optimizer = SNOpt(written, **{"lr": 0.02, **settings})
+    optimizer = SNOpt(written, **{"lr": 0.02, "rule": "paper", **settings})
     optimizer.param_groups[0][name] = value
     train(written, optimizer, 3)
-    train(given, SNOpt(given, **{"lr": 0.02, **settings, name: value}), 3)
-    train(left, SNOpt(left, **{"lr": 0.02, **settings}), 3)
+    train(given, SNOpt(given, **{"lr": 0.02, "rule": "paper", **settings, name: value}), 3)
+    train(left, SNOpt(left, **{"lr": 0.02, "rule": "paper", **settings}), 3)
     assert torch.equal(flat(written), flat(given))
     assert not torch.equal(flat(written), flat(left))
 
@@ -60,9 +60,9 @@ def test_what_is_written_before_the_first_step_is_what_was_given(
 def test_a_controller_written_into_a_group_adapts() -> None:
     written, given = net(), net()
     controllers = [LevenbergMarquardt(0.05, every=1, decay=0.5) for _ in range(2)]
-    first = SNOpt(written, 0.02)
+    first = SNOpt(written, 0.02, rule="paper")
     first.param_groups[0]["damping"] = controllers[0]
-    second = SNOpt(given, 0.02, damping=controllers[1])
+    second = SNOpt(given, 0.02, rule="paper", damping=controllers[1])
     for _ in range(3):
         first.step(closure_of(written, first))
         second.step(closure_of(given, second))
@@ -72,9 +72,9 @@ def test_a_controller_written_into_a_group_adapts() -> None:
 
 def test_a_damping_that_was_loaded_is_in_force() -> None:
     model, fresh = net(), net()
-    optimizer = SNOpt(model, 0.02, damping=0.7)
+    optimizer = SNOpt(model, 0.02, rule="paper", damping=0.7)
     train(model, optimizer, 2)
-    other = SNOpt(fresh, 0.02, damping=0.1)
+    other = SNOpt(fresh, 0.02, rule="paper", damping=0.1)
     fresh.load_state_dict(model.state_dict())
     other.load_state_dict(optimizer.state_dict())
     assert other.param_groups[0]["damping"] == 0.7
@@ -84,13 +84,13 @@ def test_a_damping_that_was_loaded_is_in_force() -> None:
 def test_functions_stay_where_a_number_is_loaded() -> None:
     schedule, controller = (lambda step: 0.1 / (1 + step)), LevenbergMarquardt(0.3)
     for own in (schedule, controller):
-        optimizer = SNOpt(net(), damping=own)
-        optimizer.load_state_dict(SNOpt(net(), damping=0.7).state_dict())
+        optimizer = SNOpt(net(), rule="paper", damping=own)
+        optimizer.load_state_dict(SNOpt(net(), rule="paper", damping=0.7).state_dict())
         assert optimizer.param_groups[0]["damping"] is own
     assert controller.value == 0.7
-    state = SNOpt(net(), damping=schedule).state_dict()
+    state = SNOpt(net(), rule="paper", damping=schedule).state_dict()
     assert state["param_groups"][0]["damping"] == 0.1
-    number = SNOpt(net(), damping=0.7)
+    number = SNOpt(net(), rule="paper", damping=0.7)
     number.load_state_dict(state)
     assert number.param_groups[0]["damping"] == 0.1
 
@@ -145,7 +145,7 @@ def test_cycled_momentum_is_that_of_torch(rule: str, scheduler: str) -> None:
     x = torch.randn(6, 4, dtype=torch.float64)
     if rule == "paper":
         theirs: Any = torch.optim.SGD(models[1].parameters(), 0.1, momentum=0.9)
-        ours = SNOpt(models[0], 0.1, momentum=0.9)
+        ours = SNOpt(models[0], 0.1, rule="paper", momentum=0.9)
     else:
         theirs = torch.optim.AdamW(models[1].parameters(), 0.1, betas=(0.9, 0.95), weight_decay=0.0)
         ours = SNOpt(models[0], 0.1, rule="adam", warmup_steps=0)
@@ -187,7 +187,8 @@ def test_numbers_of_numpy_and_torch(kind: Any) -> None:
     model, plain = net(), net()
     optimizer = SNOpt(model, kind(0.5), damping=kind(0.25), rule="paper", momentum=kind(0.5))
     assert torch.equal(
-        train(model, optimizer, 2), train(plain, SNOpt(plain, 0.5, damping=0.25, momentum=0.5), 2)
+        train(model, optimizer, 2),
+        train(plain, SNOpt(plain, 0.5, rule="paper", damping=0.25, momentum=0.5), 2),
     )
     adam = SNOpt(net(), rule="adam", betas=(kind(0.5), kind(0.25)), refresh_every=np.int64(3))
     train(net(), adam, 1)
@@ -197,7 +198,7 @@ def test_numbers_of_numpy_and_torch(kind: Any) -> None:
 def test_a_rate_that_is_a_tensor_stays_one() -> None:
     rate = torch.tensor(0.5)
     model, plain = net(), net()
-    optimizer, by_hand = SNOpt(model, rate), SNOpt(plain, 0.5)
+    optimizer, by_hand = SNOpt(model, rate, rule="paper"), SNOpt(plain, 0.5, rule="paper")
     scheduler = lr_scheduler.ExponentialLR(optimizer, 0.5)
     for _ in range(3):
         train(model, optimizer, 1)
@@ -205,7 +206,7 @@ def test_a_rate_that_is_a_tensor_stays_one() -> None:
         scheduler.step()
         by_hand.param_groups[0]["lr"] *= 0.5
     assert torch.equal(flat(model), flat(plain))
-    other = SNOpt(net(), torch.tensor(0.1))
+    other = SNOpt(net(), torch.tensor(0.1), rule="paper")
     other.load_state_dict(optimizer.state_dict())
     assert isinstance(other.param_groups[0]["lr"], Tensor)
     assert float(other.param_groups[0]["lr"]) == 0.0625
@@ -225,7 +226,7 @@ def test_what_is_no_number_is_named_at_the_step(name: str, value: Any) -> None:
 
 def test_what_cannot_be_changed_says_so() -> None:
     model = net()
-    optimizer = SNOpt(model)
+    optimizer = SNOpt(model, rule="paper")
     optimizer.param_groups[0]["precondition"] = "ode"
     with pytest.raises(ValueError, match="precondition was changed"):
         train(model, optimizer, 1)
@@ -234,7 +235,9 @@ def test_what_cannot_be_changed_says_so() -> None:
 # -- groups that are added ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"rule": "adam", "basis": "gradient"}, {"rule": "kfac"}])
+@pytest.mark.parametrize(
+    "settings", [{"rule": "paper"}, {"rule": "adam", "basis": "gradient"}, {"rule": "kfac"}]
+)
 def test_an_added_group_trains_as_one_that_was_there(settings: dict[str, Any]) -> None:
     ends = []
     for later in (False, True):
@@ -253,7 +256,7 @@ def test_an_added_group_trains_as_one_that_was_there(settings: dict[str, Any]) -
 
 def test_groups_that_cannot_be_added() -> None:
     model = net()
-    optimizer = SNOpt(model)
+    optimizer = SNOpt(model, rule="paper")
     with pytest.raises(ValueError, match="in a group already"):
         optimizer.add_param_group({"params": model[0]})
     with pytest.raises(TypeError, match="needs modules"):
@@ -267,4 +270,4 @@ def test_groups_that_cannot_be_added() -> None:
 
 def test_a_controller_in_a_group_of_the_preconditioner_alone() -> None:
     with pytest.raises(TypeError, match="closure"):
-        SNOptPreconditioner([{"params": net(), "damping": LevenbergMarquardt()}])
+        SNOptPreconditioner([{"params": net(), "damping": LevenbergMarquardt()}], rule="paper")

@@ -29,10 +29,9 @@ def test_parity_with_the_reference_step_by_step(rule: str, kind: str) -> None:
     field = problems.field()
     twin, loss = copy.deepcopy(field), problems.squares(Y)
     settings: dict[str, Any] = {"momentum": 0.9, "damping": 0.05} if rule == "paper" else {}
+    own: dict[str, Any] = {"basis": "curvature", "refresh_every": 3, "warmup_steps": 0}
     block = ODEBlock(field, method="rk4", gradient=kind, options={"steps": 100})
-    ours = SNOpt(
-        block, 0.02, rule=rule, refresh_every=3, weight_decay=0.01, warmup_steps=0, **settings
-    )
+    ours = SNOpt(block, 0.02, rule=rule, weight_decay=0.01, **own, **settings)
     theirs = reference.ReferenceOptimizer(
         reference.layers(twin), 0.02, rule=rule, weight_decay=0.01, **settings
     )
@@ -114,7 +113,7 @@ def test_paper_rule_on_plain_parameters_is_sgd_with_momentum() -> None:
     ours, theirs = nn.LayerNorm(4).double(), nn.LayerNorm(4).double()
     x = torch.randn(6, 4, dtype=torch.float64)
     pairs = [
-        (ours, SNOpt(ours, 0.1, momentum=0.9)),
+        (ours, SNOpt(ours, 0.1, rule="paper", momentum=0.9)),
         (theirs, torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)),
     ]
     for module, optimizer in pairs:
@@ -244,7 +243,7 @@ def test_carry_over_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> N
 
         monkeypatch.setattr(snopt.optim.preconditioner, "eigenbasis", first)
         block = ODEBlock(problems.field(), method="rk4", gradient="direct", options={"steps": 4})
-        optimizer = SNOpt(block, 0.02, refresh_every=period, carry_over=carry)
+        optimizer = SNOpt(block, 0.02, rule="paper", refresh_every=period, carry_over=carry)
         ends[carry, period] = train(block, optimizer, 6, X, Y)
         assert len(found) == len(optimizer.method.layers)
     torch.testing.assert_close(ends[True, 1], ends[True, 100], rtol=1e-9, atol=1e-11)
@@ -256,7 +255,7 @@ def test_carry_over_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_staggered_refreshes_are_spread_over_the_period() -> None:
     model = net()
-    optimizer = SNOpt(model, 0.02, refresh_every=10, stagger=True)
+    optimizer = SNOpt(model, 0.02, rule="paper", refresh_every=10, stagger=True)
     core = optimizer.method
     layers, counts = len(core.layers), []
     for _ in range(21):
@@ -270,7 +269,7 @@ def test_staggered_refreshes_are_spread_over_the_period() -> None:
 
 def test_curvature_that_is_not_finite_is_discarded(caplog: pytest.LogCaptureFixture) -> None:
     model = net()
-    optimizer = SNOpt(model, 0.0, refresh_every=1)
+    optimizer = SNOpt(model, 0.0, rule="paper", refresh_every=1)
     train(model, optimizer, 1)
     kept = optimizer.factors()
     optimizer.zero_grad()
@@ -293,7 +292,7 @@ def test_a_first_refresh_that_fails_gives_the_plain_update(
 
     model = net()
     plain = net()
-    optimizer = SNOpt(model, 0.02, refresh_every=5)
+    optimizer = SNOpt(model, 0.02, rule="paper", refresh_every=5)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="snopt"):
         patch.setattr(torch.linalg, "eigh", broken)
         train(model, optimizer, 1)
@@ -310,7 +309,7 @@ def test_parameters_without_gradients_stay() -> None:
     model = net()
     model[1].field.spare = nn.Linear(3, 3).double()
     before = flat(model[1].field.spare)
-    optimizer = SNOpt(model, 0.02, weight_decay=0.5)
+    optimizer = SNOpt(model, 0.02, rule="paper", weight_decay=0.5)
     model[1].gradient = "direct"
     train(model, optimizer, 2)
     assert torch.equal(flat(model[1].field.spare), before)
@@ -324,7 +323,9 @@ def test_grad_scaler_gives_the_factors_of_the_unscaled_loss() -> None:
     for scaled in (False, True):
         model = net()
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
-        optimizer = SNOpt(model, 0.02, refresh_every=2, grad_scaler=scaler if scaled else None)
+        optimizer = SNOpt(
+            model, 0.02, rule="paper", refresh_every=2, grad_scaler=scaler if scaled else None
+        )
         for _ in range(3):
             optimizer.zero_grad()
             scaler.scale(problems.squares(YS)(model(XS))).backward()
@@ -340,7 +341,7 @@ def test_grad_scaler_gives_the_factors_of_the_unscaled_loss() -> None:
 def test_an_overflow_that_the_scaler_skips_leaves_nothing() -> None:
     model = net()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    optimizer = SNOpt(model, 0.02, grad_scaler=scaler)
+    optimizer = SNOpt(model, 0.02, rule="paper", grad_scaler=scaler)
     before = flat(model)
     (scaler.scale(model(XS).sum()) * float("inf")).backward()
     scaler.step(optimizer)
@@ -361,7 +362,7 @@ def test_bfloat16_autocast(kind: str, inside: bool) -> None:
         ODEBlock(problems.field(), gradient=kind, method="rk4", options={"steps": 4})
     ).float()
     exact = copy.deepcopy(model)
-    optimizer = SNOpt(model, 0.02, refresh_every=2)
+    optimizer = SNOpt(model, 0.02, rule="paper", refresh_every=2)
     x, y = XS.float(), YS.float()
     problems.squares(y)(exact(x)).backward()
     for step in range(4):

@@ -35,7 +35,7 @@ def test_plain_is_fallback() -> None:
 def test_a_group_of_before() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     with pytest.warns(DeprecationWarning, match="fallback"):
-        optimizer = SNOpt([{"params": model, "plain": "adam"}], fallback="adam")
+        optimizer = SNOpt([{"params": model, "plain": "adam"}], rule="paper", fallback="adam")
     assert optimizer.param_groups[0]["fallback"] == "adam"
     assert "plain" not in optimizer.param_groups[0]
 

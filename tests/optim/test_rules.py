@@ -53,7 +53,7 @@ def scaled() -> Any:
 )
 def test_a_rule_from_outside(settings: dict[str, Any]) -> None:
     model, twin = net(), net()
-    end = train(model, SNOpt(model, 0.01, **settings), 3)
+    end = train(model, SNOpt(model, 0.01, **{"rule": "paper", **settings}), 3)
     torch.testing.assert_close(end, train(twin, torch.optim.SGD(twin.parameters(), 0.03), 3))
 
 

@@ -70,7 +70,7 @@ def test_training_continues_bit_for_bit(settings: dict[str, Any], at: int) -> No
     """Saved at any place in the refresh period, loaded into a freshly built model."""
     settings = {"refresh_every": 4, **settings}
     one = Mixed()
-    optimizer = SNOpt(one, 0.02, **settings)
+    optimizer = SNOpt(one, 0.02, **{"rule": "paper", **settings})
     train(one, optimizer, at)
     stream = io.BytesIO()
     torch.save((one.state_dict(), optimizer.state_dict(), solver_state(one)), stream)
@@ -78,7 +78,7 @@ def test_training_continues_bit_for_bit(settings: dict[str, Any], at: int) -> No
     stream.seek(0)
     parameters, state, solves = torch.load(stream, weights_only=True)
     two = Mixed()
-    fresh = SNOpt(two, 0.5, **settings)
+    fresh = SNOpt(two, 0.5, **{"rule": "paper", **settings})
     two.load_state_dict(parameters)
     fresh.load_state_dict(state)
     load_solver_state(two, solves)
@@ -112,7 +112,7 @@ def test_a_state_can_be_loaded_twice() -> None:
 
 def test_state_is_keyed_by_names() -> None:
     model = Mixed()
-    optimizer = SNOpt(model, 0.02, momentum=0.9)
+    optimizer = SNOpt(model, 0.02, rule="paper", momentum=0.9)
     train(model, optimizer, 1)
     state = optimizer.state_dict()
     names = {n for n, _ in model.named_parameters()}
@@ -124,13 +124,13 @@ def test_state_is_keyed_by_names() -> None:
 def test_learning_rates_and_damping_come_back() -> None:
     model = Mixed()
     controller = LevenbergMarquardt(0.3)
-    optimizer = SNOpt(model, 0.02, damping=controller)
+    optimizer = SNOpt(model, 0.02, rule="paper", damping=controller)
     controller.value = 0.7
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     problems.squares(Y)(model(X)).backward()
     state = optimizer.state_dict()
     other = LevenbergMarquardt(0.3)
-    fresh = SNOpt(Mixed(), 0.5, damping=other)
+    fresh = SNOpt(Mixed(), 0.5, rule="paper", damping=other)
     fresh.load_state_dict(state)
     assert other.value == 0.7
     assert fresh.param_groups[0]["lr"] == 0.02
@@ -138,18 +138,18 @@ def test_learning_rates_and_damping_come_back() -> None:
 
 
 def test_a_state_of_another_model_is_refused() -> None:
-    optimizer = SNOpt(Mixed(), 0.02)
+    optimizer = SNOpt(Mixed(), 0.02, rule="paper")
     with pytest.raises(ValueError, match="other parameters"):
-        optimizer.load_state_dict(SNOpt(nn.Linear(2, 2)).state_dict())
+        optimizer.load_state_dict(SNOpt(nn.Linear(2, 2), rule="paper").state_dict())
     with pytest.raises(ValueError, match="layers"):
-        optimizer.load_state_dict(SNOpt(Mixed(), precondition="ode").state_dict())
+        optimizer.load_state_dict(SNOpt(Mixed(), rule="paper", precondition="ode").state_dict())
 
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_models_are_copied_and_pickled_while_they_are_watched(trained: bool) -> None:
     """Right after the optimizer was made, and in the middle of a refresh step."""
     model = Mixed()
-    optimizer = SNOpt(model, 0.02, refresh_every=2)
+    optimizer = SNOpt(model, 0.02, rule="paper", refresh_every=2)
     if trained:
         problems.squares(Y)(model(X)).backward()
     stream = io.BytesIO()
@@ -166,7 +166,7 @@ def test_models_are_copied_and_pickled_while_they_are_watched(trained: bool) -> 
         problems.squares(Y)(twin(X)).backward()
         problems.squares(Y)(twin(X)).backward()
         assert twin.block.nfe_curvature == model.block.nfe_curvature  # nobody watches the copy
-        own = SNOpt(twin, 0.02)
+        own = SNOpt(twin, 0.02, rule="paper")
         train(twin, own, 2)
     assert {name: sums.samples for name, sums in capture.sums.items()} == before
     train(model, optimizer, 3)
@@ -174,20 +174,20 @@ def test_models_are_copied_and_pickled_while_they_are_watched(trained: bool) -> 
 
 def test_a_copy_does_not_carry_the_optimizer_along() -> None:
     model = Mixed()
-    SNOpt(model, 0.02)
+    SNOpt(model, 0.02, rule="paper")
     assert b"Capture" not in pickle.dumps(model)
 
 
 def test_a_second_optimizer_does_not_disturb_the_first() -> None:
     model, plain = Mixed(), Mixed()
-    first = SNOpt(model, 0.02, refresh_every=2)
+    first = SNOpt(model, 0.02, rule="paper", refresh_every=2)
     train(model, first, 3)
-    train(plain, SNOpt(plain, 0.02, refresh_every=2), 3)
+    train(plain, SNOpt(plain, 0.02, rule="paper", refresh_every=2), 3)
     assert torch.equal(flat(model), flat(plain))
 
 
 def test_the_optimizer_itself_says_how_to_copy_it() -> None:
-    optimizer = SNOpt(Mixed(), 0.02)
+    optimizer = SNOpt(Mixed(), 0.02, rule="paper")
     for copies in (copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="state_dict"):
             copies(optimizer)

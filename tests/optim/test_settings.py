@@ -23,7 +23,9 @@ X, Y = problems.data()
 def test_groups_of_modules_with_settings_of_their_own() -> None:
     model = net()
     optimizer = SNOpt(
-        [{"params": model[1].field, "lr": 0.0, "damping": 0.5}, {"params": model}], lr=0.02
+        [{"params": model[1].field, "lr": 0.0, "damping": 0.5}, {"params": model}],
+        rule="paper",
+        lr=0.02,
     )
     assert [g["lr"] for g in optimizer.param_groups] == [0.0, 0.02]
     assert [g["damping"] for g in optimizer.param_groups] == [0.5, 0.05]
@@ -38,7 +40,7 @@ def test_groups_of_modules_with_settings_of_their_own() -> None:
     for groups in (net(), None):
         model = net() if groups is None else groups
         grouped = [{"params": model[1].field}, {"params": model}] if groups is None else model
-        ends.append(train(model, SNOpt(grouped, 0.02), 3))
+        ends.append(train(model, SNOpt(grouped, 0.02, rule="paper"), 3))
     assert torch.equal(*ends)
 
 
@@ -49,13 +51,13 @@ def test_group_specifications() -> None:
         [{"params": [model[0], model[1]]}],
         [{"params": [("a", model[0])]}],
     ):
-        train(net(), SNOpt(groups, 0.01), 0)
+        train(net(), SNOpt(groups, 0.01, rule="paper"), 0)
     with pytest.raises(TypeError, match="needs modules"):
-        SNOpt([{"params": list(model.parameters())}])
+        SNOpt([{"params": list(model.parameters())}], rule="paper")
     with pytest.raises(TypeError, match=r"model\.parameters\(\)"):
-        SNOpt(model.parameters())
+        SNOpt(model.parameters(), rule="paper")
     with pytest.raises(ValueError, match="no parameters"):
-        SNOpt(nn.ReLU())
+        SNOpt(nn.ReLU(), rule="paper")
 
 
 @pytest.mark.parametrize(
@@ -87,14 +89,14 @@ def test_group_specifications() -> None:
 )
 def test_wrong_settings_name_value_and_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SNOpt(net(), **settings)
+        SNOpt(net(), **{"rule": "paper", **settings})
 
 
 def test_learning_rate_schedulers() -> None:
     model, halved = net(), net()
-    optimizer = SNOpt(model, 0.02)
+    optimizer = SNOpt(model, 0.02, rule="paper")
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
-    by_hand = SNOpt(halved, 0.02)
+    by_hand = SNOpt(halved, 0.02, rule="paper")
     for step in range(4):
         train(model, optimizer, 1)
         scheduler.step()
@@ -106,7 +108,10 @@ def test_learning_rate_schedulers() -> None:
 
 def test_warm_up_scales_the_first_steps() -> None:
     model, plain = net(), net()
-    optimizer, full = SNOpt(model, 0.02, warmup_steps=4), SNOpt(plain, 0.02)
+    optimizer, full = (
+        SNOpt(model, 0.02, rule="paper", warmup_steps=4),
+        SNOpt(plain, 0.02, rule="paper"),
+    )
     for step in range(6):
         plain.load_state_dict(model.state_dict())
         before = flat(model)
@@ -119,7 +124,10 @@ def test_warm_up_scales_the_first_steps() -> None:
 
 def test_closures() -> None:
     model, plain = net(), net()
-    optimizer, other = SNOpt(model, 0.02, refresh_every=2), SNOpt(plain, 0.02, refresh_every=2)
+    optimizer, other = (
+        SNOpt(model, 0.02, rule="paper", refresh_every=2),
+        SNOpt(plain, 0.02, rule="paper", refresh_every=2),
+    )
     calls = []
 
     def closure() -> Tensor:
@@ -182,8 +190,8 @@ def test_levenberg_marquardt_by_hand() -> None:
 
 def test_scheduled_damping() -> None:
     model, plain = net(), net()
-    optimizer = SNOpt(model, 0.02, damping=lambda step: 0.1 / (step + 1))
-    by_hand = SNOpt(plain, 0.02, damping=0.1)
+    optimizer = SNOpt(model, 0.02, rule="paper", damping=lambda step: 0.1 / (step + 1))
+    by_hand = SNOpt(plain, 0.02, rule="paper", damping=0.1)
     for step in range(4):
         train(model, optimizer, 1)
         assert optimizer.diagnostics()["damping"] == pytest.approx(0.1 / (step + 1))

@@ -13,14 +13,14 @@ from tests.support.training import XS, YS, flat, net, train
 
 def test_preconditioner_before_sgd_is_the_optimizer() -> None:
     model, plain = net(), net()
-    preconditioner = SNOptPreconditioner(model, refresh_every=2, damping=0.1)
+    preconditioner = SNOptPreconditioner(model, rule="paper", refresh_every=2, damping=0.1)
     sgd = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
     for _ in range(5):
         sgd.zero_grad()
         problems.squares(YS)(model(XS)).backward()
         preconditioner.step()
         sgd.step()
-    whole = SNOpt(plain, 0.02, momentum=0.9, refresh_every=2, damping=0.1)
+    whole = SNOpt(plain, 0.02, rule="paper", momentum=0.9, refresh_every=2, damping=0.1)
     torch.testing.assert_close(flat(model), train(plain, whole, 5), rtol=1e-10, atol=1e-12)
     assert preconditioner.factors().keys() == whole.factors().keys()
 

@@ -51,5 +51,5 @@ def test_ordinary_small_steps_are_not(rule: str, scale: float, lr: float) -> Non
 def test_what_is_fitted_is_not() -> None:
     model = net()
     y = model(XS).detach() + 1e-6
-    train(model, SNOpt(model, 0.02, refresh_every=2), 6, XS, y)
+    train(model, SNOpt(model, 0.02, rule="paper", refresh_every=2), 6, XS, y)
     assert torch.isfinite(flat(model)).all()

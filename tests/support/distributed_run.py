@@ -35,9 +35,9 @@ RULES: dict[str, dict[str, Any]] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     **RULES,
     "ggn": {"rule": "kfac", "curvature": "ggn", "refresh_every": 2},
-    "fisher": {"curvature": "fisher", "refresh_every": 2},
-    "staggered": {"rule": "adam", "stagger": True, "refresh_every": 3},
-    "levenberg": {"damping": 0.1},
+    "fisher": {"rule": "paper", "curvature": "fisher", "refresh_every": 2},
+    "staggered": {"rule": "adam", "basis": "curvature", "stagger": True, "refresh_every": 3},
+    "levenberg": {"rule": "paper", "damping": 0.1},
     "gauss_newton": {"rule": "gauss_newton"},
 }
 

@@ -18,7 +18,7 @@ def measured(
     model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], **settings: Any
 ) -> Pairs:
     """Factors of one backward pass; the parameters stay as they are."""
-    optimizer = SNOpt(model, lr=0.0, **settings)
+    optimizer = SNOpt(model, lr=0.0, **{"rule": "paper", **settings})
     optimizer.zero_grad()
     loss(model(x)).backward()
     optimizer.step()

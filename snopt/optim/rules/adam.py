@@ -13,7 +13,8 @@ from typing_extensions import override
 from snopt.curvature.kronecker import Basis, rotate_mean, rotate_square, rotation
 from snopt.optim.rule import State
 from snopt.optim.rules.eigenbasis import EigenbasisRule
-from snopt.optim.settings import POSITIVE, Count, Decays, Flag, Number, setting
+from snopt.optim.scaling import BASES
+from snopt.optim.settings import POSITIVE, Choice, Count, Decays, Flag, Number, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ class Adam(EigenbasisRule):
     eps: float = setting(1e-8, POSITIVE, group=True)
     nesterov: bool = setting(False, Flag(), group=True)
     normalize: float = setting(0.0, Number("a number in [0, 1]", largest=1.0))
-    refresh_every: int = setting(20, Count(1))
+    basis: str = setting("gradient", Choice(BASES))
+    refresh_every: int = setting(2, Count(1))
     carry_over: bool = setting(True, Flag())
     warmup_steps: int = setting(10, Count(0))
 

@@ -98,7 +98,7 @@ def test_a_watched_step_is_an_ordinary_one(uncompiled: list[int]) -> None:
     found = []
     for options in ({}, {"compile": True}):
         rnn = model(**options)
-        optimizer = SNOpt(rnn, 0.02, refresh_every=3, precondition="all")
+        optimizer = SNOpt(rnn, 0.02, rule="paper", refresh_every=3, precondition="all")
         regions = []
         for seed in range(5):
             uncompiled.clear()
