@@ -229,14 +229,20 @@ class Trainer:
         """The default track's settings.
 
         All learning rates run for the smaller part of the budget with the first tuning seed, and
-        the best of them for both parts with the other.
+        the best of them for both parts with the other. Settings that ran with both seeds count by
+        the mean.
         """
         point, rates = self.entrant.point, self.entrant.about.rates
         first = self._tried([point(lr, SHARES[0]) for lr in rates], TUNING_SEEDS[0])
         best = [one.settings["optim.lr"] for one in first[:FINALISTS]]
         last = [point(lr, share) for lr, share in itertools.product(best, SHARES)]
         final = self._tried(last, TUNING_SEEDS[1])
-        return Choice((*final, *first))
+
+        def worth(one: Tried) -> tuple[float, ...]:
+            same = [other.merit for other in (*final, *first) if other.settings == one.settings]
+            return tuple(sum(parts) / len(same) for parts in zip(*same, strict=True))
+
+        return Choice((*sorted(final, key=worth), *first))
 
     def search(self) -> Choice:
         """The tuned track's settings, by the search of ``scripts.tune``.

@@ -182,7 +182,26 @@ def load_splits(settings: Settings, task: Task, world: World) -> Splits:
             f"{world.size} processes cannot share batches of {task.batch_size} equally: choose a "
             f"task.batch_size divisible by {world.size}."
         )
+    require_workload(settings.config.get("workload") or {}, task.name, len(splits.train[0]))
     return splits
+
+
+def require_workload(workload: Mapping[str, Any], task: str, found: int) -> None:
+    """Raise a :class:`ConfigError` where a workload's data are not those that it was sized for.
+
+    Args:
+        workload: of the configuration, empty where no ``target=`` was given.
+        task: its name.
+        found: samples of the training split.
+    """
+    wanted = workload.get("train_samples")
+    if wanted is not None and found != wanted:
+        raise ConfigError(
+            f"target: this workload has {wanted} training samples of {task}, and data.root holds "
+            f"{found}. Its target means nothing on other data: put the whole data set below "
+            "data.root (an empty one is filled by a download), or leave target out and train "
+            f"task={task} itself."
+        )
 
 
 def default_data_root() -> Path:

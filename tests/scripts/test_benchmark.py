@@ -4,13 +4,16 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from hydra import compose, initialize_config_dir
 
 from scripts import benchmark
 from scripts.ranking import entrants, workloads
-from scripts.ranking.entrants import Entrant, make
+from scripts.ranking.entrants import Entrant, Trainer, make
 from scripts.ranking.outcomes import Outcome
 from scripts.ranking.workloads import Target, Workload
 from scripts.search import search
@@ -18,6 +21,8 @@ from tasks.common.checks import ConfigError
 from tasks.engine import cli
 from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
+from tasks.engine.experiment import build_task, load_splits
+from tasks.engine.training.parallel import World
 
 TOY = """
 # @package _global_
@@ -110,7 +115,6 @@ def test_rates_are_chosen_on_tuning_seeds_without_the_test_split(toy) -> None:
     assert choice is not None
     trials = [(tried.seed, tried.settings["train.max_seconds"]) for tried in choice.trials]
     assert sorted(trials) == [(100, 0.1)] * 4 + [(101, 0.1)] * 2 + [(101, 0.2)] * 2
-    assert choice.merit == min(tried.merit for tried in choice.trials if tried.seed == 101)
     for config in entrant.runs.rglob("config.yaml"):
         seed = int(config.parent.name.rpartition("-s")[2])
         splits = yaml.safe_load(config.read_text())["train"]["eval_splits"]
@@ -124,6 +128,28 @@ def test_rates_are_chosen_on_tuning_seeds_without_the_test_split(toy) -> None:
     assert json.loads((final / "run.json").read_text())["seed"] == 0
     cpu, wall = entrant.spent()
     assert 0 < cpu < wall
+
+
+def test_settings_that_ran_with_both_seeds_count_by_the_mean(toy, monkeypatch) -> None:
+    entrant = Entrant("default", Workload.read("toy"), "sgd", toy)
+    low, high = entrant.about.rates[:2]
+    losses = {
+        (low, 0.1, 100): 0.1,
+        (high, 0.1, 100): 0.6,
+        (low, 0.1, 101): 0.5,
+        (high, 0.1, 101): 0.2,
+        (low, 0.2, 101): 0.4,
+        (high, 0.2, 101): 0.45,
+    }
+
+    def run(self, changes, seed):
+        key = (changes["optim.lr"], changes["train.max_seconds"], seed)
+        return SimpleNamespace(best=losses.get(key, 1.0))
+
+    monkeypatch.setattr(Trainer, "run", run)
+    chosen = Trainer(entrant, print).choose().settings
+    assert chosen["optim.lr"] == low  # 0.3 by the mean; 0.2 on the last seed alone is luck
+    assert chosen["train.max_seconds"] == 0.1
 
 
 def test_a_choice_for_another_target_is_made_again(toy) -> None:
@@ -177,6 +203,27 @@ def test_what_is_still_missing_is_left_out(toy, capsys) -> None:
 def test_mistakes_are_explained(toy, capsys, flags, said) -> None:
     assert benchmark.main([*flags, "--dry-run"]) == cli.REFUSED
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_other_data_than_a_workload_s_are_refused(toy) -> None:
+    workloads.fix(Workload.read("toy"), fixed())
+    path = workloads.FOLDER / "toy.yaml"
+    path.write_text(path.read_text() + "  train_samples: 60000\n")
+    entrant = Entrant("default", Workload.read("toy"), "sgd", toy)
+    with pytest.raises(ConfigError, match=r"60000 training samples of digits.* holds 1377"):
+        make(entrant, range(1), print)
+
+
+@pytest.mark.parametrize(
+    "name", ["articulary_word_recognition", "circle", "miniboone", "mnist", "plane_vibration"]
+)
+def test_workloads_have_the_data_that_their_files_say(real_data, name) -> None:
+    content = yaml.safe_load((workloads.FOLDER / f"{name}.yaml").read_text())
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        config = cli.plain(compose("config", overrides=[f"target={name}", "optim=sgd"]))
+    settings = Settings.read({**config, "data": {"root": str(real_data)}})
+    splits = load_splits(settings, build_task(settings), World(0, 1, torch.device("cpu")))
+    assert len(splits.train[0]) == content["workload"]["train_samples"]
 
 
 def test_an_optimizer_of_one_s_own_is_ranked_under_its_name(toy) -> None:
