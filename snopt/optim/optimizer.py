@@ -13,6 +13,7 @@ from snopt.arguments import choose
 from snopt.curvature.kronecker import dense
 from snopt.curvature.likelihoods import LIKELIHOODS
 from snopt.optim import update
+from snopt.optim.averaged import Averages
 from snopt.optim.carried import made_whole, with_whole
 from snopt.optim.coverage import Coverage
 from snopt.optim.damping import LevenbergMarquardt, damping_at
@@ -29,12 +30,17 @@ Model = nn.Module | Iterable[Mapping[str, Any]]
 
 
 class SNOpt(Optimizer):
-    """Second-order optimizer whose curvature comes from the backward solve.
+    """Second-order optimizer for models with ODE blocks, or without.
 
-    On a refresh step the layers' inputs and output cotangents are gathered while ``backward()``
-    runs; in between, gradients are scaled in the eigenbasis found then. The training loop is that
-    of any torch optimizer, and so are the parameters that move: those with a gradient. What is
-    frozen belongs to the groups all the same, and is preconditioned from the day it is thawed.
+    Gradients are scaled in the eigenbasis of a layer's curvature. With ``basis="gradient"``, the
+    default, that is of running averages of its gradients; with ``"curvature"``, as published, of
+    the layers' inputs and output cotangents, gathered while ``backward()`` runs on refresh steps.
+    The training loop is that of any torch optimizer, and so are the parameters that move: those
+    with a gradient. What is frozen belongs to the groups all the same, and is preconditioned from
+    the day it is thawed.
+
+    The default averages the weights for evaluation: ``optimizer.eval()`` puts the averages into the
+    model, ``optimizer.train()`` the weights back. A loop that calls neither evaluates the weights.
 
     Args:
         model: the model, or a list of parameter groups ``{"params": modules, "lr": ...}`` with a
@@ -42,8 +48,8 @@ class SNOpt(Optimizer):
             left out of later ones, so that ``[{"params": model.field, "lr": 1e-3}, {"params":
             model}]`` gives the field a learning rate of its own.
         lr: learning rate, > 0.
-        rule: how gradients become steps: ``"paper"`` (:class:`~snopt.optim.rules.Paper`), the
-            published update; ``"adam"`` (:class:`~snopt.optim.rules.Adam`), Adam in the eigenbasis;
+        rule: how gradients become steps: ``"adam"`` (:class:`~snopt.optim.rules.Adam`), Adam in the
+            eigenbasis; ``"paper"`` (:class:`~snopt.optim.rules.Paper`), the published update;
             ``"kfac"`` (:class:`~snopt.optim.rules.Kfac`), the factored inverse;
             ``"gauss_newton"`` (:class:`~snopt.optim.rules.GaussNewton`), a solve with per-sample
             gradients, which needs :meth:`curvature_pass` in the loop; or an object of such a class.
@@ -112,6 +118,8 @@ class SNOpt(Optimizer):
             seed=seed,
         )
         self.method: Method = self.rule.method(self.members.parts(modules))
+        exponent = self.rule.averaging
+        self._averages = None if exponent is None else Averages(exponent, self.state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take in more modules.
@@ -158,6 +166,8 @@ class SNOpt(Optimizer):
             raise RuntimeError("this optimizer was closed; build another SNOpt on the model")
         if all(p.grad is None for p in self.members.by_id.values()):
             return loss
+        if self._averages is not None:
+            self._averages.check()
         method = self.method
         if not method.before_update(loss, closure):  # part of the last step was taken back instead
             method.prepare_next()
@@ -172,6 +182,8 @@ class SNOpt(Optimizer):
         self._measured["damping"] = groups[0].get("damping", 0.0)
         update.apply(groups, self.state, moves, warmup)
         method.after_update(loss, closure)
+        if self._averages is not None:
+            self._averages.update(self.members.by_id.values(), moves.moved)
         method.prepare_next()
         return loss
 
@@ -197,6 +209,31 @@ class SNOpt(Optimizer):
         found = {**moves.directions, **moves.steps}
         self._measured = update.norm_ratio(found)
         self._stillness.observe(self.method.layers.values(), found, groups)
+
+    @property
+    def averages(self) -> bool:
+        """Whether weights are averaged for evaluation."""
+        return self._averages is not None
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the averaged weights into the model, to evaluate or to deploy it.
+
+        Without ``averaging`` nothing happens. ``model.state_dict()`` has the averages then; the
+        optimizer makes no step and saves no state before :meth:`train`.
+        """
+        if self._averages is not None:
+            self._averages.place()
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the weights back that are trained, to the bit.
+
+        Raises:
+            RuntimeError: the model was changed since :meth:`eval`.
+        """
+        if self._averages is not None:
+            self._averages.replace()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and with them the curvature gathered beside them."""
@@ -285,6 +322,8 @@ class SNOpt(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on, keyed by parameter and layer names."""
+        if self._averages is not None:
+            self._averages.require_weights("state_dict()")
         names = self.members.names
         state = {
             "state": {names[id(p)]: dict(state) for p, state in self.state.items()},
@@ -305,6 +344,8 @@ class SNOpt(Optimizer):
             ValueError: it belongs to a model with other parameters or groups, to another rule, or
                 is damaged; nothing has been changed then.
         """
+        if self._averages is not None:
+            self._averages.require_weights("load_state_dict()")
         state_dict = made_whole(state_dict)
         check_kind(state_dict, self.rule.name)
         with reading():
@@ -333,6 +374,8 @@ class SNOpt(Optimizer):
         self.state.update({p: {} for p in by_name.values()})
         self.state.update(state)
         self._measured = measured
+        if self._averages is not None:
+            self._averages.begin()
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(

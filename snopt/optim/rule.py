@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from snopt.optim.method import Method, ModelView
-from snopt.optim.settings import LIMIT, Count, kinds, setting, validate
+from snopt.optim.settings import LIMIT, Count, Number, kinds, setting, validate
 
 State = dict[str, Any]
 
@@ -30,6 +30,8 @@ class Rule(ABC):
             by default.
         trust: largest norm of a group's update, over that of its parameters; none by default.
         warmup_steps: steps over which the learning rate rises linearly.
+        averaging: weights are averaged for evaluation, see :meth:`snopt.SNOpt.eval`, over about the
+            last 1 / (averaging + 1) of all steps; ``None`` for none. It does not touch training.
 
     Attributes:
         name: what it is called by.
@@ -45,6 +47,7 @@ class Rule(ABC):
     kl_clip: float | None = setting(None, LIMIT, group=True)
     trust: float | None = setting(None, LIMIT, group=True)
     warmup_steps: int = setting(0, Count(0))
+    averaging: float | None = setting(None, Number(optional=True))
 
     def __post_init__(self) -> None:
         validate(vars(self), kinds(self))

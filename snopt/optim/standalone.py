@@ -11,7 +11,7 @@ from snopt.optim.optimizer import Model, SNOpt
 
 _UPDATE = {
     *("lr", "momentum", "weight_decay", "warmup_steps"),
-    *("kl_clip", "trust", "backtrack", "fallback"),
+    *("kl_clip", "trust", "backtrack", "fallback", "averaging"),
 }
 """Settings of the update, which is the other optimizer's."""
 
@@ -28,7 +28,7 @@ class SNOptPreconditioner:
 
     Raises:
         TypeError: a setting belongs to the update (lr, momentum, weight_decay, warmup_steps,
-            kl_clip, trust, backtrack, plain), which is the other optimizer's.
+            kl_clip, trust, backtrack, fallback, averaging), which is the other optimizer's.
     """
 
     def __init__(self, model: Model, **settings: Any) -> None:

@@ -29,6 +29,11 @@ class Moves:
     steps: dict[Tensor, Tensor]
     complete: bool
 
+    @property
+    def moved(self) -> set[Tensor]:
+        """The parameters that have a move."""
+        return {*self.directions, *self.steps}
+
     def parts(self, group: Mapping[str, Any], warmup: float) -> Iterator[_Part]:
         """The group's parameters that move, what is subtracted, and the factor on it."""
         for moves, rate in ((self.directions, group["lr"] * warmup), (self.steps, warmup)):

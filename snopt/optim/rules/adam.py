@@ -47,6 +47,7 @@ class Adam(EigenbasisRule):
     refresh_every: int = setting(2, Count(1))
     carry_over: bool = setting(True, Flag())
     warmup_steps: int = setting(10, Count(0))
+    averaging: float | None = setting(20.0, Number(optional=True))
 
     @property
     @override

@@ -15,7 +15,8 @@ import torch
 def averaging(optimizer: torch.optim.Optimizer) -> list[Any]:
     """Those of an optimizer and its parts that have weights of their own for evaluation."""
     parts = getattr(optimizer, "parts", [optimizer])  # of ByPart
-    return [part for part in parts if hasattr(part, "train") and hasattr(part, "eval")]
+    with_both = [part for part in parts if hasattr(part, "train") and hasattr(part, "eval")]
+    return [part for part in with_both if getattr(part, "averages", True)]
 
 
 def training_mode(optimizer: torch.optim.Optimizer) -> None:
@@ -41,4 +42,5 @@ def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         training_mode(optimizer)
         with torch.no_grad():  # going back and forth rounds
             for parameter, value in zip(parameters, trained, strict=True):
-                parameter.copy_(value)
+                if not torch.equal(parameter, value):
+                    parameter.copy_(value)

@@ -1,0 +1,129 @@
+"""Averages of the weights, for evaluation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snopt.optim.update import follow
+
+
+class Averages:
+    """Polynomial-decay averages of the weights on their path, and the way into the model and back.
+
+    After step t an average moves towards the weights by (k + 1) / (k + t): it is their mean over
+    about the last 1 / (k + 1) of all steps, however many these are. Gradients are taken at the
+    weights themselves. An average begins again where somebody else writes to a weight between two
+    steps, as ``load_state_dict`` does, so that it never mixes what does not belong together.
+
+    Args:
+        exponent: k, > 0.
+        state: the optimizer's state by parameter, which holds the averages.
+
+    Source: Shamir and Zhang 2013, Stochastic gradient descent for non-smooth optimization, section
+    4 (polynomial-decay averaging).
+    """
+
+    def __init__(self, exponent: float, state: MutableMapping[Tensor, Any]) -> None:
+        self._exponent, self._state = exponent, state
+        self._kept: dict[Tensor, Tensor] = {}
+        self._marks: dict[Tensor, tuple[int, int]] = {}
+
+    @property
+    def placed(self) -> bool:
+        """Whether the model has the averages in place of its weights."""
+        return bool(self._kept)
+
+    def check(self) -> None:
+        """Before a step: let averages begin again of weights that somebody else has written to.
+
+        Raises:
+            RuntimeError: the model has the averages in place of its weights.
+        """
+        self.require_weights("a step")
+        for p in self._written():
+            self._state[p].pop("average", None)
+
+    def update(self, parameters: Iterable[Tensor], moved: Iterable[Tensor]) -> None:
+        """After a step: move the averages.
+
+        Args:
+            parameters: all of the optimizer's.
+            moved: those that the step has moved.
+        """
+        begun = {*moved}
+        by_count: defaultdict[int, list[Tensor]] = defaultdict(list)
+        for p in parameters:
+            entry = self._state[p]
+            if p in begun and "average" not in entry:
+                entry.update(average=_precise(p).clone(), averaged=0)
+            if "average" in entry:
+                follow(entry, _precise(p), "average")
+                entry["averaged"] += 1
+                by_count[entry["averaged"]].append(p)
+        for count, those in by_count.items():
+            averages = [self._state[p]["average"] for p in those]
+            weight = (self._exponent + 1) / (self._exponent + count)
+            torch._foreach_lerp_(averages, [_precise(p) for p in those], weight)
+            self._marks.update((p, _mark(p)) for p in those)
+
+    def place(self) -> None:
+        """Put the averages into the model, and keep its weights aside."""
+        if self.placed:
+            return
+        self.check()
+        for p, entry in self._state.items():
+            if "average" in entry:
+                self._kept[p] = p.detach().clone()
+                p.copy_(entry["average"])
+                self._marks[p] = _mark(p)
+
+    def replace(self) -> None:
+        """Put the weights back, to the bit.
+
+        Raises:
+            RuntimeError: somebody has written to them meanwhile.
+        """
+        if self.placed and self._written():
+            raise RuntimeError(
+                "the model's weights were changed between optimizer.eval() and optimizer.train(), "
+                "which would now put the earlier ones back: change them after train()"
+            )
+        for p, kept in self._kept.items():
+            p.copy_(kept)
+            self._marks[p] = _mark(p)
+        self._kept.clear()
+
+    def require_weights(self, what: str) -> None:
+        """Refuse while the model has the averages in place of its weights.
+
+        Raises:
+            RuntimeError: it has; the message says what to call.
+        """
+        if self.placed:
+            raise RuntimeError(
+                f"{what} while the model has the averaged weights of optimizer.eval(): call "
+                "optimizer.train() before"
+            )
+
+    def begin(self) -> None:
+        """Take the weights as they are: the state was read, and the model's may be read next."""
+        self._marks.clear()
+
+    def _written(self) -> list[Tensor]:
+        """Parameters that were written to since the last look."""
+        return [p for p, mark in self._marks.items() if _mark(p) != mark]
+
+
+def _mark(p: Tensor) -> tuple[int, int]:
+    """Changes when the tensor is written to in place, or has its data taken away."""
+    return p._version, p.data_ptr()
+
+
+def _precise(p: Tensor) -> Tensor:
+    """The numbers that averages are made of: small moves would be lost in half precision."""
+    return p.detach().to(torch.promote_types(p.dtype, torch.float32))
