@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -21,15 +21,19 @@ class Averages:
     steps, as ``load_state_dict`` does, so that it never mixes what does not belong together.
 
     Args:
-        exponent: k, > 0.
+        exponent: k, >= 0; ``None``: nothing is averaged.
         state: the optimizer's state by parameter, which holds the averages.
+
+    Attributes:
+        counts: of the points in each average.
 
     Source: Shamir and Zhang 2013, Stochastic gradient descent for non-smooth optimization, section
     4 (polynomial-decay averaging).
     """
 
-    def __init__(self, exponent: float, state: MutableMapping[Tensor, Any]) -> None:
-        self._exponent, self._state = exponent, state
+    def __init__(self, exponent: float | None, state: MutableMapping[Tensor, Any]) -> None:
+        self.exponent, self._state = exponent, state
+        self.counts: dict[Tensor, int] = {}
         self._kept: dict[Tensor, Tensor] = {}
         self._marks: dict[Tensor, tuple[int, int]] = {}
 
@@ -46,7 +50,7 @@ class Averages:
         """
         self.require_weights("a step")
         for p in self._written():
-            self._state[p].pop("average", None)
+            self._forget(p)
 
     def update(self, parameters: Iterable[Tensor], moved: Iterable[Tensor]) -> None:
         """After a step: move the averages.
@@ -55,19 +59,21 @@ class Averages:
             parameters: all of the optimizer's.
             moved: those that the step has moved.
         """
+        if self.exponent is None:
+            return
         begun = {*moved}
         by_count: defaultdict[int, list[Tensor]] = defaultdict(list)
         for p in parameters:
             entry = self._state[p]
             if p in begun and "average" not in entry:
-                entry.update(average=_precise(p).clone(), averaged=0)
+                entry["average"], self.counts[p] = _precise(p).clone(), 0
             if "average" in entry:
                 follow(entry, _precise(p), "average")
-                entry["averaged"] += 1
-                by_count[entry["averaged"]].append(p)
+                self.counts[p] += 1
+                by_count[self.counts[p]].append(p)
         for count, those in by_count.items():
             averages = [self._state[p]["average"] for p in those]
-            weight = (self._exponent + 1) / (self._exponent + count)
+            weight = (self.exponent + 1) / (self.exponent + count)
             torch._foreach_lerp_(averages, [_precise(p) for p in those], weight)
             self._marks.update((p, _mark(p)) for p in those)
 
@@ -110,9 +116,21 @@ class Averages:
                 "optimizer.train() before"
             )
 
-    def begin(self) -> None:
-        """Take the weights as they are: the state was read, and the model's may be read next."""
+    def read(self, counts: Mapping[Tensor, int]) -> None:
+        """Go on from a state that was read, before or after the model's.
+
+        Args:
+            counts: of the points in each average; those without begin again.
+        """
         self._marks.clear()
+        self.counts = dict(counts)
+        for p in self._state.keys() - counts.keys():
+            self._forget(p)
+
+    def _forget(self, p: Tensor) -> None:
+        self._state[p].pop("average", None)
+        self.counts.pop(p, None)
+        self._marks.pop(p, None)
 
     def _written(self) -> list[Tensor]:
         """Parameters that were written to since the last look."""

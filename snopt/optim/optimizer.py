@@ -118,8 +118,7 @@ class SNOpt(Optimizer):
             seed=seed,
         )
         self.method: Method = self.rule.method(self.members.parts(modules))
-        exponent = self.rule.averaging
-        self._averages = None if exponent is None else Averages(exponent, self.state)
+        self._averages = Averages(self.rule.averaging, self.state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take in more modules.
@@ -166,8 +165,7 @@ class SNOpt(Optimizer):
             raise RuntimeError("this optimizer was closed; build another SNOpt on the model")
         if all(p.grad is None for p in self.members.by_id.values()):
             return loss
-        if self._averages is not None:
-            self._averages.check()
+        self._averages.check()
         method = self.method
         if not method.before_update(loss, closure):  # part of the last step was taken back instead
             method.prepare_next()
@@ -182,8 +180,7 @@ class SNOpt(Optimizer):
         self._measured["damping"] = groups[0].get("damping", 0.0)
         update.apply(groups, self.state, moves, warmup)
         method.after_update(loss, closure)
-        if self._averages is not None:
-            self._averages.update(self.members.by_id.values(), moves.moved)
+        self._averages.update(self.members.by_id.values(), moves.moved)
         method.prepare_next()
         return loss
 
@@ -213,7 +210,7 @@ class SNOpt(Optimizer):
     @property
     def averages(self) -> bool:
         """Whether weights are averaged for evaluation."""
-        return self._averages is not None
+        return self._averages.exponent is not None
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -222,8 +219,7 @@ class SNOpt(Optimizer):
         Without ``averaging`` nothing happens. ``model.state_dict()`` has the averages then; the
         optimizer makes no step and saves no state before :meth:`train`.
         """
-        if self._averages is not None:
-            self._averages.place()
+        self._averages.place()
 
     @torch.no_grad()
     def train(self) -> None:
@@ -232,8 +228,7 @@ class SNOpt(Optimizer):
         Raises:
             RuntimeError: the model was changed since :meth:`eval`.
         """
-        if self._averages is not None:
-            self._averages.replace()
+        self._averages.replace()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and with them the curvature gathered beside them."""
@@ -322,14 +317,14 @@ class SNOpt(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on, keyed by parameter and layer names."""
-        if self._averages is not None:
-            self._averages.require_weights("state_dict()")
+        self._averages.require_weights("state_dict()")
         names = self.members.names
         state = {
             "state": {names[id(p)]: dict(state) for p, state in self.state.items()},
             "param_groups": saved_groups(self.param_groups, self._kinds, self.method.steps),
             "preconditioner": self.method.state_dict(),
             "measured": dict(self._measured),
+            "averaged": {names[id(p)]: n for p, n in self._averages.counts.items()},
             "rule": self.rule.name,
         }
         return with_whole(state)
@@ -344,8 +339,7 @@ class SNOpt(Optimizer):
             ValueError: it belongs to a model with other parameters or groups, to another rule, or
                 is damaged; nothing has been changed then.
         """
-        if self._averages is not None:
-            self._averages.require_weights("load_state_dict()")
+        self._averages.require_weights("load_state_dict()")
         state_dict = made_whole(state_dict)
         check_kind(state_dict, self.rule.name)
         with reading():
@@ -363,6 +357,8 @@ class SNOpt(Optimizer):
                 for name, entry in state_dict["state"].items()
             }
             measured = dict(state_dict["measured"])
+            averaged = state_dict.get("averaged", {})  # earlier versions had none
+            counts: dict[Tensor, int] = {by_name[n]: int(x) for n, x in averaged.items()}
         self.method.load_state_dict(state_dict["preconditioner"])
         for group, settings in zip(self.param_groups, groups, strict=True):
             damping = group.get("damping")
@@ -374,8 +370,7 @@ class SNOpt(Optimizer):
         self.state.update({p: {} for p in by_name.values()})
         self.state.update(state)
         self._measured = measured
-        if self._averages is not None:
-            self._averages.begin()
+        self._averages.read(counts)
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(

@@ -20,7 +20,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9},
     "adam": {"_target_": "torch.optim.Adam", "lr": 0.01},
     "lbfgs": {"_target_": "torch.optim.LBFGS", "lr": 0.1, "max_iter": 2},
-    "snopt": {"_target_": "snopt.SNOpt", "lr": 0.02, "momentum": 0.9, "refresh_every": 4},
+    "snopt": {
+        "_target_": "snopt.SNOpt",
+        "lr": 0.02,
+        "rule": "paper",
+        "momentum": 0.9,
+        "refresh_every": 4,
+    },
 }
 OPTIMIZERS["schedulefree"] = {"_target_": "pytorch_optimizer.ScheduleFreeAdamW", "lr": 0.02}
 OPTIMIZERS["by_part"] = {
