@@ -86,7 +86,8 @@ def forecast_figure(
     cells = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes in cells[panels:]:
         axes.set_visible(False)
-    low, high = _corners(shown[0][1].truth[:_DRAWN])
+    first, found = shown[0]
+    low, high = _corners(_training(first, units), found.truth[:_DRAWN])
     for axes, (one, found) in zip(cells, shown, strict=False):
         _portrait(axes, one, found, units, interval)
         axes.set_xlim(low[0], high[0])
@@ -96,22 +97,28 @@ def forecast_figure(
     )
     _growth(cells[len(shown)], shown, units, interval)
     for axes in cells:
-        axes.tick_params(labelsize=8)
+        axes.tick_params(which="both", labelsize=8)
     return figure
 
 
-def _corners(states: Array) -> tuple[Array, Array]:
-    """Of a rectangle around states (..., D) with a margin."""
-    flat = states.reshape(-1, states.shape[-1])
-    low, high = flat.min(axis=0), flat.max(axis=0)
-    margin = 0.12 * (high - low)
+def _training(one: Trained, units: Units) -> Array:
+    """Where training segments start, shape (N, D)."""
+    found: Array = one.splits.train[0].double().numpy() * units.scale + np.array(units.centre)
+    return found
+
+
+def _corners(*states: Array) -> tuple[Array, Array]:
+    """Of a rectangle around all but the outermost states (..., D), with a margin."""
+    flat = np.concatenate([part.reshape(-1, part.shape[-1]) for part in states])
+    low, high = np.quantile(flat, [0.005, 0.995], axis=0)
+    margin = 0.08 * (high - low)
     return low - margin, high + margin
 
 
 def _portrait(axes: Axes, one: Trained, found: Forecast, units: Units, interval: float) -> None:
     """The first two parts of the state: truth, forecast, and where training data start."""
-    starts = one.splits.train[0].double().numpy() * units.scale + np.array(units.centre)
-    axes.plot(*starts.T[:2], ".", color="#dddddd", markersize=2, zorder=0, label="training data")
+    starts = _training(one, units).T[:2]
+    axes.plot(*starts, ".", color="#d0d0d0", markersize=2.5, zorder=0, label="training data")
     seen = int(np.searchsorted(found.times, interval * (1 + 1e-6)))
     last = len(found.times)
     for number in range(min(_DRAWN, len(found.truth))):
@@ -142,7 +149,7 @@ def _growth(
         )
     if interval < shown[0][1].times[-1]:
         axes.axvline(interval, color="#888888", linestyle="--", linewidth=0.8)
-    measured = ", ".join(units.names[: units.measured])
-    axes.set_title(f"error of {measured}\n(root mean square over the test set)", fontsize=10)
+    axes.set_title("error of the forecasts\nroot mean square over the test set", fontsize=10)
+    axes.set_ylabel(", ".join(units.names[: units.measured]), fontsize=9)
     axes.set_xlabel(f"{units.time} since the start", fontsize=9)
     axes.legend(fontsize=7, loc="lower right")
