@@ -48,6 +48,10 @@ def test_every_task_with_every_family(task: str) -> None:
             with pytest.raises(ConfigError, match=r"model=node only\. A flow's state is the data"):
                 experiment.build_task(settings)
             continue
+        if task == "diabetes":
+            with pytest.raises(ConfigError, match=r"model=mlp only\. It has no ODE"):
+                experiment.build_task(settings)
+            continue
         built, family = experiment.build_task(settings), settings.config["model"]
         model = built.build_model(family, RK4)
         if isinstance(built, ImageClassification):
