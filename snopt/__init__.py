@@ -13,14 +13,17 @@ from snopt.ode.block import ODEBlock, load_solver_state, solver_state
 from snopt.optim.coverage import Coverage
 from snopt.optim.damping import LevenbergMarquardt
 from snopt.optim.horizon import Horizon
+from snopt.optim.named import KFAC, GaussNewton
 from snopt.optim.optimizer import SNOpt
 from snopt.optim.standalone import SNOptPreconditioner
 
 __all__ = [
+    "KFAC",
     "Advice",
     "Candidate",
     "Coverage",
     "FactorizationError",
+    "GaussNewton",
     "GradientError",
     "Horizon",
     "KroneckerErrors",

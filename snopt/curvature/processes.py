@@ -105,6 +105,19 @@ class Processes:
         group = self.group
         return 0 if group is None else int(group.rank())
 
+    def require_one(self, rule: str) -> None:
+        """Refuse to go on where several processes average the gradients.
+
+        Raises:
+            RuntimeError: they do.
+        """
+        self.warn_if_unsure()
+        if self.size > 1:
+            raise RuntimeError(
+                f"{rule} runs in one process, and {self.size} average the gradients of this "
+                "model; use rule='adam', or train in one process"
+            )
+
     def warn_if_unsure(self) -> None:
         """Say once that a process group is up whose part in the gradients is unknown."""
         unsure = self._given is None and _up() and dist.get_world_size() > 1

@@ -41,6 +41,8 @@ from snopt.curvature.row_check import EVERY, FIRST_STEPS, check_row, gradient_fa
 from snopt.layers.base import Layer
 from snopt.ode.gradients import GRADIENTS, through_layers
 from snopt.optim.backtracking import Backtracking
+from snopt.optim.damped_solve import cholesky_solution
+from snopt.optim.damping import LevenbergMarquardt
 from snopt.optim.method import Closure, Method, ModelView, Seen, Step
 from snopt.optim.saving import copied, reading
 
@@ -93,6 +95,11 @@ class LeastSquares(Method):
                     f"{block.gradient!r} of block {name!r} does not have; choose one of "
                     f"{', '.join(through_layers())}"
                 )
+        if any(isinstance(group["damping"], LevenbergMarquardt) for group in parts.groups):
+            raise ValueError(
+                "damping: this rule's damping has no controller with rows='samples'; pass a "
+                "number, a function of the step, or rows='outputs'"
+            )
         self.layers, self.blocks, self.settings = dict(parts.layers), parts.blocks, parts.settings
         self.processes = parts.processes
         self.backtracking = Backtracking(parts.parameters, backtrack)
@@ -118,12 +125,7 @@ class LeastSquares(Method):
     @override
     def observe_outputs(self, seen: Seen) -> None:
         """Learn the samples' losses from the cotangent that the backward pass brings to outputs."""
-        self.processes.warn_if_unsure()
-        if self.processes.size > 1:
-            raise RuntimeError(
-                f"rule='gauss_newton' runs in one process, and {self.processes.size} average the "
-                "gradients of this model; use rule='adam', or train in one process"
-            )
+        self.processes.require_one("rule='gauss_newton'")
         if self.hearing.roots is not None and not any(
             _moves(p) for layer in self.layers.values() for p in layer.parameters
         ):
@@ -291,26 +293,16 @@ class LeastSquares(Method):
         return _moving_part(layer, prior)
 
     def _solved(self, gram: Tensor, target: Tensor, damping: float) -> Tensor | None:
-        """(gram + damping)^-1 target, more damping where rounding makes the sum indefinite.
-
-        ``None`` where there is nothing to solve: gradients that are not finite.
-        """
+        """(gram + damping)^-1 target, ``None`` where gradients are not finite."""
         self._measured["gram_mean"] = float(gram.diagonal().mean())
         if not math.isfinite(float(gram.sum() + target.sum())):
             self.failures += 1
             logger.warning("gradients of single samples are not finite: no step is taken")
             return None
         # Samples that are fitted exactly have zero rows; any positive damping works.
-        least = torch.finfo(torch.float32).eps * self._measured["gram_mean"]
-        damping = max(damping, torch.finfo(torch.float64).tiny)
-        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        while True:
-            factor, failed = torch.linalg.cholesky_ex(gram + damping * eye)
-            if not failed.item():
-                return torch.cholesky_solve(target.unsqueeze(1), factor).squeeze(1)
-            self.failures += 1
-            damping = max(10.0 * damping, least, torch.finfo(torch.float32).tiny)
-            logger.warning("Gauss-Newton matrix is indefinite by rounding: damping %g", damping)
+        solution, failures = cholesky_solution(gram, target, damping)
+        self.failures += failures
+        return solution
 
     @property
     def damping(self) -> float:
@@ -353,6 +345,11 @@ class LeastSquares(Method):
         with reading():
             saved: Mapping[str, Tensor] = state["last"]
             steps, failures = int(state["steps"]), int(state["failures"])
+        if state.get("rows", "samples") != "samples":
+            raise ValueError(
+                "the state was saved with rows='outputs' and cannot be continued with "
+                "rows='samples'; make the optimizer with rows='outputs', or begin without it"
+            )
         if not saved.keys() <= self.layers.keys():
             raise ValueError(
                 f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"

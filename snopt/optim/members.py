@@ -114,8 +114,16 @@ class Members:
         """The settings of a layer in force."""
         return self.in_force[self._places[id(layer.weight)]]
 
-    def coverage(self, layers: Iterable[Layer], left_to_fallback: Mapping[str, str]) -> Coverage:
-        """Which parameters that are trained now these layers have, and why not the others."""
+    def coverage(
+        self, layers: Iterable[Layer], left_to_fallback: Mapping[str, str], whole: bool = False
+    ) -> Coverage:
+        """Which parameters that are trained now these layers have, and why not the others.
+
+        Args:
+            layers: those that are preconditioned.
+            left_to_fallback: why some are not, by layer name.
+            whole: whether all parameters are, whatever has them.
+        """
         silent = uncalled(self._modules) if self._heard else ()
         covered, reasons = {}, dict(self._reasons)
         for layer in layers:
@@ -127,6 +135,8 @@ class Members:
                 else:
                     covered[self.names[id(p)]] = layer.name
         sizes = {self.names[i]: p.numel() for i, p in self.by_id.items() if p.requires_grad}
+        if whole:
+            covered = {name: name.rpartition(".")[0] for name in sizes}
         fallback = {
             n: reasons.get(n, "its module was not found") for n in sizes if n not in covered
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,10 +70,12 @@ class Step:
         layers: by layer name.
         complete: whether that is subtracted from the parameters as it is; else these are
             directions, which learning rate, momentum and weight decay come on top of.
+        parameters: by parameter, whether a layer has it or not.
     """
 
     layers: Mapping[str, Tensor]
     complete: bool = False
+    parameters: Mapping[nn.Parameter, Tensor] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -92,6 +94,7 @@ class Method(ABC):
         left_to_fallback: why layers take the fallback update, by layer name, as of the last step.
         needs_curvature_pass: the setting for which it needs :meth:`observe_outputs`, empty if none
             does.
+        whole: whether all parameters take part, whatever layers they belong to.
         gradient_scale: what gradients are multiplied by before anything is made of them.
     """
 
@@ -103,6 +106,7 @@ class Method(ABC):
     stopwatch: Stopwatch
     left_to_fallback: dict[str, str]
     needs_curvature_pass: str = ""
+    whole: bool = False
     gradient_scale: float = 1.0
 
     @property

@@ -260,7 +260,8 @@ class SNOpt(Optimizer):
             targets: what the loss compares the outputs with. ``rule="gauss_newton"`` checks the
                 loss by it; a Gaussian without targets and loss is taken to be the mean over samples
                 of half the squared error summed over outputs, which ``mse_loss`` is not.
-            loss: the loss that ``backward()`` will be called on, to be checked in the same way.
+            loss: the loss that ``backward()`` will be called on, to be checked in the same way;
+                for ``rows="outputs"`` it is needed, and targets tell masks and weights of entries.
             batch_dim: the outputs' dimension of samples; 1 where time comes first. Layers that see
                 time first, or time and samples as one dimension, are then read so.
 
@@ -301,7 +302,8 @@ class SNOpt(Optimizer):
 
     def coverage(self) -> Coverage:
         """Which parameters are preconditioned, and why the others are not."""
-        return self.members.coverage(self.method.layers.values(), self.method.left_to_fallback)
+        method = self.method
+        return self.members.coverage(method.layers.values(), method.left_to_fallback, method.whole)
 
     def diagnostics(self) -> dict[str, float]:
         """Damping, condition number, counts, and norms as of the last refresh, for logs."""

@@ -53,8 +53,11 @@ class SNOptPreconditioner:
         method = self._optimizer.method
         if all(p.grad is None for p in self._optimizer.members.by_id.values()):
             return
-        for name, matrix in self._optimizer.directions().layers.items():
-            for p, direction in method.layers[name].split(matrix):
-                if p.grad is not None:
-                    p.grad = direction.to(p.dtype).contiguous()
+        step = self._optimizer.directions()
+        found = list(step.parameters.items())
+        for name, matrix in step.layers.items():
+            found += method.layers[name].split(matrix)
+        for p, direction in found:
+            if p.grad is not None:
+                p.grad = direction.to(p.dtype).contiguous()
         method.prepare_next()

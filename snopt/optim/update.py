@@ -109,7 +109,7 @@ def moves_of(
     Raises:
         RuntimeError: a gradient is sparse.
     """
-    layers: dict[Tensor, Tensor] = {}
+    layers: dict[Tensor, Tensor] = {p: x.to(p.dtype) for p, x in step.parameters.items()}
     for name, matrix in step.layers.items():
         for p, part in method.layers[name].split(matrix):
             if p.grad is not None:

@@ -11,11 +11,24 @@ from typing import Any, ClassVar
 from torch import Tensor
 from typing_extensions import override
 
+from snopt.optim.damping import Damping
 from snopt.optim.least_squares import LeastSquares
 from snopt.optim.method import Method, ModelView
+from snopt.optim.output_least_squares import OutputLeastSquares
 from snopt.optim.rule import Rule, State
 from snopt.optim.rules.adam import adam_direction
-from snopt.optim.settings import DECAY, LIMIT, POSITIVE, Decays, Flag, Number, setting
+from snopt.optim.settings import (
+    DAMPING,
+    DECAY,
+    LIMIT,
+    POSITIVE,
+    Choice,
+    Count,
+    Decays,
+    Flag,
+    Number,
+    setting,
+)
 
 FALLBACK_RATE = 0.01
 """Adam's learning rate over that of Gauss-Newton steps, for parameters without a layer."""
@@ -26,15 +39,28 @@ _ABOVE_ZERO = Number("a number > 0", least=sys.float_info.min, largest=math.inf)
 
 @dataclass(frozen=True, kw_only=True)
 class GaussNewton(Rule):
-    """No factors, but a solve with per-sample gradients (:mod:`snopt.optim.least_squares`).
+    """No factors, but a least-squares solve in the gradients of residuals.
 
-    Needs :meth:`~snopt.SNOpt.curvature_pass` in the loop, and no other backward passes in training
-    mode between ``zero_grad()`` and ``step()``. Weight decay is part of the solve and fades with
-    the loss.
+    Needs :meth:`~snopt.SNOpt.curvature_pass` in the loop. Weight decay is part of the solve and
+    fades with the loss.
+
+    ``rows="samples"`` (:mod:`snopt.optim.least_squares`) has one residual a sample, the root of its
+    loss, and costs little more than a gradient; between ``zero_grad()`` and ``step()`` there must
+    be no other backward pass in training mode. ``rows="outputs"``
+    (:mod:`snopt.optim.output_least_squares`) has one for every number that a sample's output is
+    made of: the Gauss-Newton method of regression. It takes the ``loss`` in ``curvature_pass``,
+    all parameters take part, and every gradient method of a block will do.
 
     Args:
+        rows: ``"samples"`` or ``"outputs"``.
+        memory: bytes of the Jacobian up to which ``rows="outputs"`` solves exactly; beyond, it
+            takes conjugate gradients with vector products, through ``gradient="direct"`` only.
+        cg_iterations: at most, beyond.
         momentum: how much of the last step the solve stays near, in [0, 1).
-        damping: added to the matrix of the solve: a number >= 0 or a function of the step.
+        damping: added to the matrix of the solve: a number >= 0, a function of the step or, with
+            ``rows="outputs"``, a :class:`~snopt.LevenbergMarquardt`, which takes back steps after
+            which the loss has risen: by ``step(closure)``, or by the next pass' loss where that is
+            one of the same targets (full batch).
         backtrack: standard errors by which the next batch's mean loss may exceed the last one's;
             beyond, the last step is halved instead of taking another
             (:mod:`snopt.optim.backtracking`). Infinity: steps always stand.
@@ -47,15 +73,20 @@ class GaussNewton(Rule):
     name: ClassVar[str] = "gauss_newton"
 
     momentum: float = setting(0.9, DECAY, group=True)
-    damping: float = setting(1e-2, Number(follows_steps=True), group=True)
+    damping: Damping = setting(1e-2, DAMPING, group=True)
     trust: float | None = setting(0.2, LIMIT, group=True)
     backtrack: float = setting(2.0, _ABOVE_ZERO)
+    rows: str = setting("samples", Choice(("samples", "outputs")))
+    memory: float = setting(2.0**30, POSITIVE)
+    cg_iterations: int = setting(100, Count(1))
     betas: tuple[float, float] = setting((0.9, 0.95), Decays(), group=True)
     eps: float = setting(1e-8, POSITIVE, group=True)
     nesterov: bool = setting(False, Flag(), group=True)
 
     @override
     def method(self, parts: ModelView) -> Method:
+        if self.rows == "outputs":
+            return OutputLeastSquares(parts, self.backtrack, self.memory, self.cg_iterations)
         return LeastSquares(parts, self.backtrack)
 
     @override

@@ -1,0 +1,266 @@
+"""Rows of R = S^T J: what every output of every sample, seen through S, has for a gradient.
+
+Samples that do not act on one another share backward passes: one brings the same output of all
+samples back, to the calls of the layers, where input and cotangent give every sample its own row.
+The passes of several outputs are one batched pass. Whether that holds is found out: a pass of the
+ordinary kind is compared with the rows, parameter by parameter, in the first steps and then once in
+so many. Where they differ, and for parameters that no layer has, every row takes a pass of its own,
+which is right for any model.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from snopt.curvature.hooks import UncopiedHook, hookable
+from snopt.curvature.residuals import Residuals
+from snopt.curvature.row_check import EVERY, FIRST_STEPS
+from snopt.curvature.samples import Samples
+from snopt.layers.base import Layer, input_of
+from snopt.ode.block import ODEBlock
+from snopt.ode.passes import current_pass
+
+_PASSES = 64
+"""Rows that take a pass of their own, in one batch."""
+
+
+class _Call(NamedTuple):
+    layer: Layer
+    z: Tensor
+    output: GradientEdge
+    size: int
+
+
+class OutputRows:
+    """Hears the layers' calls, and makes rows of them.
+
+    Args:
+        layers: the layers by name.
+        blocks: the model's ODE blocks by name.
+
+    Attributes:
+        active: whether calls are heard.
+        alone: parameters whose every row takes a pass of its own.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer], blocks: Mapping[str, ODEBlock]) -> None:
+        self.blocks = blocks
+        self.active = True
+        self.alone: set[Tensor] = set()
+        self._calls: list[_Call] = []
+        self._layouts: dict[str, dict[int, int]] = {name: {} for name in layers}
+        self._made = 0
+        self._batched = True
+        handles = []
+        for layer in layers.values():
+            hook = UncopiedHook(_heard_by(weakref.ref(self), layer))
+            handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+        self.close = weakref.finalize(self, _remove, handles)
+        self.close.atexit = False
+
+    def clear(self) -> None:
+        """Forget the calls so far."""
+        self._calls = []
+
+    def hear(self, layer: Layer, z: Tensor, output: Tensor) -> Tensor | None:
+        """A layer was called.
+
+        Returns:
+            What is to take the place of the output, if anything.
+        """
+        if not (self.active and layer.module.training and output.requires_grad):
+            return None
+        if current_pass() >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+            return None
+        kept = hookable(output)
+        self._calls.append(_Call(layer, z.detach(), get_gradient_edge(kept), kept.numel()))
+        return kept
+
+    def rows(
+        self,
+        outputs: Tensor,
+        seen: Residuals,
+        parameters: Sequence[nn.Parameter],
+        memory: float,
+        batch_dim: int = 0,
+    ) -> list[Tensor]:
+        """R, parameter by parameter.
+
+        Args:
+            outputs: (N, L, C), with their graph, which stays.
+            seen: knows S.
+            parameters: those wanted.
+            memory: bytes that cotangents of calls may take at a time.
+            batch_dim: the samples' dimension in what the model returned.
+
+        Returns:
+            Shapes (N * L * C, numel).
+        """
+        with ExitStack() as stack:
+            for block in self.blocks.values():
+                stack.enter_context(block.measuring())
+            wanted: set[Tensor] = {p for p in parameters if p not in self.alone}
+            try:
+                found = self._shared(outputs, seen, wanted, memory, batch_dim)
+            except RuntimeError:  # an operation that has no batched derivative
+                found = {}
+                self.alone.update(wanted)
+            if self._made < FIRST_STEPS or self._made % EVERY == 0:
+                self._compare(outputs, seen, found)
+            self._made += 1
+            rest = [p for p in parameters if p not in found]
+            found.update(zip(rest, self._one_by_one(outputs, seen, rest), strict=True))
+        return [found[p] for p in parameters]
+
+    def _shared(
+        self, outputs: Tensor, seen: Residuals, wanted: set[Tensor], memory: float, batch_dim: int
+    ) -> dict[Tensor, Tensor]:
+        """Rows of the parameters of layers that keep the samples apart."""
+        samples, numbers = Samples(len(outputs), batch_dim), outputs[0].numel()
+        calls = [
+            call
+            for call in self._calls
+            if not call.layer.unbatched(call.z) and wanted.intersection(call.layer.parameters)
+        ]
+        # What all samples share has no rows of single ones.
+        sharing = {p for x in self._calls if x.layer.unbatched(x.z) for p in x.layer.parameters}
+        if not calls:
+            return {}
+        bytes_each = sum(call.size for call in calls) * outputs.element_size()
+        chunk = max(1, min(numbers, int(memory / max(1, bytes_each))))
+        parts: dict[Tensor, list[Tensor]] = {}
+        for start in range(0, numbers, chunk):
+            columns = _columns(seen, start, min(numbers, start + chunk))
+            cotangents = torch.autograd.grad(
+                outputs,
+                [call.output for call in calls],
+                columns.to(outputs.dtype),
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=True,
+            )
+            for p, rows in self._products(calls, cotangents, samples).items():
+                if p in wanted and p not in sharing:
+                    parts.setdefault(p, []).append(rows)
+        return {p: torch.cat(rows, dim=1).flatten(0, 1) for p, rows in parts.items()}
+
+    def _products(
+        self, calls: Sequence[_Call], cotangents: Sequence[Tensor | None], samples: Samples
+    ) -> dict[Tensor, Tensor]:
+        """Rows (N, k, numel) of cotangents (k, ...) of calls."""
+        uses: dict[Layer, dict[torch.Size, list[tuple[Tensor, Tensor]]]] = {}
+        for call, g in zip(calls, cotangents, strict=True):
+            if g is None:
+                continue
+            known, own = self._layouts[call.layer.name], uses.setdefault(call.layer, {})
+            try:
+                for z, part in samples.first(call.layer, call.z, g.movedim(0, -1), known):
+                    own.setdefault(z.shape, []).append(_spread(z, part))
+            except ValueError:  # no dimension is that of the samples
+                self.alone.update(call.layer.parameters)
+        found: dict[Tensor, Tensor] = {}
+        for layer, alike in uses.items():
+            products = None
+            for some in alike.values():
+                products = layer.per_sample_outer_products(some, products)
+            if products is None or self.alone.intersection(layer.parameters):
+                continue
+            matrices = layer.per_sample_gradients(products)
+            parts = torch.func.vmap(lambda matrix, x=layer: [part for _, part in x.split(matrix)])
+            for p, rows in zip(layer.parameters, parts(matrices), strict=True):
+                found[p] = rows.reshape(samples.count, -1, p.numel())
+        return found
+
+    def _compare(self, outputs: Tensor, seen: Residuals, found: dict[Tensor, Tensor]) -> None:
+        """Leave out what is not what an ordinary backward pass says."""
+        if not found:
+            return
+        generator = torch.Generator().manual_seed(0)
+        u = torch.randn(seen.values.shape, generator=generator).to(seen.values)
+        true = torch.autograd.grad(
+            outputs,
+            list(found),
+            seen.cotangents(u).to(outputs.dtype),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        bound = min(0.1, 1e2 * max(torch.finfo(x.dtype).eps for x in (outputs, *found)) ** 0.75)
+        for p, g in zip(tuple(found), true, strict=True):
+            made = u.flatten().to(found[p]) @ found[p]
+            g = torch.zeros_like(p) if g is None else g
+            size = float(found[p].norm() + g.norm())
+            if not float((made - g.flatten()).norm()) <= bound * size:
+                self.alone.add(p)
+                del found[p]
+
+    def _one_by_one(
+        self, outputs: Tensor, seen: Residuals, parameters: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """A backward pass for every row, which no model contradicts."""
+        if not parameters:
+            return []
+        count = outputs.numel()
+        parts: list[list[Tensor]] = [[] for _ in parameters]
+        start = 0
+        while start < count:
+            end = min(count, start + (_PASSES if self._batched else 1))
+            u = torch.zeros(end - start, count, dtype=seen.scale.dtype, device=outputs.device)
+            u[range(end - start), range(start, end)] = 1.0
+            columns = seen.cotangents(u.view(-1, *outputs.shape)).to(outputs.dtype)
+            try:
+                found = torch.autograd.grad(
+                    outputs,
+                    parameters,
+                    columns if self._batched else columns[0],
+                    retain_graph=True,
+                    allow_unused=True,
+                    is_grads_batched=self._batched,
+                )
+            except RuntimeError:
+                if not self._batched:
+                    raise
+                self._batched = False  # an adaptive backward solve decides by its numbers
+                continue
+            for p, g, rows in zip(parameters, found, parts, strict=True):
+                g = p.new_zeros(end - start, p.numel()) if g is None else g
+                rows.append(g.detach().reshape(end - start, -1))
+            start = end
+        return [torch.cat(rows) for rows in parts]
+
+
+def _remove(handles: Sequence[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _heard_by(rows: weakref.ref[OutputRows], layer: Layer) -> Callable[..., Tensor | None]:
+    def heard(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+        owner = rows()
+        if owner is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        return owner.hear(layer, input_of(args, kwargs), output)
+
+    return heard
+
+
+def _columns(seen: Residuals, start: int, end: int) -> Tensor:
+    """S times unit vectors, the same for all samples: (end - start, N, L, C)."""
+    shape = seen.scale.shape
+    u = seen.scale.new_zeros(end - start, shape[0], shape[1] * shape[2])
+    u[range(end - start), :, range(start, end)] = 1.0
+    return seen.cotangents(u.view(end - start, *shape))
+
+
+def _spread(z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """An input (N, ...) and cotangents (N, ..., k) as those of N * k samples."""
+    passes = g.shape[-1]
+    repeated = z.unsqueeze(1).expand(-1, passes, *z.shape[1:])
+    return repeated.flatten(0, 1), g.movedim(-1, 1).flatten(0, 1)

@@ -1,0 +1,126 @@
+"""Levenberg-Marquardt control: a step is kept if the loss falls, how it was predicted sets damping.
+
+Source: Levenberg 1944; Marquardt 1963; Nocedal and Wright 2006, section 10.3.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from snopt.optim.damping import LevenbergMarquardt
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """The model of a loss along a step d that is subtracted.
+
+    Attributes:
+        slope: product of the loss' gradient and d.
+        curvature: |R d|^2.
+    """
+
+    slope: float
+    curvature: float
+
+    def change(self, share: float) -> float:
+        """By how much the loss is to change where ``share`` of the step is taken."""
+        return -share * self.slope + share**2 * self.curvature / 2
+
+
+class GainRatio:
+    """Judges steps by the loss of the same batch after them.
+
+    Attributes:
+        rejections: steps that were taken back.
+    """
+
+    def __init__(self) -> None:
+        self.rejections = 0
+        self._told = False
+        self.clear()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is a step to judge."""
+        return self._model is not None
+
+    def clear(self) -> None:
+        """There is no step to judge."""
+        self._before: dict[nn.Parameter, Tensor] = {}
+        self._step: dict[nn.Parameter, Tensor] = {}
+        self._model: Quadratic | None = None
+        self._loss = 0.0
+        self._batch: Tensor | None = None
+
+    def expect(
+        self,
+        step: Mapping[nn.Parameter, Tensor],
+        model: Quadratic,
+        loss: float,
+        batch: Tensor | None,
+    ) -> None:
+        """Before a step.
+
+        Args:
+            step: by parameter, up to a factor.
+            model: of the loss along it.
+            loss: as it is now.
+            batch: targets, to know the batch again.
+        """
+        self._before = {p: p.detach().clone() for p in step}
+        self._step, self._model, self._loss = dict(step), model, loss
+        self._batch = None if batch is None else batch.clone()
+
+    def judge(self, controller: LevenbergMarquardt, loss: float) -> bool:
+        """After a step: set the damping, and take the step back if the loss has not fallen.
+
+        Args:
+            controller: of the damping.
+            loss: of the same batch, now.
+
+        Returns:
+            Whether the step was kept.
+        """
+        if self._model is None:
+            return True
+        along = sum(float(d.square().sum()) for d in self._step.values())
+        moved = sum(
+            float(((self._before[p] - p.detach()) * d).sum()) for p, d in self._step.items()
+        )
+        share = moved / along if along > 0 else 0.0
+        controller.observe(loss - self._loss, self._model.change(share))
+        kept = loss <= self._loss
+        if not kept:  # a loss that is no number compares false
+            for p, old in self._before.items():
+                p.detach().copy_(old)
+            self.rejections += 1
+        self.clear()
+        return kept
+
+    def knows(self, batch: Tensor | None) -> bool:
+        """Whether a batch is the last step's, so that its loss judges the step; said once if not.
+
+        Args:
+            batch: targets.
+        """
+        if self._model is None:
+            return True
+        known = self._batch
+        if known is not None and batch is not None and torch.equal(known, batch.to(known.device)):
+            return True
+        self.clear()
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "Levenberg-Marquardt damping compares losses of one batch before and after a step, "
+                "and targets= of curvature_pass() are others now, or none: it stays as it is, and "
+                "steps are judged by the next batch's losses; call step(closure) to have it adapted"
+            )
+        return False
