@@ -2,14 +2,15 @@
 
 Samples that do not act on one another share backward passes: one brings the same output of all
 samples back, to the calls of the layers, where input and cotangent give every sample its own row.
-The passes of several outputs are one batched pass. Whether that holds is found out: a pass of the
-ordinary kind is compared with the rows, parameter by parameter, in the first steps and then once in
-so many. Where they differ, and for parameters that no layer has, every row takes a pass of its own,
-which is right for any model.
+The passes of several outputs are one batched pass, but where a block repeats its steps on the way
+back. Whether samples keep apart is found out: a pass of the ordinary kind is compared with the
+rows, parameter by parameter, in the first steps and then once in so many. Where they differ, and
+for parameters that no layer has, every row takes a pass of its own, which is right for any model.
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,12 +22,16 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from snopt.curvature.hooks import UncopiedHook, hookable
+from snopt.curvature.per_sample import PerSampleGradients
 from snopt.curvature.residuals import Residuals
 from snopt.curvature.row_check import EVERY, FIRST_STEPS
 from snopt.curvature.samples import Samples
 from snopt.layers.base import Layer, input_of
 from snopt.ode.block import ODEBlock
+from snopt.ode.gradients import GRADIENTS
 from snopt.ode.passes import current_pass
+
+logger = logging.getLogger(__name__)
 
 _PASSES = 64
 """Rows that take a pass of their own, in one batch."""
@@ -59,11 +64,20 @@ class OutputRows:
         self._layouts: dict[str, dict[int, int]] = {name: {} for name in layers}
         self._made = 0
         self._batched = True
-        handles = []
+        repeated = {
+            id(m)
+            for block in blocks.values()
+            if GRADIENTS[block.gradient].repeats_steps
+            for m in block.field.modules()
+        }
+        names = {name for name, layer in layers.items() if id(layer.module) in repeated}
+        self._replayed = PerSampleGradients(layers, names) if names else None
+        self._layers = dict(layers)
+        handles: list[RemovableHandle] = []
         for layer in layers.values():
             hook = UncopiedHook(_heard_by(weakref.ref(self), layer))
             handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
-        self.close = weakref.finalize(self, _remove, handles)
+        self.close = weakref.finalize(self, _remove, handles, self._replayed)
         self.close.atexit = False
 
     def clear(self) -> None:
@@ -109,8 +123,12 @@ class OutputRows:
                 stack.enter_context(block.measuring())
             wanted: set[Tensor] = {p for p in parameters if p not in self.alone}
             try:
-                found = self._shared(outputs, seen, wanted, memory, batch_dim)
-            except RuntimeError:  # an operation that has no batched derivative
+                samples = Samples(len(outputs), batch_dim)
+                if self._replayed is None:
+                    found = self._shared(outputs, seen, wanted, memory, samples)
+                else:
+                    found = self._replays(self._replayed, outputs, seen, wanted, samples)
+            except (RuntimeError, ValueError):  # no batched derivative, no dimension of samples
                 found = {}
                 self.alone.update(wanted)
             if self._made < FIRST_STEPS or self._made % EVERY == 0:
@@ -121,10 +139,15 @@ class OutputRows:
         return [found[p] for p in parameters]
 
     def _shared(
-        self, outputs: Tensor, seen: Residuals, wanted: set[Tensor], memory: float, batch_dim: int
+        self,
+        outputs: Tensor,
+        seen: Residuals,
+        wanted: set[Tensor],
+        memory: float,
+        samples: Samples,
     ) -> dict[Tensor, Tensor]:
         """Rows of the parameters of layers that keep the samples apart."""
-        samples, numbers = Samples(len(outputs), batch_dim), outputs[0].numel()
+        numbers = outputs[0].numel()
         calls = [
             call
             for call in self._calls
@@ -161,23 +184,46 @@ class OutputRows:
             if g is None:
                 continue
             known, own = self._layouts[call.layer.name], uses.setdefault(call.layer, {})
-            try:
-                for z, part in samples.first(call.layer, call.z, g.movedim(0, -1), known):
-                    own.setdefault(z.shape, []).append(_spread(z, part))
-            except ValueError:  # no dimension is that of the samples
-                self.alone.update(call.layer.parameters)
+            for z, part in samples.first(call.layer, call.z, g.movedim(0, -1), known):
+                own.setdefault(z.shape, []).append(_spread(z, part))
         found: dict[Tensor, Tensor] = {}
         for layer, alike in uses.items():
             products = None
             for some in alike.values():
                 products = layer.per_sample_outer_products(some, products)
-            if products is None or self.alone.intersection(layer.parameters):
-                continue
-            matrices = layer.per_sample_gradients(products)
-            parts = torch.func.vmap(lambda matrix, x=layer: [part for _, part in x.split(matrix)])
-            for p, rows in zip(layer.parameters, parts(matrices), strict=True):
-                found[p] = rows.reshape(samples.count, -1, p.numel())
+            if products is not None:
+                for p, rows in _split(layer, layer.per_sample_gradients(products)).items():
+                    found[p] = rows.unflatten(0, (samples.count, -1))
         return found
+
+    def _replays(
+        self,
+        replayed: PerSampleGradients,
+        outputs: Tensor,
+        seen: Residuals,
+        wanted: set[Tensor],
+        samples: Samples,
+    ) -> dict[Tensor, Tensor]:
+        """As :meth:`_shared`, a pass for every output: repeated steps are heard as they run."""
+        parts: dict[Tensor, list[Tensor]] = {}
+        replayed.clear()
+        for k in range(outputs[0].numel()):
+            columns = _columns(seen, k, k + 1)[0].to(outputs.dtype)
+            replayed.expect(samples)
+            replayed.counting = True
+            try:
+                torch.autograd.grad(
+                    outputs, list(wanted), columns, retain_graph=True, allow_unused=True
+                )
+            finally:
+                replayed.counting = False
+            for name, matrices in replayed.collect().items():
+                if name not in replayed.unbatched:
+                    for p, rows in _split(self._layers[name], matrices).items():
+                        parts.setdefault(p, []).append(rows)
+        return {
+            p: torch.stack(rows, dim=1).flatten(0, 1) for p, rows in parts.items() if p in wanted
+        }
 
     def _compare(self, outputs: Tensor, seen: Residuals, found: dict[Tensor, Tensor]) -> None:
         """Leave out what is not what an ordinary backward pass says."""
@@ -228,6 +274,12 @@ class OutputRows:
                 if not self._batched:
                     raise
                 self._batched = False  # an adaptive backward solve decides by its numbers
+                if any(not GRADIENTS[b.gradient].through_layers for b in self.blocks.values()):
+                    logger.warning(
+                        "each of the %d outputs takes a backward solve of its own; blocks with "
+                        "gradient='direct' or 'checkpoint' share them between samples",
+                        count,
+                    )
                 continue
             for p, g, rows in zip(parameters, found, parts, strict=True):
                 g = p.new_zeros(end - start, p.numel()) if g is None else g
@@ -236,7 +288,15 @@ class OutputRows:
         return [torch.cat(rows) for rows in parts]
 
 
-def _remove(handles: Sequence[RemovableHandle]) -> None:
+def _split(layer: Layer, matrices: Tensor) -> dict[Tensor, Tensor]:
+    """Matrices (S, groups, out, in) as rows (S, numel) of the layer's parameters."""
+    parts = torch.func.vmap(lambda matrix: [part for _, part in layer.split(matrix)])(matrices)
+    return {p: part.flatten(1) for p, part in zip(layer.parameters, parts, strict=True)}
+
+
+def _remove(handles: Sequence[RemovableHandle], replayed: PerSampleGradients | None) -> None:
+    if replayed is not None:
+        replayed.close()
     for handle in handles:
         handle.remove()
 

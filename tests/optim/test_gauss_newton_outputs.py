@@ -122,7 +122,7 @@ def test_a_step_is_the_dense_solution(kind: str, memory: float) -> None:
     same(step(model, x, loss, targets=y, batch_dim=dim, memory=memory), expected)
 
 
-@pytest.mark.parametrize("kind", ["few outputs", "direct"])
+@pytest.mark.parametrize("kind", ["few outputs", "in place", "direct", "checkpoint"])
 def test_rows_are_shared_where_samples_keep_apart(kind: str) -> None:
     model, dim = made(kind)
     x = inputs()
@@ -134,7 +134,7 @@ def test_rows_are_shared_where_samples_keep_apart(kind: str) -> None:
     assert not optimizer.method.rows.alone  # type: ignore[attr-defined]
 
 
-def test_adjoint_gradients_give_the_step_of_the_flow() -> None:
+def test_adjoint_gradients_give_the_step_of_the_flow(caplog: pytest.LogCaptureFixture) -> None:
     found = []
     for gradient in ("direct", "adjoint"):
         torch.manual_seed(0)
@@ -144,6 +144,7 @@ def test_adjoint_gradients_give_the_step_of_the_flow() -> None:
         loss = lambda f, y=y: functional.mse_loss(f, y)  # noqa: E731
         found.append(step(model, x, loss, targets=y, batch_dim=1))
     same(found[1], found[0], 1e-4)
+    assert caplog.text.count("each of the 24 outputs takes a backward solve of its own") == 1
 
 
 def test_a_linear_model_is_solved_in_one_step() -> None:
