@@ -75,5 +75,5 @@ class KFAC(SNOpt):
         True
     """
 
-    def __init__(self, model: Model, lr: float = 0.02, **settings: Any) -> None:
+    def __init__(self, model: Model, lr: float = 0.01, **settings: Any) -> None:
         super().__init__(model, lr, **{"rule": "kfac", **settings})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import logging
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from scipy.optimize import least_squares
 from torch import Tensor, nn
 from torch.nn import functional
 
+import snopt.optim.named
 from snopt import KFAC, GaussNewton, LevenbergMarquardt, ODEBlock, SNOpt
 from tests.support.jacobians import flat, jacobian
 from tests.support.problems import Field
@@ -226,3 +230,17 @@ def test_the_names_are_those_rules() -> None:
     assert kfac.rule == twin.rule
     assert kfac.param_groups[0]["lr"] == twin.param_groups[0]["lr"]
     assert GaussNewton(model, rows="samples", damping=0.1).rule.rows == "samples"  # type: ignore[attr-defined]
+
+
+def test_the_page_for_models_without_an_ode_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "without_an_ode.md").read_text()
+    space: dict[str, Any] = {}
+    first, *others = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(first, "without_an_ode.md", "exec"), space)
+    assert float(space["loss"].detach()) < 1e-6
+    for code in others:
+        exec(compile(code, "without_an_ode.md", "exec"), space)
+
+
+def test_the_examples_of_the_names_run() -> None:
+    assert doctest.testmod(snopt.optim.named).failed == 0
