@@ -37,11 +37,13 @@ class Residuals:
         scale: S = diag(scale) but for choices between classes, shape (N, L, C).
         probabilities: of classes, (N, L, C): S = diag(scale) - p scale^T.
         losses: (N,), their mean being about the loss; how they spread is what counts.
+        targets: what outputs are compared with, given or inferred, to know the batch again.
     """
 
     values: Tensor
     scale: Tensor
     losses: Tensor
+    targets: Tensor
     probabilities: Tensor | None = None
 
     def cotangents(self, u: Tensor) -> Tensor:
@@ -135,29 +137,32 @@ def residuals(
     if not (math.isfinite(loss) and bool(torch.isfinite(cotangents).all())):
         return None
     dtype = torch.promote_types(torch.float32, outputs.dtype)
+    eps: float = torch.finfo(cotangents.dtype).eps
     outputs, c = outputs.to(dtype), cotangents.to(dtype)
     if likelihood == "categorical":
-        return _categorical(outputs, c, targets)
+        return _categorical(outputs, c, targets, max(1e-4, math.sqrt(eps)))
     if likelihood == "binary":
         # Without targets: what pulls upwards is a one.
         y = (c < 0).to(dtype) if targets is None else targets.to(dtype)
-        p = outputs.sigmoid()
-        weights = _weights(c, p - y, p + y.abs(), likelihood) * p * (1 - p)
-        values = torch.where(weights > 0, c / weights.sqrt().clamp_min(_tiny(dtype)), 0.0)
+        p, q = outputs.sigmoid(), (-outputs).sigmoid()
+        factors = _weights(c, (1 - y) * p - y * q, (1 - y) * p + y * q, eps, likelihood)
+        weights = factors * p * q
         losses = functional.binary_cross_entropy_with_logits(outputs, y, reduction="none")
-        losses = losses * (c / (p - y)).nan_to_num(0.0, 0.0, 0.0)
-        return Residuals(values, weights.sqrt(), _by_sample(losses))
-    if targets is None:
+        losses = _by_sample(factors * losses.nan_to_num(0.0))
+    elif targets is None:
         square = float(c.double().square().sum())
         weights = (c != 0).to(dtype) * (square / (2 * loss) if loss > 0 else 0.0)
+        y = outputs - (c / weights).nan_to_num(0.0, 0.0, 0.0)
+        losses = _by_sample(weights * (outputs - y).square() / 2)
     else:
         y = targets.to(dtype)
-        weights = _weights(c, outputs - y, outputs.abs() + y.abs(), likelihood)
+        weights = _weights(c, outputs - y, outputs.abs() + y.abs(), eps, likelihood)
+        losses = _by_sample(weights * (outputs - y).nan_to_num(0.0).square() / 2)
     values = torch.where(weights > 0, c / weights.sqrt().clamp_min(_tiny(dtype)), 0.0)
-    return Residuals(values, weights.sqrt(), _by_sample(values.square() / 2))
+    return Residuals(values, weights.sqrt(), losses, y)
 
 
-def _categorical(outputs: Tensor, c: Tensor, labels: Tensor | None) -> Residuals:
+def _categorical(outputs: Tensor, c: Tensor, labels: Tensor | None, tolerance: float) -> Residuals:
     p = outputs.softmax(dim=-1)
     if labels is None:
         least, label = c.min(dim=-1)
@@ -169,20 +174,18 @@ def _categorical(outputs: Tensor, c: Tensor, labels: Tensor | None) -> Residuals
     missed = others.sum(dim=-1, keepdim=True)
     weights = (pulls.sum(dim=-1, keepdim=True) / missed).nan_to_num(0.0, 0.0, 0.0)
     left = (pulls - weights * others).abs().amax(dim=-1, keepdim=True)
-    if bool((left > _tolerance(c.dtype) * weights.abs() + _tiny(c.dtype)).any()) or bool(
-        (weights < 0).any()
-    ):
+    if bool(((left > tolerance * weights + _tiny(c.dtype)) | (weights < 0)).any()):
         raise _another("categorical")
     roots = p.sqrt()
     values = c / (weights.sqrt() * roots).clamp_min(_tiny(c.dtype)) * (weights > 0)
     losses = -weights * outputs.log_softmax(dim=-1).gather(-1, label)
-    return Residuals(values, weights.sqrt() * roots, _by_sample(losses), p)
+    return Residuals(values, weights.sqrt() * roots, _by_sample(losses), label, p)
 
 
-def _weights(c: Tensor, error: Tensor, size: Tensor, likelihood: str) -> Tensor:
+def _weights(c: Tensor, error: Tensor, size: Tensor, eps: float, likelihood: str) -> Tensor:
     """What every number weighs: c / error, zero where c is; bounded where the error is rounding."""
     error, size = error.nan_to_num(0.0), size.nan_to_num(0.0)  # targets that a mask leaves out
-    sure = (error.abs() > 64 * torch.finfo(c.dtype).eps * size) & (c != 0)
+    sure = (error.abs() > 64 * eps * size) & (c != 0)
     ratio = torch.where(c == 0, 0.0, c / torch.where(error == 0, 1.0, error))
     if bool((ratio[sure] < 0).any()):
         raise _another(likelihood)
@@ -205,8 +208,3 @@ def _by_sample(losses: Tensor) -> Tensor:
 def _tiny(dtype: torch.dtype) -> float:
     tiny: float = torch.finfo(dtype).tiny
     return math.sqrt(tiny)
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    eps: float = torch.finfo(dtype).eps
-    return max(1e-4, math.sqrt(eps))

@@ -37,18 +37,24 @@ from snopt.optim.saving import copied, reading
 
 logger = logging.getLogger(__name__)
 
+_SCALED = 1e3
+"""A factor on gradients beyond which they are those of a scaled loss."""
+
 
 class _Batch(NamedTuple):
     """What a curvature pass has found: R, or the step that conjugate gradients made of products."""
 
     loss: float
     seen: Residuals | None
-    targets: Tensor | None
     parameters: list[nn.Parameter]
     rows: Tensor | None = None
     gradient: Tensor | None = None
     step: Tensor | None = None
     model: Quadratic | None = None
+
+    @property
+    def targets(self) -> Tensor | None:
+        return None if self.seen is None else self.seen.targets
 
 
 class OutputLeastSquares(Method):
@@ -119,7 +125,7 @@ class OutputLeastSquares(Method):
             targets,
             float(loss.detach()),
         )
-        batch = _Batch(float(loss.detach()), found, targets, self._trained)
+        batch = _Batch(float(loss.detach()), found, self._trained)
         if found is None:
             return batch
         numbers = sum(p.numel() for p in batch.parameters)
@@ -357,6 +363,11 @@ def _parts(own: Tensor, gradient: Tensor, dtype: torch.dtype) -> tuple[float, Te
     rounding = 8 * torch.finfo(dtype).eps ** 0.5  # long solves round, and steps magnify the rest
     square = float(own @ own)
     factor = float(own @ gradient) / square if square > 0 else 0.0
+    if factor > _SCALED:
+        raise ValueError(
+            f"the gradients are {factor:.6g} times those of the loss: call "
+            "scaler.unscale_(optimizer) or scaler.step(optimizer) before the step is taken"
+        )
     rest = gradient - factor * own
     if float(rest.norm()) <= rounding * max(math.sqrt(square), float(gradient.norm())):
         return (1.0 if abs(factor - 1) <= rounding else factor), None

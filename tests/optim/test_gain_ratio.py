@@ -33,11 +33,11 @@ def problem() -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, torch.sin(2 * x)
 
 
-def evaluate(model: nn.Module, optimizer: SNOpt, x: Tensor, y: Tensor) -> Tensor:
+def evaluate(model: nn.Module, optimizer: SNOpt, x: Tensor, y: Tensor, told: bool = True) -> Tensor:
     optimizer.zero_grad()
     outputs = model(x)
     loss = functional.mse_loss(outputs, y)
-    optimizer.curvature_pass(outputs, "gaussian", targets=y, loss=loss)
+    optimizer.curvature_pass(outputs, "gaussian", targets=y if told else None, loss=loss)
     loss.backward()
     return loss
 
@@ -91,6 +91,20 @@ def test_a_step_that_makes_it_worse_is_taken_back(closure: bool) -> None:
     assert torch.equal(flat(model), before)
     assert damping.value == 2e-9
     assert optimizer.diagnostics()["steps_rejected"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_batch_is_known_again_without_targets(dtype: torch.dtype) -> None:
+    dampings = []
+    for told in (True, False):
+        model, x, y = problem()
+        model, x, y = model.to(dtype), x.to(dtype), y.to(dtype)
+        optimizer = GaussNewton(model)
+        for _ in range(8):
+            evaluate(model, optimizer, x, y, told)
+            optimizer.step()
+        dampings.append(optimizer.diagnostics()["damping"])
+    assert dampings[0] == dampings[1] != 0.01
 
 
 @pytest.mark.parametrize("closure", [True, False])

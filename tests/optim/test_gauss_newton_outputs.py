@@ -478,6 +478,37 @@ def test_without_the_jacobian_solves_must_be_direct() -> None:
         optimizer.curvature_pass(outputs, "gaussian", loss=loss, batch_dim=1)
 
 
+def test_scaled_gradients_are_told() -> None:
+    model, _ = made("few outputs")
+    x = inputs()
+
+    def scaled() -> None:
+        for p in model.parameters():
+            p.grad *= 65536.0
+
+    with pytest.raises(ValueError, match=r"scaler\.unscale_"):
+        step(model, x, lambda f: f.square().mean(), between=scaled)
+
+
+def test_half_precision_is_close() -> None:
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 3))
+        model = model.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        x, y = inputs().to(model[0].weight), torch.tensor([0, 2, 1, 2, 1])
+        optimizer = GaussNewton(model, **PLAIN)
+        before = flat(model)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float64):
+            outputs = model(x)
+        loss = functional.cross_entropy(outputs, y)
+        optimizer.curvature_pass(outputs, targets=y, loss=loss)
+        loss.backward()
+        optimizer.step()
+        found.append((before - flat(model)).double())
+    same(found[1], found[0], 0.1)
+
+
 def test_a_second_pass_before_the_step_is_refused() -> None:
     model, _ = made("few outputs")
     optimizer = GaussNewton(model)
