@@ -31,12 +31,14 @@ class Forecast:
         states: the forecast, likewise.
         errors: at each time, the root mean square over the measured parts and the test
             trajectories, shape (L,).
+        rmse: the trajectories' mean root mean squared error, the task's metric.
     """
 
     times: Array
     truth: Array
     states: Array
     errors: Array
+    rmse: float
 
 
 def forecast_of(trained: Trained, units: Units) -> Forecast | None:
@@ -55,12 +57,13 @@ def forecast_of(trained: Trained, units: Units) -> Forecast | None:
         return found
 
     truth, states = physical(targets), physical(outputs)
-    apart = (states - truth)[:, 1:, : units.measured]
+    squares = np.square((states - truth)[:, 1:, : units.measured])
     return Forecast(
         np.concatenate([[0.0], times[0].double().numpy() * units.unit]),
         truth,
         states,
-        np.sqrt(np.square(apart).mean(axis=(0, 2))),
+        np.sqrt(squares.mean(axis=(0, 2))),
+        float(np.sqrt(squares.mean(axis=(1, 2))).mean()),
     )
 
 
@@ -129,9 +132,8 @@ def _portrait(axes: Axes, one: Trained, found: Forecast, units: Units, interval:
         name = "beyond the training interval" if not number and seen < last else None
         axes.plot(*states[:, seen - 1 :], ":", color=one.colour, linewidth=1.2, label=name)
         axes.plot(*truth[:, :1], "o", color="black", markersize=3)
-    root = float(np.sqrt(np.square(found.errors).mean()))
     axes.set_title(
-        f"{one.label}, seed {one.seed}\ntest error {root:.3g}", fontsize=10, color=one.colour
+        f"{one.label}, seed {one.seed}\ntest rmse {found.rmse:.3g}", fontsize=10, color=one.colour
     )
     axes.set_xlabel(units.names[0], fontsize=9)
     axes.set_ylabel(units.names[1], fontsize=9)

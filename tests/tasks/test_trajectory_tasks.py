@@ -221,6 +221,8 @@ def test_a_picture_has_a_panel_for_each_model_and_one_for_the_errors(name: str) 
     found = forecast_of(trained[0], task.units)
     assert found is not None
     assert np.asarray(drawn[0].get_ydata()) == pytest.approx(found.errors)
+    measured = task.measure(task.forward(trained[0].model, splits.test, NOISE), splits.test)
+    assert found.rmse == pytest.approx(float(measured["rmse"].mean().detach()))
 
 
 def test_a_model_whose_solve_fails_is_not_drawn() -> None:
