@@ -64,6 +64,7 @@ class OutputRows:
         self._layouts: dict[str, dict[int, int]] = {name: {} for name in layers}
         self._made = 0
         self._batched = True
+        self._told = False
         repeated = {
             id(m)
             for block in blocks.values()
@@ -135,8 +136,21 @@ class OutputRows:
                 self._compare(outputs, seen, found)
             self._made += 1
             rest = [p for p in parameters if p not in found]
+            self._tell(len(rest), len(parameters), len(outputs))
             found.update(zip(rest, self._one_by_one(outputs, seen, rest), strict=True))
         return [found[p] for p in parameters]
+
+    def _tell(self, rest: int, parameters: int, samples: int) -> None:
+        """Say once that passes are not shared."""
+        if rest and samples > 1 and not self._told:
+            self._told = True
+            logger.warning(
+                "%d of %d parameters need a backward pass for each output of each sample: they are "
+                "no weights of linear layers or convolutions alone, samples act on one another, or "
+                "curvature_pass(batch_dim=) is not the dimension of samples",
+                rest,
+                parameters,
+            )
 
     def _shared(
         self,

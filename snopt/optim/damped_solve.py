@@ -14,6 +14,9 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+_STRIP = 128
+"""Columns below which a product is not worth splitting."""
+
 
 def cholesky_solution(gram: Tensor, target: Tensor, damping: float) -> tuple[Tensor, int]:
     """(gram + damping)^-1 target, with more damping where rounding makes the sum indefinite.
@@ -55,8 +58,8 @@ def exact_solution(
     """
     if rows.shape[0] > rows.shape[1]:
         b = rows.mT @ values
-        return cholesky_solution(rows.mT @ rows, b if rest is None else b + rest, damping)
-    gram = rows @ rows.mT
+        return cholesky_solution(_gram(rows.mT), b if rest is None else b + rest, damping)
+    gram = _gram(rows)
     u, failures = cholesky_solution(gram, values, damping)
     y = rows.mT @ u
     if rest is not None:
@@ -64,6 +67,17 @@ def exact_solution(
         y += (rest - rows.mT @ u) / max(damping, torch.finfo(torch.float32).tiny)
         failures += more
     return y, failures
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """R R^T, most of whose upper half is not computed."""
+    count = len(rows)
+    strip = max(_STRIP, -(-count // 8))
+    found = rows.new_zeros(count, count)
+    for start in range(0, count, strip):
+        end = start + strip
+        found[start:, start:end] = rows[start:] @ rows[start:end].mT
+    return found.tril() + found.tril(-1).mT
 
 
 def conjugate_gradients(

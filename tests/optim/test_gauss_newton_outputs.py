@@ -122,6 +122,16 @@ def test_a_step_is_the_dense_solution(kind: str, memory: float) -> None:
     same(step(model, x, loss, targets=y, batch_dim=dim, memory=memory), expected)
 
 
+@pytest.mark.parametrize("kind", ["norm", "coupled", "tied"])
+def test_passes_that_cannot_be_shared_are_told(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = made(kind)
+    x = inputs()
+    for _ in range(2):
+        step(model, x, lambda f: f.square().mean())
+    assert caplog.text.count("need a backward pass for each output of each sample") == 2
+    assert len(caplog.records) == 2
+
+
 @pytest.mark.parametrize("kind", ["few outputs", "in place", "direct", "checkpoint"])
 def test_rows_are_shared_where_samples_keep_apart(kind: str) -> None:
     model, dim = made(kind)
