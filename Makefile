@@ -6,7 +6,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := suite,launchers,optimizers,test,dev
+EXTRAS := suite,launchers,optimizers,test,docs,dev
 
 # `make run`: training seconds per optimizer, seeds, and where results go.
 SECONDS_EACH ?= 40
@@ -17,7 +17,7 @@ TEST_JOBS ?= 2
 # `make reproduce`: which table of the paper.
 TABLE ?= paper/images
 
-.PHONY: help setup run test test-all lint bench reproduce report clean
+.PHONY: help setup run test test-all lint docs bench reproduce report clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ lint: $(STAMP)  ## format check, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## build the site into build/docs and run the examples (DOCS_FLAGS="-D plot_gallery=0": without)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html $(DOCS_FLAGS) docs build/docs
+	@echo "build/docs/index.html"
 
 bench: $(STAMP)  ## seconds per step, split by bucket, per task
 	$(BIN)/python -m scripts.bench

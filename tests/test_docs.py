@@ -1,0 +1,30 @@
+"""The docs site knows the library's public names, and its examples are whole."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import snopt
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def test_public_names_are_in_the_reference():
+    api = (DOCS / "api.md").read_text()
+    assert [name for name in snopt.__all__ if not re.search(rf":: (snopt\.)?{name}\b", api)] == []
+
+
+def test_pages_are_in_the_contents():
+    index = (DOCS / "index.md").read_text()
+    listed = re.findall(r"^([a-z_]+)$", index, re.MULTILINE)
+    assert {page.stem for page in DOCS.glob("*.md")} - {*listed} == {"index"}
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_pages_begin_with_one_title(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert text.startswith("# ")
+    assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
