@@ -6,6 +6,7 @@ files and the training loop. A new task is one subclass and one file in ``conf/t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class Task(ABC):
             curvature; ``None`` where there is none.
         batch_size: samples of a training step.
         eval_batch_size: samples of an evaluation step.
+        allowed_gap: largest difference of the loss between the solvers of training and evaluation
+            that goes without a warning.
         terminal_time: whether the model reads its ODE block at the end of an interval that may be
             chosen, rather than at times that come with the data.
         provenance: one sentence on the data ("complete", "synthetic", "first 5000 images"), which
@@ -83,6 +86,7 @@ class Task(ABC):
     likelihood: Likelihood | None = None
     batch_size: int
     eval_batch_size: int
+    allowed_gap: float = math.inf
     terminal_time: bool = True
     provenance: str = "complete"
     picture_name: str = ""

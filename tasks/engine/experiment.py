@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-import snopt
 from snopt.ode.gradients import through_layers
 from tasks.common.checks import ConfigError, require_keys, require_type
 from tasks.common.seeding import stream_seed
@@ -41,6 +40,7 @@ from tasks.engine.training.parallel import World
 from tasks.engine.training.progress import Progress
 from tasks.engine.training.recorder import Counters, Recorder
 from tasks.engine.training.runner import Runner, total_steps
+from tasks.engine.training.trial_solve import check_solver
 from tasks.models.families import FAMILIES, FUNCTIONS
 from tasks.task import Splits, Task
 
@@ -84,40 +84,6 @@ def build_task(settings: Settings) -> Task:
     check_horizon(settings.horizon, task)
     check_model(settings, task)
     return task
-
-
-@torch.enable_grad()
-def check_solver(settings: Settings) -> None:
-    """Try the solver on something tiny: torchdiffeq looks at its options when it solves.
-
-    Raises:
-        ConfigError: it refuses a value.
-    """
-    solver = settings.solver()
-    options = dict(solver["options"] or {})
-    call("solver", snopt.ODEBlock, _Decay(), (0.0, 1.0), **solver)
-    quick = {**solver, "options": {k: v for k, v in options.items() if k != "compile"}}
-    block = snopt.ODEBlock(_Decay(), (0.0, 0.01), **quick)
-    try:
-        block(torch.ones(1, 1)).sum().backward()
-    except snopt.SolverError:  # that one solve fails says nothing of the next
-        pass
-    except Exception as error:  # whatever a method makes of options of another type
-        given = ", ".join(f"{key}={value}" for key, value in settings.config["solver"].items())
-        raise ConfigError(
-            f"solver: a solve with these settings cannot be made: {error}. Given: {given}"
-        ) from error
-
-
-class _Decay(nn.Module):
-    """Exponential decay, which every solver can solve."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = nn.Parameter(torch.ones(1, 1))
-
-    def forward(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return -self.rate * x
 
 
 def check_model(settings: Settings, task: Task) -> None:
@@ -340,6 +306,15 @@ def _train(
             "%s: curvature could not be factorized %d times, and was left out or replaced",
             title,
             failed,
+        )
+    gap = max((v.get("solver_gap", 0.0) for v in summary["final"].values()), default=0.0)
+    if gap > task.allowed_gap:
+        logger.warning(
+            "%s: the loss by solver.evaluation is %.2g off that by the training solver, more than "
+            "%g: training solves too coarsely, and its own loss is not to be believed",
+            title,
+            gap,
+            task.allowed_gap,
         )
     logger.info("%s: %s. %s%s", title, outcome, message, test)
     return summary

@@ -21,6 +21,7 @@ _ADDED_LATER = {
         ("eval_splits", list(SPLITS)),
     ),
     "task": (("stride", 1),),
+    "solver": (("evaluation", None),),
 }
 
 #: Names of a ``_target_`` that moved, and where it is now. Runs from before are found by the first.

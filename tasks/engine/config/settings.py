@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from tasks.common.checks import (
@@ -19,6 +19,7 @@ from tasks.common.checks import (
     require_choice,
     require_keys,
 )
+from tasks.engine.config.solver import GRADIENTS, EvaluationSolver, SolverSettings, block_arguments
 from tasks.engine.config.tuned_for import TunedFor
 
 Style = Literal["auto", "bar", "plain", "off"]
@@ -31,10 +32,8 @@ CLOCKS: tuple[ClockKind, ...] = get_args(ClockKind)
 SCHEDULES = ("constant", "linear", "cosine", "multistep")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
-ON_FAILURE = ("raise", "partial", "skip_step")
 HORIZONS = ("feedback", "first_order", "fixed")
 SPLITS = ("train", "valid", "test")
-GRADIENTS = ("adjoint", "adjoint-seminorm", "checkpoint", "direct")
 LOGGERS = ("local", "wandb")
 WANDB_MODES = ("online", "offline", "disabled")
 #: More threads than that no machine has, and some cannot start.
@@ -179,33 +178,6 @@ class HorizonSettings(Section):
     def asked_for(self) -> bool:
         """Whether there is anything to do: a rule that moves T, or a T to begin with."""
         return self.rule != "fixed" or self.T0 is not None
-
-
-@dataclass(frozen=True)
-class SolverSettings(Section):
-    """The solver of every ODE block; ``conf/solver/default.yaml`` explains each key."""
-
-    #: Those that are options of :class:`snopt.ODEBlock`.
-    OPTIONS: ClassVar = ("steps", "max_steps", "warm_start", "compile", "on_failure")
-
-    method: str = "dopri5"
-    rtol: float = 1e-3
-    atol: float = 1e-3
-    gradient: str = "adjoint"
-    steps: int | None = None
-    max_steps: int | None = None
-    warm_start: bool = False
-    compile: bool = False
-    options: Mapping[str, Any] | None = None
-    on_failure: str = "raise"
-
-    def __post_init__(self) -> None:
-        self._at_least(0, "rtol", "atol")
-        self._at_least(1, "steps", "max_steps")
-        require_choice("on_failure", self.on_failure, ON_FAILURE)
-        for key in self.options or {}:
-            if key in self.OPTIONS:
-                raise ValueError(f"options.{key}: is a key of the solver; write solver.{key}=...")
 
 
 @dataclass(frozen=True)
@@ -356,16 +328,12 @@ class Settings:
 
     def solver(self) -> dict[str, Any]:
         """Keyword arguments of :class:`snopt.ODEBlock`, our options merged with torchdiffeq's."""
-        solver = dict(self.config["solver"])
-        options = dict(solver.pop("options", None) or {})
-        # Skipping a step is the training loop's business: to the block it is a failure like any.
-        if solver.pop("on_failure", "raise") == "partial":
-            options["on_failure"] = "partial"
-        for key in ("steps", "max_steps", "warm_start", "compile"):
-            value = solver.pop(key, None)
-            if value is not None and value is not False:
-                options[key] = value
-        return {**solver, "options": options or None}
+        return block_arguments(self.config["solver"])
+
+    def evaluation_solver(self) -> dict[str, Any] | None:
+        """Those of the solver for evaluations alone, where there is one."""
+        given = self.config["solver"].get("evaluation")
+        return None if given is None else block_arguments(asdict(EvaluationSolver(**given)))
 
 
 def _check_parts(config: Mapping[str, Any]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 import snopt
+from snopt.ode.block import blocks
 from tasks.common.seeding import stream
 from tasks.engine.config.settings import Settings
 from tasks.engine.optimizers.averaging import evaluation_weights
@@ -21,13 +23,14 @@ class Evaluator:
     """Measures a model that trains on its splits, or on the parts of them that were asked for.
 
     Args:
-        settings: the splits, how many samples of each, and the seed.
+        settings: the splits, how many samples of each, the solver of evaluations and the seed.
         learner: the model, its task and its data.
         device: where they are.
     """
 
     def __init__(self, settings: Settings, learner: Learner, device: torch.device) -> None:
         self._learner, self._seed, self._device = learner, settings.seed, device
+        self._solver = settings.evaluation_solver()
         train, splits = settings.train, learner.splits
         self._parts = {
             split: evenly_spaced(getattr(splits, split), getattr(train, f"eval_{split}_samples"))
@@ -38,18 +41,51 @@ class Evaluator:
         """Everything that the task measures, by split and metric.
 
         Args:
-            last: whether training is over, so that it takes the whole test split.
+            last: whether training is over, so that it takes the whole test split, and measures
+                the difference that a solver of its own makes to the loss, ``solver_gap``.
 
         Raises:
             SolverError: a solve failed.
         """
-        task, model = self._learner.task, self._learner.model
+        model = self._learner.model
         parts = {**self._parts}
         if last and "test" in parts:
             parts["test"] = self._learner.splits.test
         weights = evaluation_weights(self._learner.optimizer)
         with preserving_state(model, self._device), weights:
-            return {split: evaluate(task, model, data, self._seed) for split, data in parts.items()}
+            with solved_by(self._solver, model):
+                found = self._evaluate(parts)
+            if last and self._solver is not None:
+                for split, trained in self._evaluate(parts).items():
+                    found[split]["solver_gap"] = abs(found[split]["loss"] - trained["loss"])
+        return found
+
+    def _evaluate(self, parts: Mapping[str, Batch]) -> dict[str, dict[str, float]]:
+        task, model = self._learner.task, self._learner.model
+        return {split: evaluate(task, model, data, self._seed) for split, data in parts.items()}
+
+
+@contextmanager
+def solved_by(solver: Mapping[str, Any] | None, model: nn.Module) -> Iterator[None]:
+    """Inside, every ODE block of the model solves by other settings.
+
+    Args:
+        solver: keyword arguments of :class:`snopt.ODEBlock`; ``None`` changes nothing.
+        model: with the blocks.
+    """
+    found = [] if solver is None else list(blocks(model).values())
+    names = ("solver", "warm_start", "compile_step")
+    own = [[getattr(block, name) for name in names] for block in found]
+    try:
+        for block in found:
+            other = snopt.ODEBlock(nn.Identity(), **(solver or {}))
+            for name in names:
+                setattr(block, name, getattr(other, name))
+        yield
+    finally:
+        for block, values in zip(found, own, strict=True):
+            for name, value in zip(names, values, strict=True):
+                setattr(block, name, value)
 
 
 @contextmanager

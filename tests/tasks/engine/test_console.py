@@ -15,7 +15,7 @@ from snopt.ode.gradients import GRADIENTS
 from snopt.optim import preconditioner
 from tasks.common.checks import ConfigError, fits
 from tasks.engine import cli, experiment
-from tasks.engine.config import settings
+from tasks.engine.config import solver
 from tasks.engine.config.settings import Settings
 from tasks.engine.report import read_run
 from tests.support import console, fake
@@ -155,8 +155,8 @@ def test_refused_before_data_are_touched(overrides, message, tmp_path) -> None:
 
 
 def test_gradients_are_those_of_the_library() -> None:
-    assert set(settings.GRADIENTS) == set(GRADIENTS)
-    assert set(settings.SolverSettings.OPTIONS) == set(snopt.ode.methods.OWN_OPTIONS)
+    assert set(solver.GRADIENTS) == set(GRADIENTS)
+    assert set(solver.SolverSettings.OPTIONS) == set(snopt.ode.methods.OWN_OPTIONS)
 
 
 def test_types_of_yaml() -> None:
