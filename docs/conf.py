@@ -22,7 +22,6 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "config_page",
 ]
-exclude_patterns = ["recipes/README.md"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -1,0 +1,39 @@
+"""Lightning: pip install lightning. Nothing is special but `SNOpt(self)` instead of parameters."""
+
+import lightning
+import torch
+from problem import make_batches, make_model
+from torch.nn.functional import cross_entropy
+
+from snopt import SNOpt
+
+
+class Classifier(lightning.LightningModule):
+    """A model and its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = make_model()
+        self.losses = []
+
+    def training_step(self, batch, index):
+        """The loss of a batch."""
+        x, y = batch
+        loss = cross_entropy(self.model(x), y)
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self):
+        """The optimizer."""
+        return SNOpt(self)
+
+
+x, y = (torch.cat(parts) for parts in zip(*make_batches(), strict=True))
+loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=32)
+module = Classifier()
+trainer = lightning.Trainer(
+    max_epochs=1, accelerator="cpu", devices=1, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+)  # fmt: skip
+trainer.fit(module, loader)
+losses = module.losses
