@@ -6,7 +6,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := suite,launchers,optimizers,test,docs,dev
+EXTRAS := suite,launchers,optimizers,report,tensorboard,test,docs,dev
 
 # `make run`: training seconds per optimizer, seeds, and where results go.
 SECONDS_EACH ?= 40

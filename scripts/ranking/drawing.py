@@ -23,8 +23,8 @@ def curves(title: str, target: Target | None, entries: Sequence[Entry]) -> bytes
     losses, tests = figure.subplots(1, 2)
     run = entries[0].outcomes[0].run
     # What is measured before the first step says nothing, and would stretch the axis.
-    valid = {e.optim: [_after_start(one.loss) for one in e.outcomes] for e in entries}
-    test = {e.optim: [_after_start(one.test) for one in e.outcomes] for e in entries}
+    valid = {e.optim: [after_start(one.loss) for one in e.outcomes] for e in entries}
+    test = {e.optim: [after_start(one.test) for one in e.outcomes] for e in entries}
     _draw(losses, entries, valid, "validation loss")
     # What rises towards a ceiling shows nothing on a logarithmic axis.
     _draw(tests, entries, test, f"test {run.metric}", rises=run.higher_is_better)
@@ -67,7 +67,8 @@ def title(workload: Workload, track: str) -> str:
     return f"{workload.name}, {track} track    (target: validation loss {goal})"
 
 
-def _after_start(curve: Curve) -> Curve:
+def after_start(curve: Curve) -> Curve:
+    """Without what was measured before the first step."""
     return curve.take(curve.steps > 0)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
-from scripts.ranking.drawing import curves, profiles, title
+from scripts.ranking.drawing import after_start, curves, profiles, title
 from scripts.ranking.scores import (
     LEVEL,
     Entry,
@@ -20,39 +19,23 @@ from scripts.ranking.scores import (
     standing,
 )
 from scripts.ranking.workloads import Workload
+from tasks.engine.records.metrics import Axis
 from tasks.engine.records.results import write_file
 from tasks.engine.report.formatting import NOTHING, metric_style, number
+from tasks.engine.report.interactive import (
+    Line,
+    Quantity,
+    available,
+    interactive_curves,
+    script_files,
+)
+from tasks.engine.report.pages import Grid, Item, render_page
 from tasks.engine.report.summary import Cell, as_csv
 
 Results = Mapping[str, Sequence[tuple[Workload, Sequence[Entry]]]]
 """By track: every workload with those whose runs are all there."""
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto;
-       padding: 0 1.2em; }
-h1 { font-size: 1.5em; } h2 { margin-top: 2em; border-bottom: 2px solid #ddd; }
-table { border-collapse: collapse; font-size: .88em; }
-th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid #e5e5e5;
-         font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { background: #f6f6f6; cursor: pointer; } th:first-child, td:first-child { text-align: left; }
-tr.baseline td { background: #fafaf2; } .wide { overflow-x: auto; } .quiet { color: #666; }
-img { max-width: 100%; height: auto; }
-.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
-"""
-
-#: Sorts a table by the column whose heading is clicked; numbers as numbers, "never" last.
-_SORT = """
-for (const head of document.querySelectorAll("th")) head.addEventListener("click", () => {
-  const body = head.closest("table").tBodies[0], column = head.cellIndex;
-  const up = head.dataset.up = head.dataset.up === "1" ? "0" : "1";
-  const value = row => { const cell = row.cells[column];
-    return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value); };
-  const order = (a, b) => typeof a === "number" ? a - b : a.localeCompare(b);
-  const rows = [...body.rows].sort((a, b) => order(value(a), value(b)));
-  if (up === "0") rows.reverse();
-  body.append(...rows);
-});
-"""
+_TEMPLATE = Path(__file__).parent / "templates" / "benchmark.html"
 
 
 def write(results: Results, folder: Path) -> list[str]:
@@ -60,7 +43,8 @@ def write(results: Results, folder: Path) -> list[str]:
 
     Args:
         results: by track.
-        folder: gets ``index.html``, ``summary.md``, ``ratios.csv`` and PNG files.
+        folder: gets ``index.html``, ``summary.md``, ``ratios.csv`` and PNG files, and plotly's
+            script where that is installed.
 
     Returns:
         What to say of it, a line each.
@@ -85,6 +69,7 @@ def write(results: Results, folder: Path) -> list[str]:
         "ratios.csv": as_csv([c for t, s in standings.items() for c in _cells(t, s)]).encode(),
         "summary.md": _markdown(standings).encode(),
         "index.html": _html(standings, pictures).encode(),
+        **script_files(),
     }
     for name, content in files.items():
         write_file(folder / name, content)
@@ -201,33 +186,65 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str], Callable[[Row], float] | None],
 
 
 def _html(standings: Mapping[str, Sequence[Standing]], pictures: Mapping[str, bytes]) -> str:
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Optimizers on Neural ODEs</title><style>{_STYLE}</style></head><body>",
-        "<h1>Optimizers on Neural ODEs: time to the validation target</h1>",
-        *(f"<p>{escape(text)}</p>" for text in _explained()),
-        '<p class="quiet">Click a heading to sort.</p>',
+    tracks = [
+        {
+            "name": track,
+            "score": _score(track, found),
+            "profile": pictures[f"profile-{track}.png"],
+            "workloads": [_workload(track, one, pictures) for one in found],
+        }
+        for track, found in standings.items()
+        if found
     ]
-    for track, found in standings.items():
-        if not found:
-            continue
-        parts += [f"<h2>{track.capitalize()} track</h2>", f"<p>{escape(_score(track, found))}.</p>"]
-        parts.append(_image(pictures[f"profile-{track}.png"], f"performance profile, {track}"))
-        for one in found:
-            name = f"{track}-{one.workload.name}.png"
-            parts += [
-                f"<h3>{escape(one.workload.name)}</h3><p>{escape(one.workload.about)} "
-                f"Budget {number(one.workload.seconds)} s. Target: validation loss "
-                f"{number(one.target.loss)}, of {escape(one.target.optim)}, "
-                f"{escape(one.target.date)}.</p>",
-                _table(one),
-                _image(pictures[name], name),
-            ]
-    return "\n".join([*parts, f"<script>{_SORT}</script></body></html>", ""])
+    return render_page(_TEMPLATE, interactive=available(), explained=_explained(), tracks=tracks)
 
 
-def _table(one: Standing) -> str:
+def _workload(track: str, one: Standing, pictures: Mapping[str, bytes]) -> dict[str, Any]:
+    name = f"{track}-{one.workload.name}"
+    return {
+        "name": one.workload.name,
+        "about": (
+            f"{one.workload.about} Budget {number(one.workload.seconds)} s. Target: validation "
+            f"loss {number(one.target.loss)}, of {one.target.optim}, {one.target.date}."
+        ),
+        "grid": _grid(one),
+        "figure": pictures[f"{name}.png"],
+        "interactive": _curves(name, one) if available() else "",
+    }
+
+
+_AXES: tuple[tuple[Axis, str], ...] = (
+    ("cpu_seconds", "training time, seconds on one processor"),
+    ("seconds", "training time (s)"),
+    ("steps", "optimizer steps"),
+    ("nfe", "field evaluations, forward + backward"),
+)
+
+
+def _curves(name: str, one: Standing) -> str:
+    """Validation loss and test metric, as in the picture."""
+    entries = [row.entry for row in one.rows]
+    run = entries[0].outcomes[0].run
+    quantities = [
+        Quantity("validation loss", one.target.loss),
+        Quantity(f"test {run.metric}", rises=run.higher_is_better),
+    ]
+    lines = [
+        Line(
+            entry.optim,
+            entry.colour,
+            dashes=int(entry.optim == "snopt_paper"),
+            curves=[
+                [after_start(outcome.loss) for outcome in entry.outcomes],
+                [after_start(outcome.test) for outcome in entry.outcomes],
+            ],
+        )
+        for entry in entries
+    ]
+    return interactive_curves(name, quantities, lines, _AXES)
+
+
+def _grid(one: Standing) -> Grid:
     metric = one.rows[0].entry.outcomes[0].run.metric
     show = metric_style(metric)
     tests: list[tuple[str, Callable[[Row], float]]] = [
@@ -236,27 +253,12 @@ def _table(one: Standing) -> str:
         ("at the end", lambda row: row.test_at_end),
     ]
     heads = ["optimizer", *(name for name, *_ in _COLUMNS), *(name for name, _ in tests)]
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = []
+    rows = []
     for row in one.rows:
-        dot = f'<span class="dot" style="background:{row.entry.colour}"></span>'
         settings = " ".join(f"{k}={v}" for k, v in row.entry.settings.items())
-        cells = [f'<td title="{escape(settings)}">{dot}{escape(row.entry.optim)}</td>']
-        cells += [_cell(text(row), key and key(row)) for _, text, key in _COLUMNS]
-        cells += [_cell(show(value(row)), value(row)) for _, value in tests]
-        kind = ' class="baseline"' if row.entry.optim == one.baseline else ""
-        body.append(f"<tr{kind}>{''.join(cells)}</tr>")
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _cell(text: str, key: float | None) -> str:
-    sorted_by = "" if key is None else f' data-value="{key:.6g}"'
-    return f"<td{sorted_by}>{escape(text)}</td>"
-
-
-def _image(content: bytes, alt: str) -> str:
-    data = base64.b64encode(content).decode("ascii")
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+        cells = [Item(row.entry.optim, note=settings, colour=row.entry.colour)]
+        cells += [Item(text(row), key and key(row)) for _, text, key in _COLUMNS]
+        cells += [Item(show(value(row)), value(row)) for _, value in tests]
+        rows.append(cells)
+    baseline = [row.entry.optim for row in one.rows].index(one.baseline)
+    return Grid(heads, rows, marked=baseline)

@@ -1,35 +1,25 @@
-"""One HTML page with everything in it: tables as text, pictures embedded, nothing to fetch."""
+"""``report.html``: tables as text and pictures inside it, one section a comparison."""
 
 from __future__ import annotations
 
-import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
 from tasks.engine.records.runs import Run, SkippedRun
-from tasks.engine.report.columns import Column, Place, columns
+from tasks.engine.report.columns import Place, Value, columns
+from tasks.engine.report.comparison import Series, find_curve
+from tasks.engine.report.drawing import AXES
 from tasks.engine.report.formatting import metric_style, number, spread
-from tasks.engine.report.summary import Table, TableRow
+from tasks.engine.report.interactive import Line, Quantity, available, interactive_curves
+from tasks.engine.report.pages import Grid, Item, render_page
+from tasks.engine.report.statistics import Spread
+from tasks.engine.report.summary import Table
 from tasks.engine.report.targets import LOSS, Goal, TimeToTarget, metric_goal
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto;
-       padding: 0 1.2em; }
-h1 { font-size: 1.5em; } h2 { margin-top: 2.2em; border-bottom: 2px solid #ddd; }
-h3 { margin-bottom: .3em; font-size: 1.05em; }
-table { border-collapse: collapse; font-size: .88em; margin: .6em 0 1em; }
-th, td { padding: .3em .8em; text-align: right; border-bottom: 1px solid #e5e5e5;
-         font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { background: #f6f6f6; vertical-align: bottom; } th:first-child, td:first-child
-{ text-align: left; }
-.wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
-.data { display: inline-block; background: #eef3f8; border-radius: 4px; padding: 0 .5em; }
-.data.part { background: #fdeeda; } .note { color: #8a4b00; } .quiet { color: #666; }
-.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
-details { margin: .6em 0; } summary { cursor: pointer; }
-"""
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 
 @dataclass(frozen=True)
@@ -53,80 +43,75 @@ class Section:
 
 
 def render(root: Path, sections: Sequence[Section], skipped: Sequence[SkippedRun]) -> str:
-    """The whole page.
+    """The whole page; with plotly, it loads the script beside it and its curves can be pointed at.
 
     Args:
         root: the results folder, to name runs relative to it.
         sections: one per comparison, in the order of the page.
         skipped: folders that look like runs and are not in the numbers.
     """
-    runs = sum(len(s.runs) for section in sections for s in section.table.comparison.series)
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Training Neural ODEs: {escape(_titles(sections))}</title>",
-        f"<style>{_STYLE}</style></head><body>",
-        f"<h1>Training Neural ODEs: {runs} runs</h1>",
-        _contents(sections),
-    ]
-    parts.extend(_section(index, section) for index, section in enumerate(sections))
-    parts.extend((_skipped(root, skipped), _runs(root, sections), "</body></html>"))
-    return "\n".join(part for part in parts if part) + "\n"
-
-
-def _titles(sections: Sequence[Section]) -> str:
-    return ", ".join(section.table.comparison.title for section in sections)
-
-
-def _contents(sections: Sequence[Section]) -> str:
-    if len(sections) < 2:
-        return ""
-    items = (
-        f'<li><a href="#c{i}">{escape(s.table.comparison.title)}</a> {_provenance(s.table)}</li>'
-        for i, s in enumerate(sections)
+    return render_page(
+        _TEMPLATE,
+        interactive=available(),
+        sections=[_section(f"curves{i}", section) for i, section in enumerate(sections)],
+        skipped=[(relative(entry.path, root), entry.reason) for entry in skipped],
+        runs=_runs(root, sections),
     )
-    return f"<ul>{''.join(items)}</ul>"
 
 
-def _provenance(table: Table) -> str:
-    text = table.comparison.provenance
-    kind = "data" if text.startswith("complete") else "data part"
-    return f'<span class="{kind}">data: {escape(text)}</span>'
-
-
-def _section(index: int, section: Section) -> str:
+def _section(name: str, section: Section) -> dict[str, Any]:
     table = section.table
     comparison = table.comparison
-    parts = [
-        f'<h2 id="c{index}">{escape(comparison.title)}</h2>',
-        f"<p>{_provenance(table)}</p>",
-        *(f'<p class="note">{escape(note)}</p>' for note in comparison.notes),
-        _image(section.figure, f"curves of {comparison.title}"),
-        "<h3>Results at the end of training</h3>",
-        _table(table, "page"),
-        "<h3>Time to target: training loss</h3>",
-        f"<p>{escape(_target(table.time_to_loss, LOSS))}</p>",
-        _table(table, "loss target") if table.time_to_loss else "",
-        f"<h3>Time to target: test {escape(comparison.metric)}</h3>",
-        f"<p>{escape(_target(table.time_to_metric, metric_goal(comparison)))}</p>",
-        _table(table, "metric target") if table.time_to_metric else "",
-        "<h3>Where the time goes: milliseconds a step, median over seeds</h3>",
-        '<p class="quiet">Evaluation, logging and other lie outside of the training clock.</p>',
-        _table(table, "costs"),
-    ]
     drawn = {picture.caption: picture.content for picture in section.drawn}
-    for caption, picture in (drawn | dict(section.pictures)).items():
-        parts.append(f"<h3>{escape(caption)}</h3>{_image(picture, caption)}")
-    if section.diagnostics is not None:
-        image = _image(section.diagnostics, f"other metrics of {comparison.title}")
-        parts.append(
-            f"<details><summary>Everything else that was logged</summary>{image}</details>"
-        )
-    return "\n".join(part for part in parts if part)
+    return {
+        "title": comparison.title,
+        "provenance": comparison.provenance,
+        "notes": comparison.notes,
+        "interactive": _curves(name, table) if available() else "",
+        "figure": section.figure,
+        "results": _grid(table, "page"),
+        "targets": [
+            _target(table, "loss target", table.time_to_loss, LOSS),
+            _target(table, "metric target", table.time_to_metric, metric_goal(comparison)),
+        ],
+        "costs": _grid(table, "costs"),
+        "pictures": drawn | dict(section.pictures),
+        "diagnostics": section.diagnostics,
+    }
 
 
-def _target(found: TimeToTarget | None, goal: Goal) -> str:
+def _curves(name: str, table: Table) -> str:
+    """Training loss and the test metric."""
+    metric = metric_goal(table.comparison)
+    shown = ((LOSS, table.time_to_loss), (metric, table.time_to_metric))
+    quantities = [
+        Quantity(goal.name, found.target.median if found else None, rises=goal.higher)
+        for goal, found in shown
+    ]
+    lines = [_line(series, [goal for goal, _ in shown]) for series in table.comparison.series]
+    return interactive_curves(name, quantities, lines, AXES)
+
+
+def _line(series: Series, goals: Sequence[Goal]) -> Line:
+    failed = [run for run in series.runs if run.outcome == "diverged"]
+    return Line(
+        series.label,
+        series.colour,
+        series.variant,
+        curves=[series.curves(goal.keys) for goal in goals],
+        diverged=[[c for r in failed if (c := find_curve(r, goal.keys))] for goal in goals],
+    )
+
+
+def _target(table: Table, place: Place, found: TimeToTarget | None, goal: Goal) -> dict[str, Any]:
+    return {
+        "name": goal.name,
+        "about": _explained(found, goal),
+        "grid": _grid(table, place) if found else None,
+    }
+
+
+def _explained(found: TimeToTarget | None, goal: Goal) -> str:
     """What the target is and what the ratios divide by."""
     if found is None:
         return f"No first-order optimizer measured a {goal.name} here, so there is no target."
@@ -141,48 +126,43 @@ def _target(found: TimeToTarget | None, goal: Goal) -> str:
     )
 
 
-def _table(table: Table, place: Place) -> str:
+def _grid(table: Table, place: Place) -> Grid:
     shown = columns(table, place)
-    head = "".join(f"<th>{escape(column.headings[place])}</th>" for column in shown)
-    body = "".join(_table_row(row, shown) for row in table.rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    rows = [
+        [
+            Item(c.text(row), _key(c.value(row)), colour="" if i else row.series.colour)
+            for i, c in enumerate(shown)
+        ]
+        for row in table.rows
+    ]
+    return Grid([column.headings[place] for column in shown], rows)
 
 
-def _table_row(row: TableRow, shown: Sequence[Column]) -> str:
-    dot = f'<span class="dot" style="background:{row.series.colour}"></span>'
-    cells = [escape(column.text(row)) for column in shown]
-    return "<tr>" + "".join(f"<td>{c}</td>" for c in (dot + cells[0], *cells[1:])) + "</tr>"
+def _key(value: Value) -> float | None:
+    """What a cell is sorted by; nothing is NaN."""
+    if isinstance(value, Spread):
+        return value.median
+    if isinstance(value, str):
+        return None
+    return math.nan if value is None else float(value)
 
 
-def _image(content: bytes, alt: str) -> str:
-    data = base64.b64encode(content).decode("ascii")
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+def _runs(root: Path, sections: Iterable[Section]) -> Grid:
+    heads = ("folder", "seed", "outcome", "steps", "seconds", "how it ended", "made on")
+    every = (s for section in sections for s in section.table.comparison.series)
+    return Grid(heads, [_run(root, run) for series in every for run in series.runs])
 
 
-def _skipped(root: Path, skipped: Sequence[SkippedRun]) -> str:
-    if not skipped:
-        return ""
-    items = (
-        f"<li><code>{escape(relative(entry.path, root))}</code>: {escape(entry.reason)}</li>"
-        for entry in skipped
-    )
-    return f"<h2>Left out</h2><ul>{''.join(items)}</ul>"
-
-
-def _runs(root: Path, sections: Iterable[Section]) -> str:
-    rows = "".join(
-        f"<tr><td><code>{escape(relative(run.path, root))}</code></td><td>{run.seed}</td>"
-        f"<td>{escape(run.outcome)}</td><td>{run.steps}</td><td>{number(run.seconds)}</td>"
-        f'<td style="text-align:left">{escape(run.message)}</td>'
-        f'<td style="text-align:left">{escape(_machine(run))}</td></tr>'
-        for section in sections
-        for series in section.table.comparison.series
-        for run in series.runs
-    )
-    head = "<tr><th>folder</th><th>seed</th><th>outcome</th><th>steps</th><th>seconds</th>"
-    head += "<th>how it ended</th><th>made on</th>"
-    table = f'<div class="wide"><table>{head}</tr>{rows}</table></div>'
-    return f"<h2>Runs</h2><details><summary>Every run in these numbers</summary>{table}</details>"
+def _run(root: Path, run: Run) -> list[Item]:
+    return [
+        Item(relative(run.path, root)),
+        Item(str(run.seed), run.seed),
+        Item(run.outcome),
+        Item(str(run.steps), run.steps),
+        Item(number(run.seconds), run.seconds),
+        Item(run.message, prose=True),
+        Item(_machine(run), prose=True),
+    ]
 
 
 def _machine(run: Run) -> str:

@@ -1,7 +1,8 @@
 """Writes ``comparison.png``, ``summary.csv``, ``summary.md``, ``runs.csv`` and ``report.html``.
 
-The picture of a task is a file too, ``density-<task>-<model>.png`` of flows in the plane, and so is
-that of the integration time, ``horizon-<task>-<model>.png``.
+Where plotly is installed, ``plotly.min.js`` lies beside the page for its curves. The picture of a
+task is a file too, ``density-<task>-<model>.png`` of flows in the plane, and so is that of the
+integration time, ``horizon-<task>-<model>.png``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tasks.engine.report.comparison import Comparison, compare, is_first_order
 from tasks.engine.report.figures import comparison_figure, diagnostics_figure, overview_figure
 from tasks.engine.report.horizon_figure import has_horizon, horizon_figure
 from tasks.engine.report.html import Picture, Section, render
+from tasks.engine.report.interactive import script_files
 from tasks.engine.report.markdown import summary_markdown
 from tasks.engine.report.summary import Table, runs_csv, tabulate
 from tasks.engine.report.task_picture import task_picture
@@ -112,6 +114,7 @@ def write_runs(
         "summary.md": summary_markdown(tables).encode(),
         "runs.csv": runs_csv(comparisons).encode(),
         "report.html": render(root, sections, skipped).encode(),
+        **script_files(),
         **{
             f"{drawn.name}-{section.table.comparison.slug}.png": drawn.content
             for section in sections

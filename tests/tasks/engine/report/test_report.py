@@ -28,7 +28,7 @@ def read_csv(path):
 
 def test_files_of_the_report(suite):
     root, report = suite
-    assert {path.name for path in report.files} == {
+    assert {path.name for path in report.files} - {"plotly.min.js"} == {
         "comparison.png",
         "summary.csv",
         "summary.md",
@@ -42,13 +42,24 @@ def test_files_of_the_report(suite):
         assert len(set(picture.convert("RGB").resize((200, 100)).get_flattened_data())) > 50
 
 
-def test_page_is_self_contained_and_names_the_data_of_every_number(suite):
+def test_page_loads_nothing_but_the_script_beside_it_and_names_the_data_of_every_number(suite):
     page = (suite[0] / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4  # curves and diagnostics of two tasks
-    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
+    beside = set(re.findall(r"(?:src|href)=\"(?!data:|#)([^\"]*)", page))
+    assert beside == {path.name for path in suite[1].files} & {"plotly.min.js"}
     # Contents, the section's own label; the pictures carry it too.
     assert page.count("synthetic, made up by a test") >= 4
     assert str(suite[0]) not in page
+
+
+def test_without_plotly_the_page_shows_pictures_alone(tmp_path, suite, monkeypatch):
+    monkeypatch.setattr("tasks.engine.report.interactive.find_spec", lambda name: None)
+    report = write_report(suite[0], tmp_path, tasks=["digits"])
+    assert "plotly.min.js" not in {path.name for path in report.files}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "plotly" not in page
+    assert "<summary>As a picture</summary>" not in page
+    assert page.count("data:image/png;base64,") == 2
 
 
 def test_summary_has_one_row_a_series_with_medians_and_ranges(suite):
@@ -254,7 +265,7 @@ def test_names_with_markup_do_not_reach_the_page(tmp_path):
     made_up_run(tmp_path, provenance="<script>alert(1)</script>", message="a < b & c")
     write_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert "a &lt; b &amp; c" in page
 
 
