@@ -22,6 +22,7 @@ from snopt.dynamics.initial import (
 )
 from snopt.dynamics.learned_scalars import learned_scalars
 from snopt.dynamics.momentum import GHBNODE, HBNODE, SONODE
+from snopt.dynamics.nesterov import NesterovNODE
 from snopt.dynamics.scalar import LearnedScalar
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "FirstPart",
     "InitialState",
     "LearnedScalar",
+    "NesterovNODE",
     "learned_scalars",
 ]
 

@@ -55,7 +55,7 @@ class InitialState(nn.Module):
 
     Args:
         encoder: from the input to the further channels.
-        parts: tensors in the state (2 for SONODE, HBNODE and GHBNODE).
+        parts: tensors in the state (2 for SONODE, HBNODE, GHBNODE, NesterovNODE).
         dim: the dimension of features or channels.
     """
 

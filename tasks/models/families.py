@@ -28,6 +28,7 @@ from snopt.dynamics import (
     AdamNODE,
     Augment,
     InitialState,
+    NesterovNODE,
 )
 from tasks.common.checks import choices
 
@@ -175,6 +176,11 @@ FAMILIES = {
             "walker": {"xi": 1.3132616875182228},  # softplus(1)
             "forced": {"xi": math.log(2.0), "learn_xi": False, "activation": "hardtanh"},
         },
+    ),
+    "nesterovnode": Family(
+        NesterovNODE,
+        scalars=("start",),
+        sizes={"points": (2, 14), "mnist": (5, 50), "cifar10": (12, 51), **_MOMENTUM},
     ),
     "adamnode": Family(
         AdamNODE,

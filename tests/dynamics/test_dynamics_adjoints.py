@@ -118,12 +118,19 @@ def adjoint_adamnode(system, t, state, a):
     )
 
 
+def adjoint_nesterovnode(system, t, state, a):
+    tau = t + system.start
+    k = tau.pow(-1.5) * (tau / 2).exp()
+    return (3 / (2 * tau) - 0.5) * a[0] - pull(system, t, state[0], a[1]), a[1] - k * a[0]
+
+
 STATED = {
     "node": adjoint_node,
     "anode": adjoint_node,  # the same equation on the wider state
     "sonode": adjoint_sonode,
     "hbnode": adjoint_hbnode,
     "ghbnode": adjoint_ghbnode,
+    "nesterovnode": adjoint_nesterovnode,
     "adamnode": adjoint_adamnode,
 }
 POINTS = (40, 120, 200)

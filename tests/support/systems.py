@@ -14,6 +14,7 @@ from snopt.dynamics import (
     NODE,
     SONODE,
     AdamNODE,
+    NesterovNODE,
 )
 
 D = 2  # width of the position
@@ -37,6 +38,7 @@ SYSTEMS: dict[str, Callable[[], nn.Module]] = {
     "sonode": lambda: SONODE(Inner(2 * D)),
     "hbnode": lambda: HBNODE(Inner(), gamma=0.4),
     "ghbnode": lambda: GHBNODE(Inner(), gamma=0.4, xi=0.7),
+    "nesterovnode": lambda: NesterovNODE(Inner(), start=0.8),
     "adamnode": lambda: AdamNODE(Inner(), beta1=0.3, beta2=0.8),
 }
 

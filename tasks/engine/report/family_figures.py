@@ -23,6 +23,7 @@ COLOURS = {
     "hbnode": "#D55E00",
     "ghbnode": "#009E73",
     "adamnode": "#CC79A7",
+    "nesterovnode": "#882255",
 }
 CHANNELS = ("force", "voltage", "acceleration 1", "acceleration 2", "acceleration 3")
 _GRID = 101

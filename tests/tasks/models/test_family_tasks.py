@@ -84,6 +84,7 @@ def test_image_networks_differ_by_what_the_family_needs(name: str) -> None:
         "sonode": c * c + c + 9 * c * c,  # momentum, and a field that sees it
         "hbnode": c * c + c + 1,  # momentum, gamma
         "ghbnode": c * c + c + 2,  # momentum, gamma, xi
+        "nesterovnode": c * c + c,  # momentum
         "adamnode": c * c + c + 2,  # momentum, beta1, beta2
     }
     assert count(model) - plain == further[name]
@@ -120,7 +121,7 @@ def test_series_networks(name: str) -> None:
         torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-12, atol=1e-12)
     (together * torch.randn_like(together)).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
-    open_width = 10 if name in ("sonode", "hbnode", "ghbnode", "adamnode") else 5
+    open_width = 10 if name in ("sonode", "hbnode", "ghbnode", "nesterovnode", "adamnode") else 5
     assert count(model.cell) == count(GatedCell(3, open_width))
     assert model.head.in_features == FAMILIES[name].width(5)
 
