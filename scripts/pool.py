@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,12 @@ from tasks.engine.cli import CONF
 #: Exit code of a command that was interrupted.
 INTERRUPTED = 130
 _POLL = 0.05  # seconds
+if sys.platform == "win32":
+    _APART: dict[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    _INTERRUPT = signal.CTRL_BREAK_EVENT  # the one that reaches a group alone
+else:
+    _APART = {"start_new_session": True}
+    _INTERRUPT = signal.SIGINT
 
 
 def run_all(
@@ -57,8 +64,8 @@ def run_all(
                 while following and not stopped and not received and len(running) < jobs:
                     index, command = following.pop(0)
                     begin(index)
-                    # A session of its own: an interruption reaches it from here alone, once.
-                    running[index] = subprocess.Popen(command, cwd=cwd, start_new_session=True)
+                    # Apart from the terminal: an interruption reaches it from here alone, once.
+                    running[index] = subprocess.Popen(command, cwd=cwd, **_APART)
                 ended = _collect(running, codes)
                 if any(codes[index] == INTERRUPTED for index in ended) and not stopped:
                     stopped = True
@@ -79,7 +86,7 @@ def _collect(running: dict[int, subprocess.Popen[bytes]], codes: list[int | None
 
 def _interrupt(running: dict[int, subprocess.Popen[bytes]]) -> None:
     for process in running.values():
-        process.send_signal(signal.SIGINT)
+        process.send_signal(_INTERRUPT)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from tasks.engine.records.environment import environment
 from tasks.engine.records.record import FINISHED, Outcome
 from tasks.engine.records.results import ResultsError, RunFolder, run_folder
 from tasks.engine.records.resuming import require_fit
+from tasks.engine.records.tensorboard_log import TensorBoardLog, require_tensorboard
 from tasks.engine.records.writer import RowLog, Writer
 from tasks.engine.training.batches import BatchSampler
 from tasks.engine.training.dataset_cache import DatasetCache, Loaded
@@ -203,6 +204,8 @@ def train(settings: Settings, cache: DatasetCache | None = None) -> Mapping[str,
                 f"optim={settings.names[2]}: optim.rule=gauss_newton runs in one process, not "
                 f"{world.size}. Start it without torchrun, or use optim=snopt."
             )
+        if settings.config["logger"]["name"] == "tensorboard":
+            require_tensorboard()
         folder = RunFolder(run_folder(settings)) if world.rank == 0 else None
         try:
             done = world.gather(_finished(folder, settings))[0]
@@ -360,11 +363,13 @@ def _summary(
 
 def _logs(settings: Settings, path: Path) -> list[RowLog]:
     config = settings.config["logger"]
-    if config["name"] != "wandb":
-        return []
-    from tasks.engine.records.wandb_log import WandbLog
+    if config["name"] == "wandb":
+        from tasks.engine.records.wandb_log import WandbLog
 
-    return [WandbLog(config, path, path.name, settings.names, settings.config)]
+        return [WandbLog(config, path, path.name, settings.names, settings.config)]
+    if config["name"] == "tensorboard":
+        return [TensorBoardLog(path / "tensorboard", settings.config)]
+    return []
 
 
 def _now() -> str:

@@ -34,7 +34,7 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 HORIZONS = ("feedback", "first_order", "fixed")
 SPLITS = ("train", "valid", "test")
-LOGGERS = ("local", "wandb")
+LOGGERS = ("local", "wandb", "tensorboard")
 WANDB_MODES = ("online", "offline", "disabled")
 #: More threads than that no machine has, and some cannot start.
 MOST_THREADS = 1024
@@ -206,7 +206,7 @@ class LoggerSettings(Section):
         """Read the section; what belongs to wandb is refused where nothing is sent there."""
         settings = super().read(where, values)
         idle = sorted(values.keys() - {"name", "progress"})
-        if settings.name == "local" and idle:
+        if settings.name != "wandb" and idle:
             raise ConfigError(f"{where}.{idle[0]}: is for wandb. Choose logger=wandb, or drop it.")
         return settings
 

@@ -1,4 +1,4 @@
-"""Writes a run's measurements and totals to its files and to wandb, on rank 0 alone."""
+"""Writes a run's measurements and totals to its files and its loggers, on rank 0 alone."""
 
 from __future__ import annotations
 

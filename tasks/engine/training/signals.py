@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 
+
+_STOP = [signal.SIGINT, signal.SIGTERM]
+if sys.platform == "win32":
+    _STOP.append(signal.SIGBREAK)  # sent by scripts that interrupt what they started
 
 #: Exit code of a command that was interrupted.
 INTERRUPTED = 130
@@ -50,7 +55,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _STOP:
                 self._before[number] = signal.signal(number, self._receive)
         return self
 

@@ -64,7 +64,7 @@ def test_every_combination_composes_and_validates(task) -> None:
         check_composition(task, *combination)
 
 
-@pytest.mark.parametrize("logger", ["local", "wandb"])
+@pytest.mark.parametrize("logger", ["local", "wandb", "tensorboard"])
 def test_loggers_compose(logger) -> None:
     assert read(f"logger={logger}").config["logger"]["name"] == logger
 
