@@ -99,3 +99,18 @@ def test_nothing_is_drawn_without_a_checkpoint_or_for_another_network(results, t
     finally:
         (one.path / "checkpoint.pt").write_bytes(kept)
         (other.path / "checkpoint.pt").write_bytes(other_kept)
+
+
+def test_a_checkerboard_is_drawn_too(tmp_path) -> None:
+    tiny = ["task=checkerboard", "optim=adam", *TINY[1:], f"results.root={tmp_path}"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        config = cli.plain(compose("config", overrides=tiny))
+    experiment.train(Settings.read(config))
+    (folder,) = (tmp_path / "checkerboard/node/adam").iterdir()
+    (comparison,) = compare([read_run(folder)])
+    assert task_picture(comparison) is not None
+    picture = densities.picture_of(_trained(comparison.series[0]))
+    assert picture is not None
+    assert picture.density.shape == (60, 60)
+    filled = np.floor(picture.test / 2).astype(int).sum(axis=1) % 2
+    assert len(set(filled)) == 1  # squares of one colour hold all of the data
