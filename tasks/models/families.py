@@ -180,7 +180,13 @@ FAMILIES = {
     "nesterovnode": Family(
         NesterovNODE,
         scalars=("start",),
-        sizes={"points": (2, 14), "mnist": (5, 50), "cifar10": (12, 51), **_MOMENTUM},
+        sizes={  # none for "forced": over 64 units of time no solver can follow it
+            "points": (2, 14),
+            "mnist": (5, 50),
+            "cifar10": (12, 51),
+            "vibration": (20,),
+            "walker": (24,),
+        },
     ),
     "adamnode": Family(
         AdamNODE,

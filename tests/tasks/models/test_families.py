@@ -176,6 +176,8 @@ def test_mistakes_are_explained() -> None:
         build_system({"name": "ghbnode", "activation": "relu"}, nn.Identity())
     with pytest.raises(ValueError, match="dataset=svhn"):
         FamilyConvNet("svhn", {"name": "node"}, {})
+    with pytest.raises(ValueError, match="NesterovNODE has no sizes for the network 'forced'"):
+        ForcedNet({"name": "nesterovnode"}, solver={})
     with pytest.raises(ValueError, match="forcing=linear"):
         ForcedLinear(1, 1, "linear")
     with pytest.raises(ValueError, match="shrink=0"):
@@ -310,7 +312,7 @@ def growth(name: str, forcing: Tensor, first: Tensor, draws: int, mode: str) -> 
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [(name, "interpolated") for name in FAMILIES]
+    [(name, "interpolated") for name, family in FAMILIES.items() if "forced" in family.sizes]
     + [(name, "ramp_as_published") for name in ("hbnode", "ghbnode")],
 )
 def test_only_bounded_families_stay_bounded_on_a_long_interval(name: str, mode: str) -> None:
