@@ -2,7 +2,9 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 
-PYTHON ?= python3.11
+# The first of these that is there and new enough; constraints.txt is tried with the first most.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+    "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -26,7 +28,7 @@ setup: $(STAMP)  ## create .venv and install the exact set of constraints.txt
 
 # Reinstalled only when the requirements change.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name one with PYTHON=..." >&2; exit 1; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "no Python found: install Python 3.11 to 3.13, or name one with PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@

@@ -17,6 +17,8 @@ from snopt.optim.named import KFAC, GaussNewton
 from snopt.optim.optimizer import SNOpt
 from snopt.optim.standalone import SNOptPreconditioner
 
+__version__ = "0.1.0"
+
 __all__ = [
     "KFAC",
     "Advice",
