@@ -51,6 +51,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_memory": False,
+    "matplotlib_animations": True,
     "show_signature": False,
     "min_reported_time": 1000,
     "write_computation_times": False,

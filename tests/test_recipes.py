@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.data.torchvision_compat import torchvision_datasets
+
 RECIPES = Path(__file__).parents[1] / "docs" / "recipes"
 OPTIONAL = {
     "tensorboard_log": "tensorboard",
@@ -30,6 +32,7 @@ def test_recipe(name, monkeypatch):
     with warnings.catch_warnings():
         if name in OPTIONAL:  # other projects' warnings are theirs
             warnings.simplefilter("ignore")
+            torchvision_datasets()  # some of them import torchvision, which may need help
             pytest.importorskip(OPTIONAL[name])
         losses = runpy.run_path(str(RECIPES / f"{name}.py"))["losses"]
     torch._dynamo.reset()
