@@ -58,6 +58,7 @@ def train(make_optimizer, steps=300):
     torch.manual_seed(0)
     block = ODEBlock(Field(), method="rk4", options={"steps": 1}, gradient="direct")
     optimizer = make_optimizer(block)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     errors = []
     for step in range(steps):
         if step % 10 == 0:
@@ -67,6 +68,7 @@ def train(make_optimizer, steps=300):
         optimizer.zero_grad()
         (block(wanted[0], times[:10]) - wanted).abs().mean().backward()
         optimizer.step()
+        schedule.step()
     return block, errors
 
 
@@ -79,8 +81,8 @@ def predict(block):
 # %%
 # Train
 # -----
-# Both with a learning rate of 0.01, which was not searched. One run says nothing about which is
-# better; it shows how each is used.
+# Both with a learning rate that falls from 0.01 to zero and was not searched. One run says nothing
+# about which is better; it shows how each is used.
 
 ours, our_errors = train(lambda block: SNOpt(block, lr=0.01))
 adam, adam_errors = train(lambda block: torch.optim.Adam(block.parameters(), lr=0.01))
@@ -89,7 +91,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
 left.plot(*truth.T, "k.", ms=3, label="observed")
 left.plot(*predict(ours).T, label="SNOpt")
 left.plot(*predict(adam).T, "--", label="Adam")
-left.legend()
+left.legend(loc="center")
 for errors, name in ((our_errors, "SNOpt"), (adam_errors, "Adam")):
     right.semilogy(range(0, 300, 10), errors, label=name)
 right.set(xlabel="step", ylabel="mean error of the trajectory")

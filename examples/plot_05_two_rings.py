@@ -72,6 +72,19 @@ with torch.no_grad():
     start = torch.randn(1500, 2)
     path = forward((start, torch.zeros(len(start), 1)), frames)[0]
 
+figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.3), sharey=True)
+for axis, (title, dots) in zip(
+    axes,
+    {"data": rings(1500), "samples, t = 0.5": path[10], "t = 1": path[-1]}.items(),
+    strict=True,
+):
+    axis.scatter(*dots.T, s=2, alpha=0.5)
+    axis.set(title=title, xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal")
+figure.tight_layout()
+
+# %%
+# The same as a film:
+
 figure, axes = plt.subplots(figsize=(4.2, 4.2))
 dots = axes.scatter(*path[0].T, s=3, alpha=0.5)
 axes.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal")
