@@ -66,7 +66,7 @@ def train(make_optimizer, steps=300):
         start = torch.randint(190, (32,))
         wanted = torch.stack([truth[start + i] for i in range(10)])
         optimizer.zero_grad()
-        (block(wanted[0], times[:10]) - wanted).abs().mean().backward()
+        (block(wanted[0], times[:10]) - wanted).square().mean().backward()
         optimizer.step()
         schedule.step()
     return block, errors
@@ -81,10 +81,10 @@ def predict(block):
 # %%
 # Train
 # -----
-# Both with a learning rate that falls from 0.01 to zero and was not searched. One run says nothing
-# about which is better; it shows how each is used.
+# Learning rates fall to zero by a cosine. Each optimizer has the rate, of 0.003, 0.01, 0.03 and 0.1,
+# that ended with the smallest error here, on this one seed: an illustration.
 
-ours, our_errors = train(lambda block: SNOpt(block, lr=0.01))
+ours, our_errors = train(lambda block: SNOpt(block, lr=0.1))
 adam, adam_errors = train(lambda block: torch.optim.Adam(block.parameters(), lr=0.01))
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
