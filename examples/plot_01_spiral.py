@@ -81,8 +81,8 @@ def predict(block):
 # %%
 # Train
 # -----
-# Learning rates fall to zero by a cosine. Each optimizer has the rate, of 0.003, 0.01, 0.03 and 0.1,
-# that ended with the smallest error here, on this one seed: an illustration.
+# Learning rates fall to zero by a cosine. Each optimizer has the rate, of 0.003, 0.01, 0.03 and
+# 0.1, that ended with the smallest error here, on this one seed: an illustration.
 
 ours, our_errors = train(lambda block: SNOpt(block, lr=0.1))
 adam, adam_errors = train(lambda block: torch.optim.Adam(block.parameters(), lr=0.01))
