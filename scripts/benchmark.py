@@ -242,6 +242,8 @@ def _print_plan(benchmark: Benchmark, jobs: int, out: Console) -> None:
     out.print(
         f"\n{len(pairs)} to run: at most {hours:.1f} h of one core, {hours / jobs:.1f} h here"
     )
+    if any(entrant.track == "tuned" for entrant, _ in pairs):
+        out.print("A search that has to be widened costs what it cost once more.")
 
 
 def _names(typed: str) -> list[str]:

@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 
 from scripts.entry import MISTAKES, at_least, status
@@ -266,10 +267,17 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     path = (options.out or cli.CONF / "tuned") / task / f"{optim}.yaml"
     clock = configure({})["train"]["clock"]
     write_file(path, render(found, space, command, about, str(shown), clock).encode())
-    earlier = history.read_text() if history.exists() else f"# How settings for {task} were found\n"
-    write_file(history, (earlier + record(found, optim, command, about)).encode())
+    append(history, f"# How settings for {task} were found\n", record(found, optim, command, about))
     out.print(f"wrote {path}, and how it was found to {history}")
     return 0
+
+
+def append(path: Path, title: str, section: str) -> None:
+    """Add a section to a file that other searches may be adding to; ``title`` begins a new file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        earlier = path.read_text() if path.exists() else title
+        write_file(path, (earlier + section).encode())
 
 
 def _histories(options: argparse.Namespace) -> Path:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -266,6 +268,17 @@ def test_file_keeps_what_was_given() -> None:
     assert written["optim.betas"] == [0.8, 0.9]
     assert written["optim.lr"] == result.trials[0].changes["optim.lr"]
     assert written["schedule.warmup"] == 0.05
+
+
+def test_searches_that_end_at_once_all_get_into_the_history(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "mnist.md"
+    write = tune.write_file
+    monkeypatch.setattr(tune, "write_file", lambda *given: (time.sleep(0.02), write(*given)))
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda i: tune.append(path, "# mnist\n", f"## {i}\n"), range(6)))
+    title, *sections = path.read_text().splitlines()
+    assert title == "# mnist"
+    assert sorted(sections) == [f"## {i}" for i in range(6)]
 
 
 def test_command_writes_a_file_that_composes(tmp_path, monkeypatch) -> None:
