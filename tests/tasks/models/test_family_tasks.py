@@ -52,6 +52,10 @@ def test_every_task_with_every_family(task: str) -> None:
             with pytest.raises(ConfigError, match=r"model=mlp only\. It has no ODE"):
                 experiment.build_task(settings)
             continue
+        if (task, name) == ("silverbox", "nesterovnode"):  # its force outgrows every solver
+            with pytest.raises(ConfigError, match="NesterovNODE has no sizes"):
+                experiment.check_model(settings, experiment.build_task(settings))
+            continue
         built, family = experiment.build_task(settings), settings.config["model"]
         model = built.build_model(family, RK4)
         if isinstance(built, ImageClassification):
