@@ -43,8 +43,9 @@ def test_recipe(name, monkeypatch):
 def test_recipe_for_two_processes():
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     paths = os.pathsep.join([str(RECIPES.parents[1]), str(RECIPES)])
+    leaving = RECIPES.parents[1] / "tests/support/left_at_once.py"
     done = subprocess.run(
-        [*command, str(RECIPES / "ddp.py")],
+        [*command, str(leaving), str(RECIPES / "ddp.py")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

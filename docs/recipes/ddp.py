@@ -26,4 +26,5 @@ mine = torch.cat([p.detach().flatten() for p in model.parameters()])
 everyones = [torch.empty_like(mine) for _ in range(world)]
 dist.all_gather(everyones, mine)
 assert all(torch.equal(mine, theirs) for theirs in everyones)
+dist.barrier()  # nobody leaves while another still needs it
 dist.destroy_process_group()
