@@ -44,7 +44,7 @@ from snopt.optim.backtracking import Backtracking
 from snopt.optim.damped_solve import cholesky_solution
 from snopt.optim.damping import LevenbergMarquardt
 from snopt.optim.method import Closure, Method, ModelView, Seen, Step
-from snopt.optim.saving import copied, reading
+from snopt.optim.saving import check_rows, copied, reading
 
 logger = logging.getLogger(__name__)
 
@@ -345,11 +345,7 @@ class LeastSquares(Method):
         with reading():
             saved: Mapping[str, Tensor] = state["last"]
             steps, failures = int(state["steps"]), int(state["failures"])
-        if state.get("rows", "samples") != "samples":
-            raise ValueError(
-                "the state was saved with rows='outputs' and cannot be continued with "
-                "rows='samples'; make the optimizer with rows='outputs', or begin without it"
-            )
+        check_rows(state, "samples")
         if not saved.keys() <= self.layers.keys():
             raise ValueError(
                 f"the state has layers {sorted(saved)}, the model has {sorted(self.layers)}"

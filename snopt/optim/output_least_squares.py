@@ -33,7 +33,7 @@ from snopt.optim.damped_solve import conjugate_gradients, exact_solution
 from snopt.optim.damping import LevenbergMarquardt, damping_at
 from snopt.optim.gain_ratio import GainRatio, Quadratic
 from snopt.optim.method import Closure, Method, ModelView, Seen, Step
-from snopt.optim.saving import copied, reading
+from snopt.optim.saving import check_rows, copied, reading
 
 logger = logging.getLogger(__name__)
 
@@ -343,11 +343,7 @@ class OutputLeastSquares(Method):
         with reading():
             saved: Mapping[str, Tensor] = state["last"]
             steps, failures = int(state["steps"]), int(state["failures"])
-        if state.get("rows") != "outputs":
-            raise ValueError(
-                "the state was saved with rows='samples' and cannot be continued with "
-                "rows='outputs'; make the optimizer with rows='samples', or begin without it"
-            )
+        check_rows(state, "outputs")
         for name, last in saved.items():
             if name not in self.parameters or last.shape != self.parameters[name].shape:
                 raise ValueError(f"the state was saved for another model: see parameter {name!r}")

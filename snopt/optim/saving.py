@@ -74,6 +74,20 @@ def check_kind(state: Any, rule: str) -> None:
         )
 
 
+def check_rows(state: Mapping[str, Any], rows: str) -> None:
+    """Refuse what Gauss-Newton steps from other rows have saved.
+
+    Raises:
+        ValueError: they have; the message says what to do.
+    """
+    saved = state.get("rows", "samples")  # earlier versions had no others
+    if saved != rows:
+        raise ValueError(
+            f"the state was saved with rows={saved!r} and cannot be continued with rows={rows!r}; "
+            f"make the optimizer with rows={saved!r}, or begin without it"
+        )
+
+
 def saved_groups(
     groups: Sequence[Mapping[str, Any]], known: Mapping[str, Kind], step: int
 ) -> list[dict[str, Any]]:
