@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Set
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class Averages:
         for p in self._written():
             self._forget(p)
 
-    def update(self, parameters: Iterable[Tensor], moved: Iterable[Tensor]) -> None:
+    def update(self, parameters: Iterable[Tensor], moved: Set[Tensor]) -> None:
         """After a step: move the averages.
 
         Args:
@@ -61,11 +61,10 @@ class Averages:
         """
         if self.exponent is None:
             return
-        begun = {*moved}
         by_count: defaultdict[int, list[Tensor]] = defaultdict(list)
         for p in parameters:
             entry = self._state[p]
-            if p in begun and "average" not in entry:
+            if p in moved and "average" not in entry:
                 entry["average"], self.counts[p] = _precise(p).clone(), 0
             if "average" in entry:
                 follow(entry, _precise(p), "average")

@@ -42,5 +42,6 @@ def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         training_mode(optimizer)
         with torch.no_grad():  # going back and forth rounds
             for parameter, value in zip(parameters, trained, strict=True):
+                # Where nothing was lost nothing is written: SNOpt would take it for new weights.
                 if not torch.equal(parameter, value):
                     parameter.copy_(value)
