@@ -106,7 +106,7 @@ class SNOpt(Optimizer):
         self._fallbacks = {"rule": self.rule, "adam": Adam()}
         self._measured: dict[str, float] = {}
         self._closed = False
-        self._stillness = Stillness(self.rule)
+        self._stillness = Stillness(self.rule, unscaled=grad_scaler is not None)
         self.members = Members(
             self.param_groups,
             modules,
@@ -183,6 +183,11 @@ class SNOpt(Optimizer):
         self._averages.update(self.members.by_id.values(), moves.moved)
         method.prepare_next()
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:  # GradScaler asks before each of its steps
+        self._stillness.scaler_steps()
+        return False
 
     def directions(self) -> Step:
         """What the method makes of the layers' gradients; for :class:`SNOptPreconditioner`.

@@ -31,10 +31,22 @@ class Stillness:
 
     Args:
         rule: the rule.
+        unscaled: whether curvature is taken of the loss itself where a ``GradScaler`` scales it.
     """
 
-    def __init__(self, rule: Rule) -> None:
-        self.rule, self._seen, self._told = rule, 0, False
+    def __init__(self, rule: Rule, unscaled: bool) -> None:
+        self.rule, self._seen, self._told, self._unscaled = rule, 0, False, unscaled
+
+    def scaler_steps(self) -> None:
+        """A ``GradScaler`` takes the steps: warn once where curvature is of the scaled loss."""
+        if self._unscaled or not self.rule.scales_with_loss:
+            return
+        self._unscaled = True
+        warnings.warn(
+            f"rule={self.rule.name!r} divides unscaled gradients by the curvature of the scaled "
+            "loss, since it was not told of the GradScaler: pass SNOpt(..., grad_scaler=scaler)",
+            stacklevel=4,
+        )
 
     def observe(
         self,
