@@ -285,6 +285,7 @@ class ODEBlock(nn.Module):
             self._steppers[key] = compiled_step(function, self.solver.method)
         return self._steppers[key]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled anew for every number
     def _count(self, direction: str, statistics: Statistics) -> None:
         name = f"nfe_{direction}"
         setattr(self, name, getattr(self, name) + statistics.nfe)

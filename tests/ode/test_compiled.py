@@ -50,6 +50,18 @@ def test_compiled_steps_are_the_eager_ones_and_compile_once() -> None:
             gradient(fast, x, y, times)
 
 
+def test_a_compiled_model_is_compiled_once() -> None:
+    x, y = problems.data()
+    layer = block("direct")
+    model = torch.compile(nn.Sequential(layer, nn.Tanh()), backend="eager")
+    problems.squares(y)(model(x)).backward()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            problems.squares(y)(model(x)).backward()
+    assert layer.nfe_forward == 4 * 12  # four stages of three steps, four times
+    torch._dynamo.reset()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [k for k in GRADIENTS if k != "direct"])
 def test_every_gradient_takes_compiled_steps(kind: str) -> None:
