@@ -60,7 +60,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
 }
 
-#: Where the repository can be read; links to its other files are left out without it.
+#: Where the repository can be read; without it its other files are named instead of linked.
 REPOSITORY = os.environ.get("SNOPT_REPOSITORY", "")
 _OUTWARD = re.compile(r"(?<!!)\[([^\]]+)\]\(\.\./([^)\s]+)\)")
 
@@ -68,7 +68,7 @@ _OUTWARD = re.compile(r"(?<!!)\[([^\]]+)\]\(\.\./([^)\s]+)\)")
 def _outward(app, docname, source):
     """Links to the repository's other files, of which the examples alone are pages here."""
     source[0] = source[0].replace("](../examples/README.rst)", "](gallery/index)")
-    target = rf"[\1]({REPOSITORY}/\2)" if REPOSITORY else r"\1"
+    target = rf"[\1]({REPOSITORY}/\2)" if REPOSITORY else r"\1 (`\2`)"
     source[0] = _OUTWARD.sub(target, source[0])
 
 
