@@ -17,12 +17,14 @@ from snopt.ode.compiled import compiled_step
 from snopt.ode.field import FlatField
 from snopt.ode.gradients import GRADIENTS, Observer, SolveContext, solve, solve_to_end, together
 from snopt.ode.gradients.held import Held
-from snopt.ode.integrate import Solver, Statistics, step_grid
+from snopt.ode.integrate import Solver
 from snopt.ode.joining import Place
-from snopt.ode.methods import split_options
+from snopt.ode.methods import Method, Statistics, options_of
+from snopt.ode.methods.equal_steps import step_grid
+from snopt.ode.methods.settings import split_options
 from snopt.ode.packing import Layout, State, all_finite, batch_size, checked, is_vector
 from snopt.ode.passes import Pass, kind_of_pass
-from snopt.ode.runge_kutta import TABLEAUS, stage_times, step
+from snopt.ode.runge_kutta import stage_times, step
 from snopt.ode.signature import check_names
 from snopt.ode.times import span_of, times_of
 from snopt.ode.tracing import exporting, transformed
@@ -42,14 +44,15 @@ class ODEBlock(nn.Module):
             per sample. It must treat samples alike and return x's shape(s) in x's dtype.
         t_span: start and end time; the end may lie before the start.
         method: a method of torchdiffeq, ``"dopri5"`` by default, or of our own with ``steps``, a
-            row of :data:`snopt.ode.runge_kutta.TABLEAUS`.
+            row of :data:`snopt.ode.runge_kutta.TABLEAUS`; or a
+            :class:`snopt.ode.methods.Method`.
         rtol: relative tolerance, of the state's unit per unit.
         atol: absolute tolerance, in the state's unit. Loosen both to run faster, tighten them for
             better gradients.
         gradient: ``"adjoint"`` and ``"adjoint-seminorm"`` need O(1) memory in the number of steps,
             ``"checkpoint"`` stores one state per step and is exact for the discrete solve,
             ``"direct"`` stores everything and is the fastest where memory allows.
-        options: torchdiffeq's options for the method, and
+        options: the method's own, as torchdiffeq has them, and
 
             * ``steps``: that many equal steps per interval, without error control;
             * ``max_steps``: tries after which a solve is given up, with error control a million
@@ -86,7 +89,7 @@ class ODEBlock(nn.Module):
         field: nn.Module,
         t_span: Sequence[float] = (0.0, 1.0),
         *,
-        method: str = "dopri5",
+        method: str | Method = "dopri5",
         rtol: float = 1e-3,
         atol: float = 1e-3,
         gradient: str = "adjoint",
@@ -99,13 +102,14 @@ class ODEBlock(nn.Module):
             )
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient={gradient!r}; choose one of {', '.join(GRADIENTS)}")
-        own, passed = split_options(method, options)
-        GRADIENTS[gradient].check(gradient, method, passed)
+        own, passed = split_options(str(method), options_of(method), options)
+        solver = Solver(method, rtol, atol, own.get("steps"), own.get("max_steps"), passed)
+        GRADIENTS[gradient].check(gradient, solver.integrator, passed)
         check_names(field)
         self.field = field
         self.t_span = t_span
         self.gradient = gradient
-        self.solver = Solver(method, rtol, atol, own.get("steps"), own.get("max_steps"), passed)
+        self.solver = solver
         self.warm_start, self.on_failure = own["warm_start"], own["on_failure"]
         self.compile_step = own["compile"]
         self.nfe_forward = self.nfe_backward = self.nfe_curvature = 0
@@ -216,7 +220,7 @@ class ODEBlock(nn.Module):
             like: a tensor of the state's dtype and device.
         """
         ((times, dt, end),) = step_grid(self._times(None), self.solver.steps or 1)
-        return stage_times(times, dt, TABLEAUS[self.solver.method], like, end)
+        return stage_times(times, dt, self.solver.tableau, like, end)
 
     def unroll(self, x: Tensor, grid: Tensor) -> Tensor:
         """x(t1) as a plain differentiable function, for a compiled region of the caller's own.
@@ -228,7 +232,7 @@ class ODEBlock(nn.Module):
             x: initial state, one tensor (N, ...).
             grid: what :meth:`grid` returned.
         """
-        tableau = TABLEAUS[self.solver.method]
+        tableau = self.solver.tableau
         function = FlatField(self.field, Layout(None), x)
         for row in grid.unbind():
             x = step(function, row, x, tableau)
@@ -245,7 +249,7 @@ class ODEBlock(nn.Module):
             SolverError: the state is not finite.
         """
         steps = self.solver.steps or 1
-        nfe = steps * len(TABLEAUS[self.solver.method].nodes)
+        nfe = steps * len(self.solver.tableau.nodes)
         self._count("forward", Statistics(solves * nfe))
         self.samples = self.samples_of(x)
         if not all_finite(x):
@@ -282,7 +286,7 @@ class ODEBlock(nn.Module):
         """A compiled step; one for all states of one tensor, one for each set of parts' shapes."""
         key = function.key
         if key not in self._steppers:
-            self._steppers[key] = compiled_step(function, self.solver.method)
+            self._steppers[key] = compiled_step(function, self.solver.tableau)
         return self._steppers[key]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled anew for every number
@@ -369,7 +373,7 @@ class ODEBlock(nn.Module):
         """What ``print`` shows beside the field."""
         s = self.solver
         how = f"steps={s.steps}" if s.steps is not None else f"rtol={s.rtol:g}, atol={s.atol:g}"
-        return f"t_span={self._t_span}, method={s.method!r}, {how}, gradient={self.gradient!r}"
+        return f"t_span={self._t_span}, method={str(s.method)!r}, {how}, gradient={self.gradient!r}"
 
 
 def blocks(model: nn.Module) -> dict[str, ODEBlock]:

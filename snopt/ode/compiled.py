@@ -15,7 +15,7 @@ from typing import Generic, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from snopt.ode.runge_kutta import TABLEAUS, Field, step
+from snopt.ode.runge_kutta import Field, Tableau, step
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +29,13 @@ class CompileClock:
     seconds = 0.0
 
 
-def compiled_step(field: Field, method: str) -> Callable[[Tensor, Tensor], Tensor]:
+def compiled_step(field: Field, tableau: Tableau) -> Callable[[Tensor, Tensor], Tensor]:
     """One step ``(row of stage times, y) -> y(t + dt)``, compiled on first use per shape.
 
     Args:
         field: called as ``field(t, y)``, y one tensor.
-        method: an explicit Runge-Kutta method.
+        tableau: of an explicit Runge-Kutta method.
     """
-    tableau = TABLEAUS[method]
 
     def eager(row: Tensor, y: Tensor) -> Tensor:
         return step(field, row, y, tableau)

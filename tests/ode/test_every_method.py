@@ -16,7 +16,7 @@ from torchdiffeq._impl.odeint import SOLVERS
 import snopt.ode.integrate
 from snopt import ODEBlock, SolverError
 from snopt.ode.gradients import GRADIENTS
-from snopt.ode.methods import callbacks_of, options_of
+from snopt.ode.methods import Torchdiffeq
 from snopt.ode.runge_kutta import TABLEAUS
 from tests.support import problems
 
@@ -61,7 +61,7 @@ def differences(field: nn.Module, **how: Any) -> Tensor:
 
 
 def how(method: str) -> dict[str, Any]:
-    fixed = "step_size" in options_of(method)
+    fixed = "step_size" in Torchdiffeq(method).options
     tolerance = 1e-6 if method in ("adaptive_heun", "bosh3", "fehlberg2") else 1e-9
     tight = {"rtol": tolerance, "atol": tolerance}
     if "adams" in method:
@@ -72,7 +72,7 @@ def how(method: str) -> dict[str, Any]:
 @pytest.mark.parametrize("method", sorted(SOLVERS))
 def test_the_gradient_is_that_of_what_was_solved(method: str) -> None:
     field, settings = Field(), how(method)
-    if not callbacks_of(method):
+    if not Torchdiffeq(method).differentiable:
         with pytest.raises(ValueError, match=rf"direct.*{method}.*choose gradient='adjoint'"):
             ODEBlock(field, gradient="direct", **settings)
         return

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from snopt import ODEBlock
 from snopt.ode.gradients import GRADIENTS
-from snopt.ode.integrate import step_grid
+from snopt.ode.methods.equal_steps import step_grid
 from snopt.ode.runge_kutta import TABLEAUS, stage_times
 from tests.support import problems
 

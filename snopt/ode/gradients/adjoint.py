@@ -11,7 +11,6 @@ from snopt.ode.gradients.context import SolveContext, vjp
 from snopt.ode.gradients.held import drawn, generators
 from snopt.ode.gradients.kept import Kept
 from snopt.ode.packing import Layout
-from snopt.ode.runge_kutta import TABLEAUS
 
 
 def solved(context: SolveContext, y0: Tensor, t: Tensor) -> Kept:
@@ -75,7 +74,7 @@ class _AdjointSystem:
         self, context: SolveContext, parameters: tuple[Tensor, ...], like: Tensor, seminorm: bool
     ) -> None:
         self.context, self.parameters, self.seminorm = context, parameters, seminorm
-        self.summed = seminorm and context.solver.method in TABLEAUS
+        self.summed = seminorm and context.solver.integrator.tableau is not None
         self.carried_parameters = () if self.summed else parameters
         self.layout = Layout([like.shape, like.shape, *(p.shape for p in self.carried_parameters)])
         self.gradients = [torch.zeros_like(p) for p in parameters]
@@ -137,9 +136,9 @@ class _AdjointSystem:
         return torch.stack(norms).max()
 
     def _forget_stages(self) -> None:
-        # An adaptive method's first stage is the last one of the step it kept before, or, after a
-        # rejection, the one it had.
-        if self.context.solver.adaptive:
+        # The first stage is the last one of the step that was kept before, or, after a rejection,
+        # the one it had.
+        if self.context.solver.integrator.fsal:
             self.stages = [self.stages[-1 if self.kept else 0]]
         else:
             self.stages = []
@@ -149,9 +148,7 @@ class _AdjointSystem:
         self.kept = True
         used = [
             (slope, a * (-weight * dt))
-            for weight, (slope, a) in zip(
-                TABLEAUS[self.context.solver.method].weights, self.stages, strict=False
-            )
+            for weight, (slope, a) in zip(self.context.tableau.weights, self.stages, strict=False)
             if weight != 0.0
         ]
         slopes, cotangents = [slope for slope, _ in used], [a for _, a in used]

@@ -6,7 +6,6 @@ evaluation are kept too, and set again before it is repeated.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from weakref import WeakSet
 
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from snopt.ode.gradients.context import SolveContext, vjp
 from snopt.ode.gradients.held import drawn, generators, set_generators
 from snopt.ode.gradients.kept import Kept, Step
-from snopt.ode.integrate import Statistics
-from snopt.ode.runge_kutta import stage_times
+from snopt.ode.methods import Statistics
 from snopt.ode.runge_kutta import step as runge_kutta_step
 
 _RANDOM: WeakSet[nn.Module] = WeakSet()
@@ -100,7 +98,7 @@ class _Recorder:
         found: list[list[Tensor]] = []
         if self.random:
             stages = len(self.context.tableau.nodes)
-            if self.context.solver.adaptive:
+            if self.context.solver.integrator.fsal:
                 # The first stage is the last evaluation of the step before.
                 own = self._states[self._tried : self._tried + stages - 1]
                 found = [self._states[self._first], *own]
@@ -122,7 +120,7 @@ def backward(
         inputs: whose gradients are wanted beside the initial state's.
         cotangent: of the states.
     """
-    states, starts = kept.states, list(kept.starts)
+    states, starts, method = kept.states, list(kept.starts), context.solver.integrator
     gradients = [torch.zeros_like(x) for x in inputs]
     times, a, statistics = kept.times.tolist(), cotangent[-1], Statistics()
     for i in range(len(times) - 1, 0, -1):
@@ -132,7 +130,7 @@ def backward(
         steps = kept.steps[i - 1]
         for index, step in reversed([*enumerate(steps)]):
             y = starts.pop()
-            row = _stage_times(context, steps, index, times[i], y)
+            row = method.stage_times(steps, index, times[i], y)
             a, *grads = _repeat(context, step, row, y, a, inputs)
             if grads:
                 torch._foreach_add_(gradients, grads)
@@ -144,30 +142,6 @@ def backward(
         a = a + cotangent[i - 1]
     context.count("backward", statistics)
     return (a, *gradients)
-
-
-def _stage_times(
-    context: SolveContext, steps: list[Step], index: int, stop: float, like: Tensor
-) -> Tensor:
-    """A step's row of stage times, with the very times at which its stages were evaluated.
-
-    A field may jump between a time and its neighbour. torchdiffeq's rk4 takes the end of a step
-    from its grid, and a method with error control evaluates just before it; that evaluation serves
-    the next step as its first stage too.
-    """
-    solver, step, last = context.solver, steps[index], index == len(steps) - 1
-    if solver.steps is not None or solver.method == "heun2":
-        own_end = stop if last and solver.steps is not None else None
-        return stage_times([step.time], step.dt, context.tableau, like, own_end)[0]
-    nodes, end = context.tableau.nodes, stop if last else steps[index + 1].time
-    times = [end if node == 1.0 else step.time + node * step.dt for node in nodes]
-    if not solver.adaptive:
-        return torch.tensor([*times, step.dt], dtype=like.dtype, device=like.device)
-    before = -math.copysign(math.inf, step.dt)
-    shared = [node == 1.0 or (node == 0.0 and index > 0) for node in nodes]
-    toward = [before if at_an_end else t for t, at_an_end in zip(times, shared, strict=True)]
-    row = torch.tensor([*times, step.dt], dtype=like.dtype)
-    return torch.nextafter(row, row.new_tensor([*toward, step.dt])).to(like.device)
 
 
 def _repeat(

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from snopt.ode.gradients.held import Held, inspect
 from snopt.ode.gradients.kept import Backward
-from snopt.ode.integrate import Solver, Statistics, integrate
+from snopt.ode.integrate import Solver, integrate
 from snopt.ode.joining import Passes, Place
+from snopt.ode.methods import Statistics
 from snopt.ode.packing import Layout
 from snopt.ode.quadrature import Quadrature
-from snopt.ode.runge_kutta import TABLEAUS, Field, Tableau
+from snopt.ode.runge_kutta import Field, Tableau
 from snopt.ode.runge_kutta import step as runge_kutta_step
 
 
@@ -108,7 +109,7 @@ class SolveContext:
     @property
     def tableau(self) -> Tableau:
         """The solver's Runge-Kutta method."""
-        return TABLEAUS[self.solver.method]
+        return self.solver.tableau
 
     def step(self, row: Tensor, dt: float, y: Tensor) -> Tensor:
         """One step of that method, from its row of :func:`snopt.ode.runge_kutta.stage_times`."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from snopt.errors import SolverError
 from snopt.ode.gradients.context import Observer, SolveContext
-from snopt.ode.integrate import Statistics, step_grid
 from snopt.ode.joining import Place, Shares
+from snopt.ode.methods import Statistics
+from snopt.ode.methods.equal_steps import step_grid
 from snopt.ode.packing import all_finite
 from snopt.ode.quadrature import Quadrature
 from snopt.ode.runge_kutta import stage_times

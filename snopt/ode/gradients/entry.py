@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from snopt.ode.gradients.context import SolveContext
-from snopt.ode.methods import callbacks_of
+from snopt.ode.methods import Method
 from snopt.ode.runge_kutta import TABLEAUS
 
 
@@ -35,26 +35,26 @@ class Gradient:
     through_solver: bool = False
     repeats_steps: bool = False
 
-    def check(self, name: str, method: str, passed: Mapping[str, Any]) -> None:
-        """Refuse a method, or options of torchdiffeq's, that this gradient does not go with.
+    def check(self, name: str, method: Method, passed: Mapping[str, Any]) -> None:
+        """Refuse a method, or options of its, that this gradient does not go with.
 
         Args:
             name: of this gradient.
-            method: of the solver.
-            passed: options that are torchdiffeq's.
+            method: the solver's.
+            passed: options that are the method's.
 
         Raises:
             ValueError: it does not; the message names what does.
         """
-        if self.repeats_steps and method not in TABLEAUS:
+        if self.repeats_steps and method.tableau is None:
             raise ValueError(
-                f"gradient={name!r} repeats single steps, which {method!r} does not allow; "
+                f"gradient={name!r} repeats single steps, which {method.name!r} does not allow; "
                 f"choose method from {', '.join(TABLEAUS)}, or another gradient"
             )
-        if self.through_solver and not callbacks_of(method):
+        if self.through_solver and not method.differentiable:
             raise ValueError(
-                f"gradient={name!r} goes through the solver's operations, and {method!r} does not "
-                "work on tensors with a graph: choose gradient='adjoint', or another method"
+                f"gradient={name!r} goes through the solver's operations, and {method.name!r} does "
+                "not work on tensors with a graph: choose gradient='adjoint', or another method"
             )
         exposed = sorted({"jump_t", "perturb"} & passed.keys())
         if self.repeats_steps and exposed:

@@ -156,7 +156,7 @@ def test_refused_before_data_are_touched(overrides, message, tmp_path) -> None:
 
 def test_gradients_are_those_of_the_library() -> None:
     assert set(solver.GRADIENTS) == set(GRADIENTS)
-    assert set(solver.SolverSettings.OPTIONS) == set(snopt.ode.methods.OWN_OPTIONS)
+    assert set(solver.SolverSettings.OPTIONS) == set(snopt.ode.methods.settings.OWN_OPTIONS)
 
 
 def test_types_of_yaml() -> None:

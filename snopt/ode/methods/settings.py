@@ -1,70 +1,15 @@
-"""What can be asked of a method: options, tolerances, counts."""
+"""Options, tolerances and counts as people pass them."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Mapping, Set
 from typing import Any
 
-from torchdiffeq._impl.odeint import SOLVERS
-
 from snopt.arguments import number_of
-from snopt.ode.runge_kutta import TABLEAUS
 
 OWN_OPTIONS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
-"""Options of a block that are this library's, not torchdiffeq's."""
-
-
-@cache
-def callbacks_of(method: str) -> frozenset[str]:
-    """What a method's solver reports; one with error control, its accepted steps."""
-    if method not in SOLVERS:  # our own equal steps
-        return frozenset({"callback_step"})
-    return frozenset(SOLVERS[method].valid_callbacks())
-
-
-def options_of(method: str) -> set[str]:
-    """Names of the options that torchdiffeq's solver of this name takes, if it has one."""
-    taken = {"self", "func", "y0", "rtol", "atol"}
-    return {
-        name
-        for kind in getattr(SOLVERS.get(method), "__mro__", ())
-        if "__init__" in vars(kind)
-        for name, parameter in inspect.signature(vars(kind)["__init__"]).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name not in taken
-    }
-
-
-def check_method(method: Any) -> None:
-    """Refuse what is no method.
-
-    Raises:
-        ValueError: neither torchdiffeq nor the table of tableaus has one of this name.
-    """
-    known = {*SOLVERS, *TABLEAUS}
-    if not isinstance(method, str) or method not in known:
-        raise ValueError(f"method={method!r}; choose one of {', '.join(sorted(known))}")
-
-
-def check_steps(method: str, steps: int | None) -> None:
-    """Refuse equal steps of a method that has no tableau, and a method that has nothing else.
-
-    Raises:
-        ValueError: it cannot be; the message says what can.
-    """
-    if steps is not None and method not in TABLEAUS:
-        raise ValueError(
-            f"steps={steps} needs an explicit Runge-Kutta method, not {method!r}; "
-            f"choose one of {', '.join(TABLEAUS)}"
-        )
-    if steps is None and method not in SOLVERS:
-        raise ValueError(
-            f"method={method!r} is a tableau that torchdiffeq does not know, and takes equal steps "
-            "alone: add options={'steps': ...}, their number"
-        )
+"""Options of a block that are this library's, not its method's."""
 
 
 def tolerance(name: str, value: Any) -> float:
@@ -98,23 +43,29 @@ def count(name: str, value: Any) -> int | None:
     return int(number)
 
 
-def split_options(method: str, options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A block's options: this library's own, and those that torchdiffeq takes.
+def split_options(
+    method: str, known: Set[str], options: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A block's options: this library's own, and those that its method takes.
+
+    Args:
+        method: its name, for messages.
+        known: names of those that the method takes.
+        options: all of them.
 
     Raises:
         TypeError: ``options`` is no mapping.
         ValueError: the method knows no option of a name, or an own one is outside its choices.
     """
-    check_method(method)
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options={options!r}; expected a dict of names, e.g. {{'steps': 8}}")
     own = {key: value for key, value in (options or {}).items() if key in OWN_OPTIONS}
     passed = {key: value for key, value in (options or {}).items() if key not in own}
-    unknown = sorted(str(key) for key in passed.keys() - options_of(method))
+    unknown = sorted(str(key) for key in passed.keys() - known)
     if unknown:
         raise ValueError(
             f"options: {', '.join(unknown)}: not known to {method!r}; choose from "
-            f"{', '.join([*OWN_OPTIONS, *sorted(options_of(method))])}"
+            f"{', '.join([*OWN_OPTIONS, *sorted(known)])}"
         )
     _check_values(passed)
     for name in ("warm_start", "compile"):
