@@ -22,6 +22,12 @@ def test_the_version_is_written_in_one_place_and_cited() -> None:
     assert SETUP["metadata"]["author"] == citation["authors"][0]["name"]
 
 
+def test_the_changelog_tells_of_this_version() -> None:
+    titles = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert titles[:2] == ["Unreleased", f"{snopt.__version__} - {citation['date-released']}"]
+
+
 def test_every_python_that_is_named_is_tested() -> None:
     named = re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
     workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
