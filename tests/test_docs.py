@@ -1,11 +1,13 @@
 """The docs site knows the library's public names."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import snopt
+from tests.support import console
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -27,6 +29,19 @@ def test_pages_begin_with_one_title(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     assert text.startswith("# ")
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
+
+
+def test_the_task_of_ones_own_trains(tmp_path, monkeypatch):
+    own = DOCS / "own"
+    monkeypatch.syspath_prepend(str(own))
+    command = ["task=waves", f"--config-dir={own}", f"results.root={tmp_path}", "train.max_epochs=4"]
+    answer = console.run(*command, "optim=snopt")
+    assert answer.code == 0, answer.text
+    (run,) = tmp_path.rglob("run.json")
+    assert json.loads(run.read_text())["final"]["test"]["accuracy"] > 0.8
+    refused = console.run(*command, "model=hbnode")
+    assert refused.code == 2
+    assert "no other model than model=node" in refused.text
 
 
 @pytest.mark.parametrize("name", ["index", "getting_started"])

@@ -1,4 +1,4 @@
-"""Lightning: pip install lightning. Nothing is special but `SNOpt(self)` instead of parameters."""
+"""Lightning: pip install lightning. `SNOpt(self)`, and the averages for validation."""
 
 import lightning
 import torch
@@ -23,6 +23,18 @@ class Classifier(lightning.LightningModule):
         self.losses.append(loss.item())
         return loss
 
+    def validation_step(self, batch, index):
+        """The loss of a batch, with the averages in the model."""
+        self.log("valid", cross_entropy(self.model(batch[0]), batch[1]))
+
+    def on_validation_start(self):
+        """The averages are in the model for validation."""
+        self.optimizers(use_pl_optimizer=False).eval()
+
+    def on_validation_epoch_end(self):
+        """The weights are back before callbacks save a checkpoint."""
+        self.optimizers(use_pl_optimizer=False).train()
+
     def configure_optimizers(self):
         """The optimizer."""
         return SNOpt(self)
@@ -35,5 +47,5 @@ trainer = lightning.Trainer(
     max_epochs=1, accelerator="cpu", devices=1, logger=False,
     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
 )  # fmt: skip
-trainer.fit(module, loader)
+trainer.fit(module, loader, loader)
 losses = module.losses
