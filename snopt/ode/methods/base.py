@@ -228,7 +228,7 @@ class Method(ABC):
 
     @abstractmethod
     def solve(self, problem: Problem) -> Tensor:
-        """The states at ``problem.times``, (T, *y0.shape), from ``problem.y0``.
+        """The states at ``problem.times``, ``(T, *y0.shape)``, from ``problem.y0``.
 
         Raises:
             SolverError: made by :meth:`Problem.failure`.
