@@ -34,7 +34,12 @@ def test_pages_begin_with_one_title(page):
 def test_the_task_of_ones_own_trains(tmp_path, monkeypatch):
     own = DOCS / "own"
     monkeypatch.syspath_prepend(str(own))
-    command = ["task=waves", f"--config-dir={own}", f"results.root={tmp_path}", "train.max_epochs=4"]
+    command = [
+        "task=waves",
+        f"--config-dir={own}",
+        f"results.root={tmp_path}",
+        "train.max_epochs=4",
+    ]
     answer = console.run(*command, "optim=snopt")
     assert answer.code == 0, answer.text
     (run,) = tmp_path.rglob("run.json")
