@@ -92,7 +92,8 @@ def times_of(t: Tensor | Sequence[float]) -> Tensor:
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(
             f"t must have shape (T,) with T >= 2, got {tuple(times.shape)}: the first entry is the "
-            "time of x itself, e.g. block(x, [0.0, 1.0])"
+            "time of x itself, e.g. block(x, [0.0, 1.0]), and all samples share the times; for "
+            "times of their own, solve over (0, 1) and multiply the field by each sample's interval"
         )
     if not bool(torch.isfinite(times).all()):
         raise ValueError(f"t must be finite, got {times.tolist()}")

@@ -279,6 +279,7 @@ def test_a_broken_input_is_blamed(kind: str, options: dict[str, Any], bad: str) 
         ([0.0, float("nan")], "finite"),
         ([0.0], r"\(T,\) with T >= 2"),
         (0.5, r"\(T,\) with T >= 2"),
+        (torch.rand(5, 3), "times of their own"),
         ([0.0, 0.0], "strictly"),
         ([0.0, 1.0, 0.5], "strictly"),
         ([0.0, torch.tensor(1.0, requires_grad=True)], "detach"),
