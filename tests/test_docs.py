@@ -44,9 +44,14 @@ def test_the_task_of_ones_own_trains(tmp_path, monkeypatch):
     assert answer.code == 0, answer.text
     (run,) = tmp_path.rglob("run.json")
     assert json.loads(run.read_text())["final"]["test"]["accuracy"] > 0.8
-    refused = console.run(*command, "model=hbnode")
-    assert refused.code == 2
-    assert "no other model than model=node" in refused.text
+    for mistake, message in {
+        "model=hbnode": "no other model than model=node",
+        "task.widht=3": "task.widht: no such key. Did you mean width?",
+        "task=wave": "Could not find 'task/wave'",
+    }.items():
+        refused = console.run(*command, mistake)
+        assert refused.code == 2
+        assert message in refused.text
 
 
 @pytest.mark.parametrize("name", ["index", "getting_started"])

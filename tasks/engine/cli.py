@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import logging
 import os
@@ -111,6 +112,7 @@ def checked(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: the first mistake.
     """
+    arguments = _searched(arguments)
     flags = [argument for argument in arguments if argument.startswith("-")]
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if all(flag in ("-m", "--multirun") for flag in flags):
@@ -120,6 +122,18 @@ def checked(arguments: Sequence[str]) -> list[str]:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             _parsed([text for text in overrides if _parses(text)], sweep=True)
     return list(arguments)
+
+
+def _searched(arguments: Sequence[str]) -> list[str]:
+    """With the override that ``--config-dir`` stands for, which is checked as all others are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    known, others = parser.parse_known_args(arguments)
+    if known.config_dir is None:
+        return list(arguments)
+    if not known.config_dir.is_dir():
+        raise ConfigError(f"--config-dir={known.config_dir}: no such folder.")
+    return [*others, f"hydra.searchpath=['file://{known.config_dir.resolve()}']"]
 
 
 def check_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
@@ -307,7 +321,8 @@ def _check_choice(override: Override) -> None:
 
 def _check_keys(parsed: Sequence[Override]) -> None:
     """Raise for the first override whose key is not in the configuration."""
-    groups = [override for override in parsed if _options(override.key_or_group)]
+    folders = "hydra.searchpath"
+    groups = [o for o in parsed if o.key_or_group == folders or _options(o.key_or_group)]
     try:
         config = compose("config", overrides=[str(group.input_line) for group in groups])
     except HydraException as error:
