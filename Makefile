@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := suite,launchers,optimizers,report,tensorboard,test,docs,dev
+EXTRAS := suite,launchers,optimizers,report,tensorboard,torchode,test,docs,dev
 
 # `make run`: training seconds per optimizer, seeds, and where results go.
 SECONDS_EACH ?= 40

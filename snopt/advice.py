@@ -307,6 +307,11 @@ def _twin(block: ODEBlock) -> ODEBlock:
 
 
 def _tight(block: ODEBlock) -> ODEBlock:
+    if block.solver.integrator.per_sample:
+        raise ValueError(
+            "the field takes a time for each sample, and what its block is compared with calls it "
+            "with one for all: ask of a block with a method by name, e.g. method='dopri5'"
+        )
     twin = _twin(block).double()
     tight = replace(
         block.solver, method="dopri5", rtol=TIGHT, atol=TIGHT, steps=None, max_steps=None

@@ -19,6 +19,7 @@ OPTIONAL = {
     "accelerate_loop": "accelerate",
     "lightning_module": "lightning",
     "wandb_offline": "wandb",
+    "torchode_steps": "torchode",
 }
 #: Those that are run otherwise, and what they share.
 OTHERS = {"ddp", "problem"}

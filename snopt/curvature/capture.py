@@ -37,6 +37,7 @@ from snopt.curvature.sums import FactorSums
 from snopt.layers.base import Layer, input_of
 from snopt.ode.block import ODEBlock
 from snopt.ode.joining import Passes, Place
+from snopt.ode.methods.base import Time
 from snopt.ode.passes import Pass, current_pass, kind_of_pass
 
 UNHEARD = (
@@ -262,7 +263,7 @@ class Capture:
             passes.count(batch)
 
     def add(
-        self, layer: Layer, z: Tensor, g: Tensor, *, batch: int, weight: float, first: bool
+        self, layer: Layer, z: Tensor, g: Tensor, *, batch: int, weight: Time, first: bool
     ) -> None:
         """One use of a layer.
 
@@ -271,7 +272,8 @@ class Capture:
             z: its input.
             g: autograd's cotangent of its output.
             batch: samples behind this use.
-            weight: quadrature weight, 1 outside blocks; negative to take back.
+            weight: quadrature weight, 1 outside blocks; negative to take back. A tensor (batch,)
+                where every sample has its own.
             first: whether this is the layer's first use in this node. Outside blocks samples are
                 counted by passes.
         """
@@ -282,7 +284,11 @@ class Capture:
             keep = math.ceil(self.samples * entries / batch)
         if entries == 0:
             return
-        a, b, rows, used = layer.moments(z, g, keep, self.with_inputs)
+        weights = None
+        if isinstance(weight, Tensor):
+            mean = weight.mean()
+            weight, weights = float(mean), _of_entries(weight / mean, entries, layer)
+        a, b, rows, used = layer.moments(z, g, keep, self.with_inputs, weights)
         scale = weight * entries / used
         loss_scale = 1.0 if self.loss_scale is None else self.loss_scale()
         sums.b.add_(b, alpha=scale / loss_scale**2)
@@ -319,3 +325,16 @@ class Capture:
 
         output.register_hook(record)
         return output
+
+
+def _of_entries(weights: Tensor, entries: int, layer: Layer) -> Tensor | None:
+    """The weights of samples as those of the entries of a layer's input."""
+    if entries == 1:  # all samples share it
+        return None
+    if entries % len(weights):
+        raise ValueError(
+            f"layer {layer.name!r} was called with {entries} entries for {len(weights)} samples, "
+            "whose steps are their own: keep the sample first in what layers of the field see, or "
+            "choose a method by name, whose steps all samples share"
+        )
+    return weights.repeat_interleave(entries // len(weights))

@@ -16,6 +16,7 @@ from snopt.layers.base import Layer, input_of
 from snopt.ode.block import ODEBlock
 from snopt.ode.gradients import SolveContext, vjp
 from snopt.ode.joining import Passes
+from snopt.ode.methods.base import Time
 from snopt.ode.passes import Pass, kind_of_pass
 from snopt.ode.quadrature import MidpointRule, Quadrature, TrapezoidalRule
 
@@ -47,7 +48,7 @@ class Gathering(Protocol):
         """Count the samples of the backward pass that runs now."""
 
     def add(
-        self, layer: Layer, z: Tensor, g: Tensor, *, batch: int, weight: float, first: bool
+        self, layer: Layer, z: Tensor, g: Tensor, *, batch: int, weight: Time, first: bool
     ) -> None:
         """Take in one use of a layer."""
 
@@ -84,7 +85,7 @@ class FieldObserver:
     def nodes(self, solve: SolveContext, start: float, end: float) -> Quadrature:
         """The quadrature rule for one interval of one solve."""
 
-        def evaluate_node(t: float, y: Tensor, a: Tensor, weight: float) -> None:
+        def evaluate_node(t: Time, y: Tensor, a: Tensor, weight: Time) -> None:
             with self.capture.stopwatch.running(y.device), solve.as_called():
                 self._evaluate_node(solve, t, y, a, solve.sign * weight)
 
@@ -101,9 +102,9 @@ class FieldObserver:
         return TrapezoidalRule(evaluate_node, slopes, start, end, self.capture.grid)
 
     def _evaluate_node(
-        self, solve: SolveContext, t: float, y: Tensor, a: Tensor, weight: float
+        self, solve: SolveContext, t: Time, y: Tensor, a: Tensor, weight: Time
     ) -> None:
-        if weight == 0.0:
+        if not isinstance(weight, Tensor) and weight == 0.0:
             return
         uses: list[tuple[Layer, Tensor, GradientEdge]] = []
 
@@ -127,7 +128,7 @@ class FieldObserver:
         try:
             with torch.enable_grad():
                 y = y.detach().requires_grad_(True)
-                slope = solve.field(torch.tensor(t, dtype=y.dtype, device=y.device), y)
+                slope = solve.field(torch.as_tensor(t, dtype=y.dtype, device=y.device), y)
         finally:
             for handle in handles:
                 handle.remove()

@@ -127,7 +127,12 @@ class Layer(ABC):
         ]
 
     def moments(
-        self, z: Tensor, g: Tensor, samples: int | None, with_inputs: bool = True
+        self,
+        z: Tensor,
+        g: Tensor,
+        samples: int | None,
+        with_inputs: bool = True,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor, int, int]:
         """Sums of outer products over the rows of the first ``samples`` samples.
 
@@ -136,6 +141,7 @@ class Layer(ABC):
             g: the cotangent of its output.
             samples: how many samples to use; all by default.
             with_inputs: whether the input side is wanted.
+            weights: of the samples, (N,), where they differ.
 
         Returns:
             The input moment (groups, in, in) or ``None``, the cotangent moment (groups, out, out),
@@ -148,6 +154,11 @@ class Layer(ABC):
         dtype = torch.promote_types(torch.float32, self.weight.dtype)
         cotangents = self.cotangent_rows(g).to(dtype)
         rows = cotangents.shape[1]
+        if weights is not None:
+            roots = weights[:used].to(dtype).sqrt().repeat_interleave(rows // used)[:, None]
+            cotangents = cotangents * roots
+            inputs = self._weighted_input_moment(z, roots) if with_inputs else None
+            return inputs, cotangents.mT @ cotangents, rows, used
         inputs = self.input_moment(z, dtype, rows) if with_inputs else None
         return inputs, cotangents.mT @ cotangents, rows, used
 
@@ -201,6 +212,14 @@ class Layer(ABC):
                 x = F.pad(x, (0, 1), value=1.0)
             _add_upper(moment, x)
         return moment.triu() + moment.triu(1).mT
+
+    def _weighted_input_moment(self, z: Tensor, roots: Tensor) -> Tensor:
+        """:meth:`input_moment` of rows times ``roots``, (rows, 1)."""
+        x = self.input_rows(z).to(roots.dtype)
+        if self.bias is not None:
+            x = F.pad(x, (0, 1), value=1.0)
+        x = x * roots
+        return x.mT @ x
 
 
 def input_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from snopt.errors import SolverError
 from snopt.ode.compiled import compiled_step
-from snopt.ode.field import FlatField
+from snopt.ode.field import FlatField, with_own_times
 from snopt.ode.gradients import GRADIENTS, Observer, SolveContext, solve, solve_to_end, together
 from snopt.ode.gradients.held import Held
 from snopt.ode.integrate import Solver
@@ -45,7 +45,7 @@ class ODEBlock(nn.Module):
         t_span: start and end time; the end may lie before the start.
         method: a method of torchdiffeq, ``"dopri5"`` by default, or of our own with ``steps``, a
             row of :data:`snopt.ode.runge_kutta.TABLEAUS`; or a
-            :class:`snopt.ode.methods.Method`.
+            :class:`snopt.ode.methods.Method`, such as ``Torchode()``.
         rtol: relative tolerance, of the state's unit per unit.
         atol: absolute tolerance, in the state's unit. Loosen both to run faster, tighten them for
             better gradients.
@@ -263,8 +263,9 @@ class ODEBlock(nn.Module):
         function = FlatField(self.field, layout, flat, seen)
         watched = bool(self.observers) and torch.is_grad_enabled()
         observer = together(self.observers) if watched else None
+        own_times = self.solver.integrator.per_sample
         return SolveContext(
-            field=function,
+            field=with_own_times(function) if own_times else function,
             module=self.field,
             layout=layout,
             solver=self.solver,

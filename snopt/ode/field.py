@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from snopt.ode.packing import Layout
+from snopt.ode.packing import Layout, batch_size
+from snopt.ode.runge_kutta import Field
 from snopt.ode.signature import explain
 
 
@@ -136,3 +137,12 @@ def _described(got: object) -> str:
     if isinstance(got, tuple | list):
         return f"a {type(got).__name__} of {len(got)}"
     return "None" if got is None else f"a {type(got).__name__}"
+
+
+def with_own_times(field: FlatField) -> Field:
+    """A field whose samples have times of their own, for callers that know one for all."""
+
+    def called(t: Tensor, y: Tensor) -> Tensor:
+        return field(t if t.ndim else t.expand(batch_size(field.layout.unpack(y))), y)
+
+    return called

@@ -13,7 +13,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-Visit = Callable[[float, Tensor, Tensor, float], None]
+from snopt.ode.methods.base import Time
+
+Visit = Callable[[Time, Tensor, Tensor, Time], None]
 """Called with (t, y, a, weight) for every node."""
 
 Slopes = Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -23,8 +25,14 @@ Slopes = Callable[[float, Tensor, Tensor], tuple[Tensor, Tensor]]
 class Quadrature(Protocol):
     """A quadrature rule fed with step boundaries."""
 
-    def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
-        """The next boundary of an accepted step, or the far end of the interval."""
+    def boundary(self, t: Time, y: Tensor, a: Tensor) -> None:
+        """The next boundary of an accepted step, or the far end of the interval.
+
+        Args:
+            t: its time; (N,) where every sample takes steps of its own.
+            y: the state.
+            a: the adjoint.
+        """
 
     def finish(self) -> None:
         """No further boundary comes."""
@@ -40,13 +48,14 @@ class MidpointRule:
 
     def __init__(self, evaluate_node: Visit) -> None:
         self.evaluate_node = evaluate_node
-        self.last: tuple[float, Tensor, Tensor] | None = None
+        self.last: tuple[Time, Tensor, Tensor] | None = None
 
-    def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
+    def boundary(self, t: Time, y: Tensor, a: Tensor) -> None:
         """See :class:`Quadrature`."""
         if self.last is not None:
             t0, y0, a0 = self.last
-            self.evaluate_node((t0 + t) / 2, (y0 + y) / 2, (a0 + a) / 2, abs(t - t0))
+            length: Time = abs(t - t0)  # type: ignore[assignment]
+            self.evaluate_node((t0 + t) / 2, (y0 + y) / 2, (a0 + a) / 2, length)
         self.last = (t, y, a)
 
     def finish(self) -> None:
@@ -79,8 +88,13 @@ class TrapezoidalRule:
         self.points = points
         self.last: tuple[float, Tensor, Tensor, Tensor, Tensor] | None = None
 
-    def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
+    def boundary(self, t: Time, y: Tensor, a: Tensor) -> None:
         """See :class:`Quadrature`."""
+        if isinstance(t, Tensor):
+            raise ValueError(
+                "sampling='grid' needs steps that all samples share, and this method's samples "
+                "take steps of their own: choose sampling='steps', or a method by name"
+            )
         dy, da = self.slopes(t, y, a)
         if self.last is not None:
             t0, y0, a0, dy0, da0 = self.last

@@ -94,7 +94,7 @@ def step(field: Field, row: Tensor, y: Tensor, tableau: Tableau, dt: float | Non
 
     Args:
         field: the vector field.
-        row: the step's row of :func:`stage_times`.
+        row: the step's row of :func:`stage_times`; (s + 1, N) where every sample has its own.
         y: state of any shape.
         tableau: the method.
         dt: the row's last number. With it, weights are plain numbers and two thirds of the
@@ -105,6 +105,8 @@ def step(field: Field, row: Tensor, y: Tensor, tableau: Tableau, dt: float | Non
         The state at the step's end, of ``y``'s shape, differentiable in ``y`` and the parameters.
     """
     *times, length = row.unbind()
+    if length.ndim:
+        length = length.reshape(-1, *[1] * (y.ndim - 1))
     slopes: list[Tensor] = []
 
     def move(weights: tuple[float, ...]) -> Tensor:

@@ -55,9 +55,10 @@ def explain(field: nn.Module, error: Exception, t: Tensor, x: State) -> None:
         ) from error
     if _works_swapped(field, t, x):
         raise TypeError(_swapped(field)) from error
+    time = f"t of shape {tuple(t.shape)}, a time for each sample," if t.ndim else "a scalar t"
     shapes = ", ".join(f"{tuple(part.shape)} of {part.dtype}" for part in as_tuple(x))
     error.add_note(
-        f"In the first evaluation of field {_name(field)}, called as field(t, x) with a scalar t "
+        f"In the first evaluation of field {_name(field)}, called as field(t, x) with {time} "
         f"and x of shape {shapes} on {t.device}."
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from snopt.curvature.processes import Processes
 from snopt.ode.block import ODEBlock
+from snopt.ode.packing import batch_size
 from snopt.ode.passes import Pass, cleared, current_pass, kind_of_pass
 
 RULES = ("feedback", "first_order", "fixed")
@@ -200,6 +201,8 @@ class Horizon:
         self._kind, self._number = kind, current_pass()
         start, end = self.block.t_span
         time = torch.tensor(end, dtype=state[0].dtype, device=state[0].device)
+        if self.block.solver.integrator.per_sample:
+            time = time.expand(batch_size(state))
         with torch.no_grad():
             field = self.block.field(time, state[0] if len(state) == 1 else state)
             parts = (field,) if isinstance(field, Tensor) else field

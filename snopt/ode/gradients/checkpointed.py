@@ -16,6 +16,7 @@ from snopt.ode.gradients.context import SolveContext, vjp
 from snopt.ode.gradients.held import drawn, generators, set_generators
 from snopt.ode.gradients.kept import Kept, Step
 from snopt.ode.methods import Statistics
+from snopt.ode.methods.base import Time
 from snopt.ode.runge_kutta import step as runge_kutta_step
 
 _RANDOM: WeakSet[nn.Module] = WeakSet()
@@ -74,6 +75,12 @@ class _Recorder:
     """
 
     def __init__(self, context: SolveContext, random: bool) -> None:
+        if random and context.solver.integrator.per_sample:
+            raise ValueError(
+                f"field {type(context.module).__name__} draws random numbers (dropout?), and steps "
+                "that samples take on their own cannot be repeated with the same ones: draw them "
+                "before each solve and set them on the field, or choose a method by name"
+            )
         self.context, self.random = context, random
         self.field = self._recorded if random else context.field
         self.starts: list[Tensor] = []
@@ -93,7 +100,7 @@ class _Recorder:
         """The stages of a step come next."""
         self._tried = len(self._states)
 
-    def on_step(self, time: float, y: Tensor, dt: float) -> None:
+    def on_step(self, time: Time, y: Tensor, dt: Time) -> None:
         """The step that was tried last is kept."""
         found: list[list[Tensor]] = []
         if self.random:
@@ -163,4 +170,4 @@ def _stepped(context: SolveContext, step: Step, row: Tensor, y: Tensor) -> Tenso
         set_generators(y.device, next(states))
         return context.field(t, y)
 
-    return runge_kutta_step(field, row, y, context.tableau, step.dt)
+    return runge_kutta_step(field, row, y, context.tableau, float(step.dt))

@@ -16,6 +16,7 @@ from snopt.ode.gradients.kept import Backward
 from snopt.ode.integrate import Solver, integrate
 from snopt.ode.joining import Passes, Place
 from snopt.ode.methods import Statistics
+from snopt.ode.methods.base import Time
 from snopt.ode.packing import Layout
 from snopt.ode.quadrature import Quadrature
 from snopt.ode.runge_kutta import Field, Tableau
@@ -111,11 +112,12 @@ class SolveContext:
         """The solver's Runge-Kutta method."""
         return self.solver.tableau
 
-    def step(self, row: Tensor, dt: float, y: Tensor) -> Tensor:
+    def step(self, row: Tensor, dt: Time, y: Tensor) -> Tensor:
         """One step of that method, from its row of :func:`snopt.ode.runge_kutta.stage_times`."""
         if self.stepper is not None:
             return self.stepper(row, y)
-        return runge_kutta_step(self.field, row, y, self.tableau, dt)
+        number = None if isinstance(dt, Tensor) else dt
+        return runge_kutta_step(self.field, row, y, self.tableau, number)
 
     def watched(self, start: float, end: float) -> Quadrature | None:
         """A quadrature rule for one interval if somebody watches this backward pass."""

@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snopt.ode.methods.base import Time
+
 
 @dataclass(frozen=True)
 class Step:
     """One accepted step.
 
     Attributes:
-        time: where it began.
-        dt: its signed length.
+        time: where it began; (N,) where every sample takes steps of its own.
+        dt: its signed length, likewise.
         generators: states of the random generators before each stage; empty if none was drawn.
     """
 
-    time: float
-    dt: float
+    time: Time
+    dt: Time
     generators: tuple[list[Tensor], ...] = ()
 
 

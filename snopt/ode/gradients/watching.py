@@ -8,6 +8,7 @@ from torch import Tensor
 
 from snopt.ode.gradients.context import Observer, SolveContext
 from snopt.ode.joining import Passes
+from snopt.ode.methods.base import Time
 from snopt.ode.quadrature import Quadrature
 
 
@@ -44,7 +45,7 @@ class _All:
     def __init__(self, rules: list[Quadrature]) -> None:
         self.rules = rules
 
-    def boundary(self, t: float, y: Tensor, a: Tensor) -> None:
+    def boundary(self, t: Time, y: Tensor, a: Tensor) -> None:
         for rule in self.rules:
             rule.boundary(t, y, a)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from snopt.ode.methods.base import Method, OnStep, Problem, Statistics
 from snopt.ode.methods.equal_steps import EqualSteps
 from snopt.ode.methods.torchdiffeq import NAMES, Torchdiffeq
+from snopt.ode.methods.torchode import Torchode
 from snopt.ode.runge_kutta import TABLEAUS
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Problem",
     "Statistics",
     "Torchdiffeq",
+    "Torchode",
     "chosen",
     "options_of",
 ]
