@@ -48,7 +48,9 @@ def test_every_patient_is_in_one_split() -> None:
     assert measured["mae"].numpy() == pytest.approx(unit * splits.test[1].abs().numpy()[:, 0])
 
 
-@pytest.mark.parametrize("optim", ["adam", "snopt", "snopt_paper", "snopt_gauss_newton", "lbfgs"])
+@pytest.mark.parametrize(
+    "optim", ["adam", "snopt", "snopt_paper", "snopt_gauss_newton", "gauss_newton", "lbfgs"]
+)
 def test_runs_and_is_reported(optim: str, tmp_path: Path) -> None:
     given = ["task=diabetes", f"optim={optim}", "dtype=float64", *ONE_STEP]
     summary = experiment.train(settings(*given, "train.max_steps=20", f"results.root={tmp_path}"))

@@ -15,7 +15,7 @@ import hydra.utils
 import torch
 from torch import Tensor, nn
 
-from snopt import ODEBlock, SNOpt
+from snopt import LevenbergMarquardt, ODEBlock, SNOpt
 from snopt.optim.rules import without_defaults_of_others
 from tasks.common.checks import ConfigError, require_keys, require_type
 from tasks.engine.config.identity import MOVED
@@ -152,6 +152,12 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether ``step`` must be given a function that evaluates the loss again (L-BFGS)."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def compares_losses(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether damping is steered by a batch's losses before and after a step, by its closure."""
+    dampings = (group.get("damping") for group in optimizer.param_groups)
+    return any(isinstance(damping, LevenbergMarquardt) for damping in dampings)
 
 
 def resolve(where: str, target: str) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt import SolverError
-from tasks.engine.optimizers.build import needs_closure
+from tasks.engine.optimizers.build import compares_losses, needs_closure
 from tasks.engine.records import checkpoint
 from tasks.engine.records.clock import Clock, compile_seconds
 from tasks.engine.training.parallel import World
@@ -31,8 +31,9 @@ class Step:
     Args:
         task: runs the model and says what its loss is.
         model: the model to run forward, wrapped where training is data-parallel.
-        optimizer: any; L-BFGS gets its closure, and one with a ``curvature_pass`` is called
-            between the forward and the backward pass where the task has a likelihood.
+        optimizer: any; L-BFGS and Levenberg-Marquardt damping get a closure, and one with a
+            ``curvature_pass`` is called between the forward and the backward pass where the task
+            has a likelihood.
         clock: charged for every part.
         noise: the task's own random stream.
         world: the processes that train together.
@@ -63,7 +64,8 @@ class Step:
         self._world = world
         self._skip_failures = skip_failures
         self._create_graph = create_graph
-        self._needs_closure = needs_closure(optimizer)
+        self._compares_losses = compares_losses(optimizer)
+        self._needs_closure = self._compares_losses or needs_closure(optimizer)
         self._curvature_pass: Callable[..., None] | None = None
         if task.likelihood is not None:
             self._curvature_pass = getattr(optimizer, "curvature_pass", None)
@@ -108,7 +110,12 @@ class Step:
 
         def closure() -> Tensor:
             self._noise.set_state(noise)  # one objective for all evaluations of a step
-            loss = self._gradient(batch, None if first else inspect)
+            try:
+                loss = self._gradient(batch, None if first else inspect)
+            except (DivergedError, SolverError):
+                if not (first and self._compares_losses):
+                    raise
+                return torch.tensor(math.nan)  # of a step that is to be taken back
             first.append(float(loss))
             return loss
 
