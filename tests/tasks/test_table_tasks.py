@@ -49,7 +49,8 @@ def test_every_patient_is_in_one_split() -> None:
 
 
 @pytest.mark.parametrize(
-    "optim", ["adam", "snopt", "snopt_paper", "snopt_gauss_newton", "gauss_newton", "lbfgs"]
+    "optim",
+    ["adam", "snopt", "snopt_paper", "snopt_gauss_newton", "gauss_newton", "lbfgs", "adam_lbfgs"],
 )
 def test_runs_and_is_reported(optim: str, tmp_path: Path) -> None:
     given = ["task=diabetes", f"optim={optim}", "dtype=float64", *ONE_STEP]
