@@ -103,7 +103,7 @@ class SNOpt(Optimizer):
         unseen = ("betas",) if "momentum" in self._kinds else ()
         shown = {name: self._defaults[name] for name in self._shown() if name not in unseen}
         super().__init__([self._completed(group) for group in named], shown)
-        self._fallbacks = {"rule": self.rule, "adam": Adam()}
+        self._fallbacks = {"rule": self.rule, "adam": Adam(cautious=False)}
         self._measured: dict[str, float] = {}
         self._closed = False
         self._stillness = Stillness(self.rule, unscaled=grad_scaler is not None)

@@ -160,7 +160,7 @@ def test_complex_parameters_are_as_in_torch(rule: str) -> None:
 
     ours, theirs = Wave(), Wave()
     optimizer: Any = SNOpt(ours, 0.1, rule=rule, warmup_steps=0, **(
-        {"momentum": 0.9} if rule == "paper" else {}
+        {"momentum": 0.9} if rule == "paper" else {"cautious": False}
     ))  # fmt: skip
     other: Any = (
         torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
@@ -298,7 +298,8 @@ def test_a_step_without_gradients_is_none(settings: dict[str, Any]) -> None:
 def test_a_step_twice_takes_the_same_gradients_again(rule: str) -> None:
     """As torch's optimizers: parameters without a layer move as theirs do."""
     ours, theirs = nn.LayerNorm(4).double(), nn.LayerNorm(4).double()
-    optimizer = SNOpt(ours, 0.1, rule=rule, warmup_steps=0, kl_clip=None if rule != "kfac" else 1e9)
+    settings: dict[str, Any] = {"kfac": {"kl_clip": 1e9}, "adam": {"cautious": False}}.get(rule, {})
+    optimizer = SNOpt(ours, 0.1, rule=rule, warmup_steps=0, **settings)
     other: Any = torch.optim.Adam(theirs.parameters(), 0.1, betas=(0.9, 0.95))
     if rule != "adam":
         other = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9 if rule == "kfac" else 0)

@@ -33,7 +33,9 @@ def nadam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 def test_without_a_basis_it_is_nadam() -> None:
     ours, theirs = Bare(), Bare()
-    optimizer = SNOpt(ours, 0.02, rule="adam", betas=BETAS, nesterov=True, warmup_steps=0)
+    optimizer = SNOpt(
+        ours, 0.02, rule="adam", betas=BETAS, nesterov=True, warmup_steps=0, cautious=False
+    )
     reference = nadam(list(theirs.parameters()))
     for _ in range(20):
         for model, step in ((ours, optimizer), (theirs, reference)):
@@ -49,7 +51,7 @@ def test_in_a_basis_it_is_nadam_there() -> None:
     theirs = copy.deepcopy(ours)
     optimizer = SNOpt(
         ours, 0.02, rule="adam", basis="gradient", betas=BETAS, nesterov=True, refresh_every=1,
-        warmup_steps=0,
+        warmup_steps=0, cautious=False,
     )  # fmt: skip
     reference = nadam(list(theirs.parameters()))
     for k in range(15):

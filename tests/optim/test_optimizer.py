@@ -31,7 +31,8 @@ def test_parity_with_the_reference_step_by_step(rule: str, kind: str) -> None:
     settings: dict[str, Any] = {"momentum": 0.9, "damping": 0.05} if rule == "paper" else {}
     own: dict[str, Any] = {"basis": "curvature", "refresh_every": 3, "warmup_steps": 0}
     block = ODEBlock(field, method="rk4", gradient=kind, options={"steps": 100})
-    ours = SNOpt(block, 0.02, rule=rule, weight_decay=0.01, **own, **settings)
+    plain = {} if rule == "paper" else {"cautious": False}
+    ours = SNOpt(block, 0.02, rule=rule, weight_decay=0.01, **own, **settings, **plain)
     theirs = reference.ReferenceOptimizer(
         reference.layers(twin), 0.02, rule=rule, weight_decay=0.01, **settings
     )
@@ -54,8 +55,10 @@ def test_paper_rule_with_given_factors_is_the_reference_to_rounding() -> None:
     field = problems.field()
     block = ODEBlock(field, method="rk4", gradient="direct", options={"steps": 4})
     twin, loss = copy.deepcopy(field), problems.squares(Y)
-    for rule in ("paper", "adam"):
-        ours = SNOpt(block, 0.02, rule=rule, refresh_every=2, weight_decay=0.1, warmup_steps=0)
+    for rule, plain in (("paper", {}), ("adam", {"cautious": False})):
+        ours = SNOpt(
+            block, 0.02, rule=rule, refresh_every=2, weight_decay=0.1, warmup_steps=0, **plain
+        )
         theirs = reference.ReferenceOptimizer(
             reference.layers(twin), 0.02, rule=rule, weight_decay=0.1
         )
@@ -98,7 +101,7 @@ def test_adam_rule_on_plain_parameters_is_adam() -> None:
     ours, theirs = nn.LayerNorm(4).double(), nn.LayerNorm(4).double()
     x = torch.randn(6, 4, dtype=torch.float64)
     pairs = [
-        (ours, SNOpt(ours, 0.1, rule="adam", warmup_steps=0, weight_decay=0.01)),
+        (ours, SNOpt(ours, 0.1, warmup_steps=0, weight_decay=0.01, cautious=False)),
         (theirs, torch.optim.AdamW(theirs.parameters(), 0.1, betas=(0.9, 0.95), weight_decay=0.01)),
     ]
     for module, optimizer in pairs:
@@ -207,7 +210,7 @@ def test_gradient_basis_of_a_convolution_is_that_of_its_modes() -> None:
     """Against Adam in a basis that is written out: channels by positions, the bias on its own."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 2).double()
-    optimizer = SNOpt(conv, 0.01, rule="adam", basis="gradient", refresh_every=100, warmup_steps=0)
+    optimizer = SNOpt(conv, 0.01, refresh_every=100, warmup_steps=0, cautious=False)
     x = torch.randn(5, 3, 6, 6, dtype=torch.float64)
     mean, square, u_b, u_a = torch.zeros(4, 13).double(), torch.zeros(4, 13).double(), None, None
     for count in range(1, 4):

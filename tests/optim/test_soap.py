@@ -57,6 +57,7 @@ def test_equal_to_soap_between_refreshes(
         weight_decay=weight_decay,
         refresh_every=rare,
         warmup_steps=0,
+        cautious=False,
     )
     soap = SOAP(
         theirs.parameters(),

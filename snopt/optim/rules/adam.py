@@ -25,6 +25,9 @@ class Adam(EigenbasisRule):
         betas: decays of the two moments, each in [0, 1).
         eps: added to the root of the second moment.
         nesterov: look ahead with the first moment, as NAdam does.
+        cautious: entries whose step would go against the step's own gradient do not move, and the
+            others move further, by n over how many are left of n. Signs are compared in the
+            eigenbasis, or as they are for parameters without a layer.
         normalize: gradients are divided by the whole gradient's norm to this power, in [0, 1],
             before anything else. Where a training set is fitted the norm falls as the loss does:
             with 1/2 what is descended is the loss' root, whose moments lag half as far behind.
@@ -32,7 +35,8 @@ class Adam(EigenbasisRule):
     With ``carry_over`` (the default here) moments are rotated into a new basis instead of starting
     from zero. The other settings are those of :class:`~snopt.optim.scaling.Scaling`.
 
-    Source: Vyas et al. 2024 (SOAP); Kingma and Ba 2015; Dozat 2016 (``nesterov``).
+    Source: Vyas et al. 2024 (SOAP); Kingma and Ba 2015; Dozat 2016 (``nesterov``);
+    Liang et al. 2024, Cautious optimizers (``cautious``).
     """
 
     name: ClassVar[str] = "adam"
@@ -43,6 +47,7 @@ class Adam(EigenbasisRule):
     eps: float = setting(1e-8, POSITIVE, group=True)
     nesterov: bool = setting(False, Flag(), group=True)
     normalize: float = setting(0.0, Number("a number in [0, 1]", largest=1.0))
+    cautious: bool = setting(True, Flag())
     basis: str = setting("gradient", Choice(BASES))
     refresh_every: int = setting(2, Count(1))
     carry_over: bool = setting(True, Flag())
@@ -73,7 +78,8 @@ class Adam(EigenbasisRule):
 
     @override
     def fallback(self, state: State, grad: Tensor, settings: Mapping[str, Any]) -> Tensor:
-        return adam_direction(state, grad, settings)
+        found = adam_direction(state, grad, settings)
+        return cautious(found, grad) if self.cautious else found
 
 
 def adam_direction(state: State, grad: Tensor, settings: Mapping[str, Any]) -> Tensor:
@@ -98,3 +104,17 @@ def adam_direction(state: State, grad: Tensor, settings: Mapping[str, Any]) -> T
     # The mean as it will be after a next gradient like this one (Dozat 2016).
     ahead: Tensor = mean * (beta1 / (1 - beta1 ** (count + 1)))
     return ahead.add_(grad, alpha=(1 - beta1) / (1 - beta1**count)).div_(bottom)
+
+
+def cautious(direction: Tensor, grad: Tensor) -> Tensor:
+    """A direction without the entries that would go against the gradient.
+
+    Args:
+        direction: what the learning rate multiplies; its sign is the gradient's where it descends.
+        grad: the gradient, of the same shape.
+
+    Returns:
+        The direction; what is kept is multiplied by n over how many are kept, of n entries.
+    """
+    kept = (direction * grad > 0).to(direction)
+    return direction * kept * (kept.numel() / kept.sum().clamp_min(1))
