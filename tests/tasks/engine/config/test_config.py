@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from tasks.common.checks import ConfigError
 from tasks.engine import cli, experiment
@@ -120,19 +119,6 @@ def test_field_has_a_learning_rate_of_its_own(optim, tmp_path) -> None:
     overrides = [f"optim={optim}", "optim.field_lr=1e-5", "task=digits", *TINY["digits"]]
     settings = read(*overrides, f"results.root={tmp_path}", *ONE_STEP)
     assert experiment.train(settings)["outcome"] == "completed"
-
-
-def test_tuned_settings_apply_unless_told_otherwise(tmp_path, monkeypatch) -> None:
-    folder = cli.CONF / "tuned"
-    tuned = {f"{p.parent.name}/{p.stem}" for p in folder.glob("*/*.yaml")}
-    known = {f"{task}/{optim}" for task in CHOICES["task"] for optim in CHOICES["optim"]}
-    assert tuned <= known
-    for name in sorted(tuned):
-        task, optim = name.split("/")
-        config = read(f"task={task}", f"optim={optim}").config
-        found = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
-        assert found == {part: {key: config[part][key] for key in found[part]} for part in found}
-    assert read(f"task={task}", f"optim={optim}", "tuned=none").config != config
 
 
 def valid() -> dict[str, Any]:

@@ -71,17 +71,40 @@ def test_a_length_is_positive(tmp_path) -> None:
         Settings.read(fake.config(tmp_path, tuned_for={"steps": 0}))
 
 
-def test_every_tuned_file_says_its_length() -> None:
-    for path in sorted((cli.CONF / "tuned").glob("*/*.yaml")):
-        text = path.read_text()
-        length = TunedFor.read("tuned_for", yaml.safe_load(text)["tuned_for"])
-        steps = re.search(r"^# \d+ trials of (\d+) steps", text, re.MULTILINE)
-        assert length == TunedFor(steps=int(steps[1])) if steps else length.seconds
-
-
-def test_the_tuned_file_of_a_run_is_heard_of() -> None:
+def read(*overrides: str) -> Settings:
     with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        for tuned, steps in (([], 95), (["tuned=none"], None)):
-            config = compose("config", overrides=["task=mnist", "optim=snopt", *tuned])
-            settings = Settings.read(cli.plain(config))
-            assert settings.tuned_for.steps == steps
+        return Settings.read(cli.plain(compose("config", overrides=list(overrides))))
+
+
+def test_a_tuned_file_applies_unless_told_otherwise(tmp_path) -> None:
+    path = tmp_path / "tuned" / "mnist" / "adamw.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("# @package _global_\noptim:\n  lr: 0.0123\ntuned_for:\n  steps: 95\n")
+    searched = ["task=mnist", "optim=adamw", f"hydra.searchpath=[file://{tmp_path}]"]
+    for overrides, lr, steps in (
+        (searched, 0.0123, 95),
+        ([*searched, "optim.lr=0.5"], 0.5, 95),
+        ([*searched, "tuned=none"], 1e-3, None),
+        (searched[:2], 1e-3, None),
+    ):
+        settings = read(*overrides)
+        assert (settings.config["optim"]["lr"], settings.tuned_for.steps) == (lr, steps)
+
+
+def test_no_optimizer_has_tuned_defaults() -> None:
+    # Short searches by training loss favoured whoever was searched hardest.
+    assert [path.name for path in (cli.CONF / "tuned").rglob("*.yaml")] == ["none.yaml"]
+
+
+HISTORY = cli.CONF.parent / "results/reference/history"
+EARLIER = sorted(HISTORY.glob("tuned/*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", EARLIER, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_earlier_settings_apply_by_the_command_of_their_page(path) -> None:
+    text, found = path.read_text(), yaml.safe_load(path.read_text())
+    said = re.search(r"^# \d+ trials of (\d+) steps", text, re.MULTILINE)
+    assert found["tuned_for"] == {"steps": int(said[1])}
+    place = [f"task={path.parent.name}", f"optim={path.stem}"]
+    config = read(*place, f"hydra.searchpath=[file://{HISTORY}]").config
+    assert found == {part: {key: config[part][key] for key in found[part]} for part in found}
