@@ -154,11 +154,15 @@ class Entrant:
             "train.max_seconds": share * self.workload.seconds,
         }
 
+    def _conditions(self) -> dict[str, Any]:
+        """What a choice holds for: the target, and the configuration before anything is chosen."""
+        return {"target": self.workload.goal, "base": run_folder(self.settings({}, 0)).name}
+
     def choice(self) -> Choice | None:
-        """What was chosen for the workload's target as it stands; ``None`` where nothing was."""
+        """What was chosen for target and configuration as they stand, or ``None``."""
         try:
             kept = json.loads(self.chosen.read_text(encoding="utf-8"))
-            if kept.pop("target") == self.workload.goal:
+            if all(kept.get(key) == value for key, value in self._conditions().items()):
                 trials = kept["trials"]
                 return Choice(
                     tuple(Tried(t["settings"], t["seed"], tuple(t["merit"])) for t in trials)
@@ -171,7 +175,7 @@ class Entrant:
 
     def keep(self, choice: Choice) -> None:
         """Write down what was chosen."""
-        content = {"target": self.workload.goal, **asdict(choice)}
+        content = {**self._conditions(), **asdict(choice)}
         write_file(self.chosen, json.dumps(content, indent=1).encode())
 
     def finals(self, seeds: Sequence[int]) -> list[Path]:

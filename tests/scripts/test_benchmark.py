@@ -152,11 +152,13 @@ def test_settings_that_ran_with_both_seeds_count_by_the_mean(toy, monkeypatch) -
     assert chosen["train.max_seconds"] == 0.1
 
 
-def test_a_choice_for_another_target_is_made_again(toy) -> None:
+def test_a_choice_for_another_target_or_other_defaults_is_made_again(toy) -> None:
     workload = Workload.read("toy")
     entrant = Entrant("default", workload, "adamw", toy / "results")
     make(entrant, [], lambda line: None)
     assert entrant.choice() is not None
+    other = Entrant("default", workload, "adamw", entrant.root, ("optim.weight_decay=0.03",))
+    assert other.choice() is None  # other defaults are another optimizer
     workloads.fix(workload, fixed())
     assert Entrant("default", Workload.read("toy"), "adamw", toy / "results").choice() is None
 
