@@ -47,11 +47,13 @@ def test_the_task_of_ones_own_trains(tmp_path, monkeypatch):
     for mistake, message in {
         "model=hbnode": "no other model than model=node",
         "task.widht=3": "task.widht: no such key. Did you mean width?",
-        "task=wave": "Could not find 'task/wave'",
+        "task=wave": "task=wave: no such choice. Did you mean waves?",
+        "optim=adm": "optim=adm: no such choice. Did you mean adam?",
     }.items():
         refused = console.run(*command, mistake)
         assert refused.code == 2
         assert message in refused.text
+        assert len(refused.text.splitlines()) <= 2
 
 
 @pytest.mark.parametrize("name", ["index", "getting_started"])

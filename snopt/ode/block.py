@@ -7,7 +7,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,7 @@ class ODEBlock(nn.Module):
         atol: float = 1e-3,
         gradient: str = "adjoint",
         options: Mapping[str, Any] | None = None,
+        **unknown: Never,
     ) -> None:
         super().__init__()
         if not isinstance(field, nn.Module):
@@ -102,7 +103,7 @@ class ODEBlock(nn.Module):
             )
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient={gradient!r}; choose one of {', '.join(GRADIENTS)}")
-        own, passed = split_options(str(method), options_of(method), options)
+        own, passed = split_options(str(method), options_of(method), options, unknown)
         solver = Solver(method, rtol, atol, own.get("steps"), own.get("max_steps"), passed)
         GRADIENTS[gradient].check(gradient, solver.integrator, passed)
         check_names(field)
@@ -112,8 +113,7 @@ class ODEBlock(nn.Module):
         self.solver = solver
         self.warm_start, self.on_failure = own["warm_start"], own["on_failure"]
         self.compile_step = own["compile"]
-        self.nfe_forward = self.nfe_backward = self.nfe_curvature = 0
-        self.samples = 0
+        self.nfe_forward = self.nfe_backward = self.nfe_curvature = self.samples = 0
         self.measured = False
         self.observers: weakref.WeakSet[Observer] = weakref.WeakSet()
         self.listeners: weakref.WeakSet[Answer] = weakref.WeakSet()

@@ -23,8 +23,8 @@ from snopt.optim.method import Method, Seen, Step
 from snopt.optim.renamed import renamed
 from snopt.optim.rules import Adam, GaussNewton, Rule, group_settings, made, split
 from snopt.optim.saving import check_kind, read_groups, read_parameter, reading, saved_groups
+from snopt.optim.scale_warnings import ScaleWarnings
 from snopt.optim.settings import SHARED, kinds, validate
-from snopt.optim.stillness import Stillness
 
 Model = nn.Module | Iterable[Mapping[str, Any]]
 
@@ -106,7 +106,7 @@ class SNOpt(Optimizer):
         self._fallbacks = {"rule": self.rule, "adam": Adam(cautious=False)}
         self._measured: dict[str, float] = {}
         self._closed = False
-        self._stillness = Stillness(self.rule, unscaled=grad_scaler is not None)
+        self._scale_warnings = ScaleWarnings(self.rule, unscaled=grad_scaler is not None)
         self.members = Members(
             self.param_groups,
             modules,
@@ -186,7 +186,7 @@ class SNOpt(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:  # GradScaler asks before each of its steps
-        self._stillness.scaler_steps()
+        self._scale_warnings.scaler_steps()
         return False
 
     def directions(self) -> Step:
@@ -210,7 +210,7 @@ class SNOpt(Optimizer):
     def _measure(self, moves: update.Moves, groups: list[dict[str, Any]]) -> None:
         found = {**moves.directions, **moves.steps}
         self._measured = update.norm_ratio(found)
-        self._stillness.observe(self.method.layers.values(), found, groups)
+        self._scale_warnings.observe(self.method.layers.values(), found, groups)
 
     @property
     def averages(self) -> bool:

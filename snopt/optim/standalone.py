@@ -9,11 +9,11 @@ import torch
 from snopt.optim.damping import LevenbergMarquardt
 from snopt.optim.optimizer import Model, SNOpt
 
-_UPDATE = {
-    *("lr", "momentum", "weight_decay", "warmup_steps"),
-    *("kl_clip", "trust", "backtrack", "fallback", "averaging"),
-}
-"""Settings of the update, which is the other optimizer's."""
+_FOLLOWING = {"lr", "momentum", "weight_decay"}
+"""Settings that the other optimizer has, too."""
+
+_UPDATE = {"warmup_steps", "kl_clip", "trust", "backtrack", "fallback", "averaging"}
+"""Settings of SNOpt's own update, which the other optimizer's replaces."""
 
 
 class SNOptPreconditioner:
@@ -27,14 +27,18 @@ class SNOptPreconditioner:
         **settings: the settings of :class:`SNOpt` and its rule that shape directions.
 
     Raises:
-        TypeError: a setting belongs to the update (lr, momentum, weight_decay, warmup_steps,
-            kl_clip, trust, backtrack, fallback, averaging), which is the other optimizer's.
+        TypeError: a setting belongs to the step, which is the other optimizer's (lr, momentum,
+            weight_decay, warmup_steps, kl_clip, trust, backtrack, fallback, averaging).
     """
 
     def __init__(self, model: Model, **settings: Any) -> None:
-        foreign = _UPDATE & {*settings}
-        if foreign:
-            raise TypeError(f"{', '.join(sorted(foreign))}: set it on the optimizer that follows")
+        if theirs := sorted(_FOLLOWING & {*settings}):
+            raise TypeError(f"{', '.join(theirs)}: set it on the optimizer that follows")
+        if foreign := sorted(_UPDATE & {*settings}):
+            raise TypeError(
+                f"{', '.join(foreign)}: the optimizer that follows makes the step, without it: "
+                "leave it out, or take SNOpt, which has it, instead of both"
+            )
         self._optimizer = SNOpt(model, lr=1.0, **settings)
         dampings = [group.get("damping") for group in self._optimizer.param_groups]
         if any(isinstance(damping, LevenbergMarquardt) for damping in dampings):

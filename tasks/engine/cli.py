@@ -175,10 +175,9 @@ def _parsed(overrides: Sequence[str], sweep: bool) -> list[Override]:
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     for override in parsed:
-        _check_form(override, sweep)
-    if not any(override.key_or_group == "hydra.searchpath" for override in parsed):
-        for override in parsed:
-            _check_choice(override)
+        _check_form(override, sweep, _searchpath(parsed))
+    for override in parsed:
+        _check_choice(override, _searchpath(parsed))
     return parsed
 
 
@@ -223,7 +222,7 @@ def _parses(override: str) -> bool:
     return True
 
 
-def _check_form(override: Override, sweep: bool) -> None:
+def _check_form(override: Override, sweep: bool, searchpath: Sequence[str]) -> None:
     """Raise for several values of a single run, values without number, and Hydra's own folders."""
     key, typed = override.key_or_group, override.input_line
     if any(key == own or key.startswith(f"{own}.") for own in _FOLDERS):
@@ -240,7 +239,7 @@ def _check_form(override: Override, sweep: bool) -> None:
         )
     if override.is_discrete_sweep():
         if next(_values(override), None) is None:
-            options = ", ".join(_options(key))
+            options = ", ".join(_options(key, searchpath))
             valid = f" Choices of {key}: {options}." if options else ""
             raise ConfigError(f"{typed}: stands for no value.{valid}")
     elif override.value_type is ValueType.INTERVAL_SWEEP:
@@ -291,13 +290,19 @@ def _jobs(parsed: Sequence[Override]) -> Iterator[list[str]]:
         yield list(job)
 
 
-def _options(group: str) -> list[str]:
-    return list(GlobalHydra.instance().config_loader().get_group_options(group))
+def _searchpath(parsed: Sequence[Override]) -> list[str]:
+    """The overrides that name further folders of groups."""
+    return [str(o.input_line) for o in parsed if o.key_or_group == "hydra.searchpath"]
 
 
-def _check_choice(override: Override) -> None:
+def _options(group: str, searchpath: Sequence[str]) -> list[str]:
+    loader = GlobalHydra.instance().config_loader()
+    return list(loader.get_group_options(group, overrides=list(searchpath)))
+
+
+def _check_choice(override: Override, searchpath: Sequence[str]) -> None:
     """Raise unless every value given for a group is one of its choices."""
-    options = _options(override.key_or_group)
+    options = _options(override.key_or_group, searchpath)
     if not options or override.type is OverrideType.DEL or override.is_hydra_override():
         return
     for value in _values(override) if override.is_sweep_override() else [override.value()]:
@@ -307,10 +312,10 @@ def _check_choice(override: Override) -> None:
         if value not in options:
             # A choice may lie in a folder: experiment=paper/images/mnist-adam.
             folder, _, name = value.rpartition("/")
-            inside = _options(f"{override.key_or_group}/{folder}") if folder else []
+            inside = _options(f"{override.key_or_group}/{folder}", searchpath) if folder else []
             if name not in inside:
                 # Or it is a folder itself.
-                below = _options(f"{override.key_or_group}/{value}") if value else []
+                below = _options(f"{override.key_or_group}/{value}", searchpath) if value else []
                 valid = (
                     [f"{value}/{option}" for option in below]
                     or [f"{folder}/{option}" for option in inside]
@@ -321,8 +326,10 @@ def _check_choice(override: Override) -> None:
 
 def _check_keys(parsed: Sequence[Override]) -> None:
     """Raise for the first override whose key is not in the configuration."""
-    folders = "hydra.searchpath"
-    groups = [o for o in parsed if o.key_or_group == folders or _options(o.key_or_group)]
+    searchpath = _searchpath(parsed)
+    groups = [
+        o for o in parsed if o.input_line in searchpath or _options(o.key_or_group, searchpath)
+    ]
     try:
         config = compose("config", overrides=[str(group.input_line) for group in groups])
     except HydraException as error:

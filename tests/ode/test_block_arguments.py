@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,29 @@ def test_no_error_at_all_is_refused() -> None:
     block = ODEBlock(problems.field(), rtol=1e-200, atol=1e-200)
     with pytest.raises(SolverError, match=r"divided by atol=1e-200"):
         block(problems.data()[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"steps": 3}, r"^steps is an option: write options=\{'steps': 3\}$"),
+        ({"warm_start": True}, r"write options=\{'warm_start': True\}$"),
+        ({"step_size": 0.1, "method": "rk4"}, r"write options=\{'step_size': 0.1\}$"),
+        ({"rtoll": 1e-3}, r"^ODEBlock has no argument 'rtoll'; did you mean rtol\? Arguments: "),
+        ({"step": 3}, r"no argument 'step'; did you mean steps\? .* has steps, max_steps, "),
+        ({"solver": "rk4"}, r"no argument 'solver'\. Arguments: field, t_span, method, rtol"),
+    ],
+    ids=str,
+)
+def test_arguments_that_a_block_does_not_have(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        ODEBlock(problems.field(), **given)
+
+
+def test_all_arguments_are_listed() -> None:
+    names = [*inspect.signature(ODEBlock).parameters][:-1]
+    with pytest.raises(TypeError, match=f"Arguments: {', '.join(names)};"):
+        ODEBlock(problems.field(), nothing=0)
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,7 @@ def first_q_t(model, optimizer, horizon: Horizon, x: Tensor, y: Tensor, **backwa
     return horizon.trace[0].q_t
 
 
+@pytest.mark.filterwarnings("ignore:Using backward")  # once a process, so it may not come
 def test_only_the_loss_is_heard() -> None:
     model, block, x, y = model_and_batch((0.0, 1.0))
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
@@ -271,8 +272,7 @@ def test_only_the_loss_is_heard() -> None:
     block.gradient = "direct"
     twice = Twice(model.parameters(), {})
     horizon = Horizon(block, twice, every=1)
-    with pytest.warns(UserWarning, match="create_graph=True"):
-        found = first_q_t(model, twice, horizon, x, y, create_graph=True)
+    found = first_q_t(model, twice, horizon, x, y, create_graph=True)
     assert found == pytest.approx(alone, rel=1e-8)
     twice.zero_grad()
 

@@ -37,6 +37,8 @@ def test_preconditioner_before_adam_changes_only_its_layers() -> None:
     assert changed == set(preconditioner.coverage().preconditioned)
     assert changed == {"0.weight", "0.bias", "2.weight", "2.bias"}
     adam.step()
-    for foreign in ("lr", "momentum", "kl_clip", "backtrack"):
-        with pytest.raises(TypeError, match=foreign):
+    follows, step = "set it on the optimizer that follows", "leave it out, or take SNOpt"
+    advice = {"lr": follows, "momentum": follows, "kl_clip": step, "backtrack": step}
+    for foreign, words in advice.items():
+        with pytest.raises(TypeError, match=f"^{foreign}: .*{words}"):
             SNOptPreconditioner(model, **{foreign: 0.1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Set
 from typing import Any
@@ -10,6 +11,8 @@ from snopt.arguments import number_of
 
 OWN_OPTIONS = ("steps", "max_steps", "warm_start", "compile", "on_failure")
 """Options of a block that are this library's, not its method's."""
+
+_ARGUMENTS = ("field", "t_span", "method", "rtol", "atol", "gradient", "options")
 
 
 def tolerance(name: str, value: Any) -> float:
@@ -44,7 +47,7 @@ def count(name: str, value: Any) -> int | None:
 
 
 def split_options(
-    method: str, known: Set[str], options: Any
+    method: str, known: Set[str], options: Any, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A block's options: this library's own, and those that its method takes.
 
@@ -52,11 +55,14 @@ def split_options(
         method: its name, for messages.
         known: names of those that the method takes.
         options: all of them.
+        arguments: those given beside, which a block does not have.
 
     Raises:
-        TypeError: ``options`` is no mapping.
+        TypeError: ``options`` is no mapping, or there are ``arguments``.
         ValueError: the method knows no option of a name, or an own one is outside its choices.
     """
+    for name, value in arguments.items():
+        _refuse(name, value, name in OWN_OPTIONS or name in known)
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options={options!r}; expected a dict of names, e.g. {{'steps': 8}}")
     own = {key: value for key, value in (options or {}).items() if key in OWN_OPTIONS}
@@ -77,6 +83,17 @@ def split_options(
     if own["compile"] and own.get("steps") is None:
         raise ValueError("options={'compile': True} needs a fixed number of steps: add 'steps'")
     return own, passed
+
+
+def _refuse(name: str, value: Any, option: bool) -> None:
+    if option:
+        raise TypeError(f"{name} is an option: write options={{{name!r}: {value!r}}}")
+    near = difflib.get_close_matches(name, [*_ARGUMENTS, *OWN_OPTIONS], 1)
+    raise TypeError(
+        f"ODEBlock has no argument {name!r}"
+        + (f"; did you mean {near[0]}?" if near else ".")
+        + f" Arguments: {', '.join(_ARGUMENTS)}; options={{...}} has {', '.join(OWN_OPTIONS)}"
+    )
 
 
 _LENGTHS = {"step_size": "> 0", "first_step": "> 0", "max_step": "> 0", "min_step": ">= 0"}

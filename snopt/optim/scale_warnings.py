@@ -1,4 +1,4 @@
-"""A notice where curvature that is too large leaves a model standing still."""
+"""Warnings where the scale of the loss makes steps too short."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _IN_A_ROW = 3
 """Refreshes that must show both before it is said."""
 
 
-class Stillness:
-    """Watches the steps of a rule that divides gradients by curvature.
+class ScaleWarnings:
+    """Warns, once each, of a model that stands still and of a ``GradScaler`` not handed over.
 
     A loss c times as large has c times the gradients, c^2 times the curvature, and steps as short
     as one c-th. Small gradients make small steps too, and so does a small learning rate: it is
