@@ -14,9 +14,16 @@ from jaxtyping import jaxtyped
 
 from tasks.data import spline
 from tasks.models import cnf, convnet, family_rnn, ode_rnn, trajectory_net
+from tests.support import cuda
 from tests.support.bad_server import BadServer
 
 ANNOTATED = (spline, cnf, convnet, family_rnn, ode_rnn, trajectory_net)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs CUDA where there is none, unless it shall run on another device."""
+    if item.get_closest_marker("gpu") and cuda.DEVICE == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,9 @@ class Rings(Task):
             if self.calls in self.fail_at:
                 raise snopt.SolverError(reason="made to fail", time=0.5, dt=0.0, nfe=3)
         points = batch[0]
-        jitter = torch.randn(points.shape, generator=noise, dtype=points.dtype)
+        jitter = torch.randn(
+            points.shape, generator=noise, dtype=points.dtype, device=points.device
+        )
         return model(points + 0.01 * jitter)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:

@@ -134,8 +134,12 @@ def random_state(noise: torch.Generator) -> dict[str, Any]:
 
 
 def load_random_state(state: dict[str, Any], noise: torch.Generator) -> None:
-    """Set every generator to what :func:`random_state` returned."""
-    noise.set_state(state["noise"])
+    """Set every generator to what :func:`random_state` returned.
+
+    A state of another device's generator is left out: there, the stream goes on from its seed.
+    """
+    if state["noise"].shape == noise.get_state().shape:
+        noise.set_state(state["noise"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
