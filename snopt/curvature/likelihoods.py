@@ -260,6 +260,8 @@ class SquaredErrors:
     def _compare_with_last(self, outputs: Tensor, cotangents: Tensor, inputs: Tensor) -> None:
         """Tell the factor by a batch that came twice: gradients change by it times the outputs."""
         last, self._last = self._last, (outputs, cotangents, inputs)
+        if last is not None:  # the model may have moved since
+            last = last[0].to(outputs), last[1].to(cotangents), last[2].to(inputs)
         if self._passes == _UNTOLD:
             self._last = None
         if last is None or not torch.equal(inputs, last[2]) or outputs.shape != last[0].shape:

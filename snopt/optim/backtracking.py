@@ -68,7 +68,8 @@ class Backtracking:
             # A mean that is not a number compares false and goes back too.
             if not mean - past <= self.errors * math.sqrt(spread + error):
                 for name, old in self._before.items():
-                    self.parameters[name].lerp_(old, 0.5)
+                    p = self.parameters[name]
+                    p.lerp_(old.to(p), 0.5)
                 self._taken /= 2
                 self._radius = self._taken
                 self._in_a_row += 1

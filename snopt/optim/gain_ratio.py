@@ -94,7 +94,8 @@ class GainRatio:
             return True
         along = sum(float(d.square().sum()) for d in self._step.values())
         moved = sum(
-            float(((self._before[p] - p.detach()) * d).sum()) for p, d in self._step.items()
+            float(((self._before[p].to(p) - p.detach()) * d.to(p)).sum())
+            for p, d in self._step.items()
         )
         share = moved / along if along > 0 else 0.0
         controller.observe(loss - self._loss, self._model.change(share))
@@ -117,7 +118,7 @@ class GainRatio:
         known = self._batch
         if known is not None and batch is not None and known.shape == batch.shape:
             # They may have been inferred, by way of rounding.
-            apart = (batch - known).nan_to_num(0.0).double().norm()
+            apart = (batch - known.to(batch)).nan_to_num(0.0).double().norm()
             if float(apart) <= _ROUNDING * float(known.nan_to_num(0.0).double().norm()):
                 return True
         self.clear()

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import snopt
 from snopt import ODEBlock, SolverError, exact
 from tests.support import problems
-from tests.support.cuda import DEVICE, MARKS, ONLY_CUDA, flat, same
+from tests.support.cuda import DEVICE, ONLY_CUDA, flat, same
 from tests.support.problems import GRADIENTS, SOLVERS
 from tests.support.systems import SYSTEMS, build
 
-pytestmark = MARKS
+pytestmark = pytest.mark.gpu
 
 
 def answers(

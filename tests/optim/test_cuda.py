@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +24,10 @@ from snopt import (
 )
 from tests.support import problems
 from tests.support.classifiers import Classifier, Pictures, pictures, series
-from tests.support.cuda import DEVICE, MARKS, ONLY_CUDA, devices, exact_convolutions, same, weights
+from tests.support.cuda import DEVICE, ONLY_CUDA, devices, exact_convolutions, same, weights
 from tests.support.problems import GRADIENTS
 
-pytestmark = MARKS
+pytestmark = pytest.mark.gpu
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 Data = tuple[Tensor, Tensor]
@@ -262,57 +261,6 @@ def test_averages_wait_while_the_model_moves() -> None:
     fit(model, optimizer, *(z.to(DEVICE) for z in problems.batch()))
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("rule", ["default", "curvature", "paper", "kfac"])
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_mixed_precision_fits(half: torch.dtype, rule: str, gradient: str) -> None:
-    """Near the steps in float32, with a scaler for float16 that has overflowed once before."""
-    if DEVICE == "cpu" and half == torch.float16:
-        pytest.skip("of CUDA")
-    x, y = (z.to(DEVICE, torch.float32) for z in problems.batch(16))
-    losses = {}
-    for dtype in (half, torch.float32):
-        model = solved(gradient).to(DEVICE, torch.float32)
-        scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**10, enabled=dtype == torch.float16)
-        optimizer = SNOpt(model, 1e-2, grad_scaler=scaler, **RULES[rule])
-        found = []
-        for _ in range(5):
-            optimizer.zero_grad()
-            with torch.autocast(DEVICE, half, enabled=dtype == half):
-                loss = functional.mse_loss(model(x).float(), y)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            found.append(float(loss))
-        losses[dtype] = torch.tensor(found)
-    assert bool((losses[half].diff() < 0).all())
-    torch.testing.assert_close(losses[half], losses[torch.float32], rtol=0.05, atol=0.01)
-
-
-@ONLY_CUDA
-@pytest.mark.parametrize("rule", ["default", "curvature", "paper"])
-def test_a_step_that_overflows_is_left_out(rule: str) -> None:
-    x, y = (z.to(DEVICE, torch.float32) for z in problems.batch())
-    model = solved().to(DEVICE, torch.float32)
-    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**40)
-    optimizer = SNOpt(model, 1e-2, grad_scaler=scaler, **RULES[rule])
-    before = weights(model)
-    scales, moved = [], []
-    for _ in range(60):
-        optimizer.zero_grad()
-        with torch.autocast(DEVICE, torch.float16):
-            loss = functional.mse_loss(model(x), y)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        scales.append(scaler.get_scale())
-        moved.append(not torch.equal(weights(model), before))
-    assert scales[0] == 2.0**39
-    assert not moved[0]
-    assert moved[-1]
-    assert bool(weights(model).isfinite().all())
-
-
 @pytest.mark.parametrize("told", [True, False])
 def test_levenberg_marquardt_and_backtracking(told: bool) -> None:
     found = []
@@ -396,7 +344,7 @@ def test_what_it_tells_of_itself() -> None:
     optimizer = SNOpt(model, rule="paper")
     fit(model, optimizer, *(z.to(DEVICE) for z in problems.batch()))
     assert 0.0 < optimizer.curvature_seconds < 60.0
-    assert all(math.isfinite(x) for x in optimizer.diagnostics().values())
+    assert 0.0 < optimizer.diagnostics()["gradient_norm"] < 100.0
     for name, pair in optimizer.factors().items():
         assert devices(pair) == {DEVICE}, name
 

@@ -15,12 +15,6 @@ from torch import Tensor, nn
 
 DEVICE = os.environ.get("SNOPT_TEST_DEVICE", "cuda")
 
-MARKS = [
-    pytest.mark.gpu,
-    # The thread that runs backward passes finds a context by itself, and says so.
-    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
-]
-
 ONLY_CUDA = pytest.mark.skipif(DEVICE != "cuda", reason="asks the CUDA runtime itself")
 
 

@@ -20,7 +20,7 @@ from tasks.engine.records import checkpoint
 from tasks.engine.report import read_runs, write_report
 from tasks.engine.training.evaluation import preserving_state
 from tests.support import fake
-from tests.support.cuda import DEVICE, MARKS, ONLY_CUDA, devices, flat, same
+from tests.support.cuda import DEVICE, ONLY_CUDA, devices, flat, same
 from tests.tasks.engine.config.test_config import ONE_STEP, TINY
 from tests.tasks.engine.records.test_resume import (
     HORIZON,
@@ -30,7 +30,7 @@ from tests.tasks.engine.records.test_resume import (
     Stopping,
 )
 
-pytestmark = MARKS
+pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[3]
 MORE = {
     "lotka_volterra": ["task.hidden=8"],
@@ -112,8 +112,8 @@ def changes(name: str, device: str = DEVICE, **more: Any) -> dict[str, Any]:
     }
 
 
+DEFAULT = {"_target_": "snopt.SNOpt", "lr": 0.01}
 RESUMED = [*((name, {}) for name in ("sgd", "adam", "lbfgs", "snopt")), ("snopt", HORIZON)]
-DEFAULT = {"_target_": "snopt.SNOpt", "lr": 0.01, "name": "default"}
 
 
 @pytest.mark.parametrize(("name", "horizon"), RESUMED)
@@ -149,16 +149,20 @@ def test_a_run_goes_on_on_the_other_device(
     """It goes on with the weights, the optimizer and the batches; noise is of the device."""
     second = "cpu" if first == DEVICE else DEVICE
     monkeypatch.setitem(OPTIMIZERS, "default", DEFAULT)
-    monkeypatch.setattr(Stopping, "stop_at", 9)
+    settings = changes(name, "auto", horizon=HORIZON)
+    here = torch.cuda.is_available
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: first == "cuda" and here())
+    monkeypatch.setattr(Stopping, "stop_at", 14)
     with pytest.raises(StopError):
-        fake.train(tmp_path, **changes(name, first, horizon=HORIZON))
+        fake.train(tmp_path, **settings)
+    assert saved(tmp_path, **settings)["state"]["step"] > 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: second == "cuda" and here())
     monkeypatch.setattr(Stopping, "stop_at", None)
-    summary = fake.train(tmp_path, **changes(name, second, horizon=HORIZON))
-    assert summary["outcome"] == "completed"
-    assert summary["steps"] == 20
+    summary = fake.train(tmp_path, **settings)
+    assert (summary["outcome"], summary["steps"]) == ("completed", 20)
     assert summary["environment"]["device"].startswith(second)
     # Dropout and jitter are other numbers; what they are the noise of is the same run.
-    whole = fake.train(tmp_path / "whole", **changes(name, second, horizon=HORIZON))
+    whole = fake.train(tmp_path / "whole", **settings)
     for split, metrics in whole["final"].items():
         assert summary["final"][split]["loss"] == pytest.approx(metrics["loss"], rel=0.2)
 
@@ -185,11 +189,3 @@ def test_evaluation_leaves_the_stream_of_the_device_alone() -> None:
     with preserving_state(model, torch.device(DEVICE, 0)):
         torch.rand(5, device=DEVICE)
     assert torch.equal(torch.rand(3, device=DEVICE), wanted)
-
-
-def test_a_state_of_another_device_leaves_the_noise_at_its_seed() -> None:
-    noise = torch.Generator().manual_seed(3)
-    state = checkpoint.random_state(noise)
-    before = noise.get_state()
-    checkpoint.load_random_state({**state, "noise": torch.zeros(16, dtype=torch.uint8)}, noise)
-    assert torch.equal(noise.get_state(), before)

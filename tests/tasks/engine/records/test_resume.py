@@ -110,6 +110,14 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, name, horizon) -> N
     )
 
 
+def test_a_state_of_another_device_leaves_the_noise_at_its_seed() -> None:
+    noise = torch.Generator().manual_seed(3)
+    state = checkpoint.random_state(noise)
+    before = noise.get_state()
+    checkpoint.load_random_state({**state, "noise": torch.zeros(16, dtype=torch.uint8)}, noise)
+    assert torch.equal(noise.get_state(), before)
+
+
 def train_in_process(root: str, changes: dict[str, Any], ready: Connection) -> None:
     ready.send(None)
     fake.train(root, **changes)
