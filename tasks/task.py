@@ -109,6 +109,15 @@ class Task(ABC):
             solver: keyword arguments of :class:`snopt.ODEBlock`.
         """
 
+    def training_batch(self, batch: Batch, done: float) -> Batch:
+        """What a training step sees of a batch; all of it by default.
+
+        Args:
+            batch: samples of the training split.
+            done: share of training that lies behind, from 0 to 1.
+        """
+        return batch
+
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch, noise: torch.Generator) -> Tensor:
         """The model's outputs on a batch, sample first (logits, predictions or log-densities)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -40,11 +41,14 @@ class Forecasting(RegressionTask):
         interval: time from the start that training sees at most.
         hidden: width of the field's hidden layers.
         layers: hidden layers.
+        initial_horizon: share of each segment's rows that training begins with; it grows evenly to
+            the whole. Evaluations always see the whole.
+        horizon_growth: share of training after which training sees the whole, too.
         batch_size: segments of a training step.
         eval_batch_size: segments of an evaluation step.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: an argument is outside its range.
     """
 
     metric = "rmse"
@@ -60,13 +64,22 @@ class Forecasting(RegressionTask):
         *,
         hidden: int,
         layers: int,
+        initial_horizon: float,
+        horizon_growth: float,
         batch_size: int,
         eval_batch_size: int,
     ) -> None:
         require_positive(hidden=hidden, layers=layers)
+        for key, share in (
+            ("initial_horizon", initial_horizon),
+            ("horizon_growth", horizon_growth),
+        ):
+            if not 0.0 < share <= 1.0:
+                raise ValueError(f"{key}={share}: is a share, above 0 and at most 1.")
         super().__init__(name, batch_size, eval_batch_size)
         self.units, self.interval = units, interval
         self.hidden, self.layers = hidden, layers
+        self.initial_horizon, self.horizon_growth = initial_horizon, horizon_growth
 
     @abstractmethod
     def segments(self, seed: int) -> tuple[Segments, Segments, Segments]:
@@ -96,6 +109,15 @@ class Forecasting(RegressionTask):
             family=family,
             solver=solver,
         )
+
+    @override
+    def training_batch(self, batch: Batch, done: float) -> Batch:
+        """The first rows of every segment, as many as the horizon has grown to."""
+        start, *after = batch
+        grown = min(1.0, done / self.horizon_growth)
+        share = self.initial_horizon + (1.0 - self.initial_horizon) * grown
+        rows = math.ceil(share * after[0].shape[1] - 1e-9)  # or rounding makes 0.55 of 20 rows 12
+        return start, *(part[:, :rows] for part in after)
 
     @override
     def forward(self, model: nn.Module, batch: Batch, noise: torch.Generator) -> Tensor:
@@ -149,6 +171,8 @@ class SimulatedTrajectories(Forecasting):
         forecast: time that a test forecast lasts, over the interval.
         hidden: width of the field's hidden layers.
         layers: hidden layers.
+        initial_horizon: see :class:`Forecasting`.
+        horizon_growth: likewise.
         batch_size: segments of a training step.
         eval_batch_size: segments of an evaluation step.
 
@@ -174,6 +198,8 @@ class SimulatedTrajectories(Forecasting):
         missing: float = 0.0,
         segment: int | None = None,
         forecast: float = 1.5,
+        initial_horizon: float = 1.0,
+        horizon_growth: float = 0.5,
         eval_batch_size: int = 10000,
     ) -> None:
         for name, value, valid in (
@@ -204,6 +230,8 @@ class SimulatedTrajectories(Forecasting):
             interval,
             hidden=hidden,
             layers=layers,
+            initial_horizon=initial_horizon,
+            horizon_growth=horizon_growth,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
         )
@@ -236,6 +264,8 @@ class HareLynx(Forecasting):
         segment: years of a segment, its start among them, that training fits at once; None: all 13.
         hidden: width of the field's hidden layers.
         layers: hidden layers.
+        initial_horizon: see :class:`Forecasting`.
+        horizon_growth: likewise.
         batch_size: segments of a training step.
         eval_batch_size: segments of an evaluation step.
 
@@ -252,6 +282,8 @@ class HareLynx(Forecasting):
         batch_size: int,
         layers: int = 2,
         segment: int | None = None,
+        initial_horizon: float = 1.0,
+        horizon_growth: float = 0.5,
         eval_batch_size: int = 100,
     ) -> None:
         years = self.TRAIN.stop
@@ -263,6 +295,8 @@ class HareLynx(Forecasting):
             interval=years - 1.0,
             hidden=hidden,
             layers=layers,
+            initial_horizon=initial_horizon,
+            horizon_growth=horizon_growth,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
         )

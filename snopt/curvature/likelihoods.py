@@ -206,12 +206,13 @@ def _tolerance(dtype: torch.dtype) -> float:
 class SquaredErrors:
     """Whether losses taken for squared errors, of targets that nobody gave, may be that.
 
-    The factor that a loss' value tells is the same at all steps, or N times the same; and where a
-    batch comes twice in a row with other outputs, the gradient changes by the factor times these.
+    The factor that a loss' value tells is the same at all steps, or the same times N, or over the
+    outputs of a sample; and where a batch comes twice in a row with other outputs, the gradient
+    changes by the factor times these.
     """
 
     def __init__(self) -> None:
-        self._known: tuple[float, int] | None = None
+        self._known: tuple[float, int, int] | None = None
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
         self._passes = 0
 
@@ -231,7 +232,7 @@ class SquaredErrors:
         """
         if loss is None:
             if self._known is None:
-                self._known = (1.0, 0)
+                self._known = (1.0, 0, 0)
                 logger.warning(
                     "likelihood='gaussian' without targets= or loss=: the loss is taken to be the "
                     "mean over samples of half the squared error summed over outputs, unchecked; "
@@ -244,12 +245,13 @@ class SquaredErrors:
         half = float(cotangents.double().square().sum()) / (2 * len(cotangents))
         if not (loss > 0 and half > 0):
             return
-        factor, samples = half / loss, len(cotangents)
-        past, count = self._known or (factor, samples)
+        factor, samples, size = half / loss, len(cotangents), cotangents[0].numel()
+        past, count, width = self._known or (0.0, 0, 0)
         if not count:
-            past, count = factor, samples
-        self._known = (past, count)
-        ratios = (factor / past, factor / past * count / samples)
+            past, count, width = factor, samples, size
+        self._known = (past, count, width)
+        scales = ((1.0, count / samples), (1.0, size / width))  # sums, means
+        ratios = (factor / past * n * k for n in scales[0] for k in scales[1])
         if min(abs(x - 1) for x in ratios) > 0.01:
             raise ValueError(
                 f"the loss is no multiple of the squared error: its factor was {past:.4g} and is "

@@ -176,6 +176,28 @@ def test_a_loss_whose_factor_wanders_is_no_squared_error() -> None:
         descend()
 
 
+@pytest.mark.parametrize("kind", SQUARES)
+def test_batches_and_outputs_may_change_their_number(kind: str) -> None:
+    """As where training begins with the first part of each trajectory."""
+    model, x, y = net(4), inputs(), torch.randn(N, 4, dtype=torch.float64)
+    optimizer = stepping(model)
+    loss, factor = SQUARES[kind]
+    for samples, outputs in ((N, 1), (N, 2), (4, 4), (5, 3)):
+        scale = factor * outputs * samples / N if kind == "sum" else factor
+        expected = dense_step(
+            model,
+            samples,
+            lambda k, o=outputs, s=scale: s * functional.mse_loss(model(x[k])[:o], y[k, :o]),
+        )
+        optimizer.zero_grad()
+        predicted = model(x[:samples])[:, :outputs]
+        value = loss(predicted, y[:samples, :outputs])
+        optimizer.curvature_pass(predicted, "gaussian", loss=value)
+        value.backward()
+        optimizer.step()
+        same(model, expected)
+
+
 def test_penalties_show_in_the_loss_that_is_told() -> None:
     model, x, y = net(4), inputs(), torch.randint(4, (N,))
     optimizer = stepping(model)

@@ -128,6 +128,7 @@ class Runner:
         if self.settings.train.max_seconds is not None:  # every process has a clock of its own
             done = self.world.broadcast(done)
         self._schedule.set(counters.step, done)
+        batch = learner.task.training_batch(batch, done)
         probed: dict[str, float] = {}
 
         def inspect(batch: Batch, randomness: dict[str, Any]) -> None:
