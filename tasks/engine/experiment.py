@@ -332,7 +332,12 @@ def _learner(settings: Settings, task: Task, world: World, cache: DatasetCache) 
     optimizer = build_optimizer(settings.config["optim"], model)
     horizon = build_horizon(settings.horizon, model, optimizer)
     order = BatchSampler(
-        splits.train, task.batch_size, settings.seed, rank=world.rank, world=world.size
+        splits.train,
+        task.batch_size,
+        settings.seed,
+        rank=world.rank,
+        world=world.size,
+        drop_last=settings.train.drop_last,
     )
     return Learner(task, splits, order, model, optimizer, horizon)
 

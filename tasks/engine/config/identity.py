@@ -16,6 +16,7 @@ NOT_IDENTITY = ("data", "results", "seed", "logger", "imports", "workload", "tun
 _ADDED_LATER = {
     "train": (
         ("clock", "wall"),
+        ("drop_last", False),
         ("eval_valid_samples", None),
         ("eval_test_samples", None),
         ("eval_splits", list(SPLITS)),

@@ -72,6 +72,7 @@ class TrainSettings(Section):
     max_seconds: float | None = None
     clock: ClockKind = "wall"
     target: float | None = None
+    drop_last: bool = False
     eval_every_epochs: int | None = 1
     eval_every_steps: int | None = None
     eval_every_seconds: float | None = None

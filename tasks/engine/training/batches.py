@@ -15,7 +15,7 @@ class BatchSampler:
     """Batches of a data set, a fresh permutation every epoch, resumable at any batch.
 
     The stream depends on the seed alone, so every optimizer sees the same batches. The last batch
-    of an epoch holds what is left over. Under data parallelism every process draws the same
+    of an epoch holds what is left over, or is left out. Under data parallelism every process draws the same
     permutation and takes its own share of each batch.
 
     Args:
@@ -24,18 +24,27 @@ class BatchSampler:
         seed: the run's root seed.
         rank: number of this process.
         world: number of processes; divides ``batch_size``.
+        drop_last: leave out the samples of an epoch that fill no whole batch.
     """
 
     def __init__(
-        self, data: Batch, batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        data: Batch,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        drop_last: bool = False,
     ) -> None:
         self._data = data
         self._samples = len(data[0])
         self._share = slice(rank, None, world)
         self._world = world
         self.batch_size = min(batch_size, self._samples)
+        rest = self._samples % self.batch_size
         # Equal shares: what a rest batch has beyond a multiple of the processes is left out.
-        usable = self._samples - self._samples % self.batch_size % world
+        usable = self._samples - (rest if drop_last else rest % world)
         self.steps_per_epoch = -(-usable // self.batch_size)
         self._generator = stream(seed, "order")
         self.epoch = 0

@@ -69,6 +69,19 @@ def test_rest_too_small_to_share_is_no_batch(samples, steps) -> None:
     assert all(len(batch) > 0 for batch in batches(order, 2 * steps))
 
 
+@pytest.mark.parametrize(("samples", "steps"), [(8, 2), (9, 2), (11, 2), (3, 1)])
+def test_rest_is_left_out(samples, steps) -> None:
+    order = BatchSampler(data(samples), batch_size=4, seed=0, drop_last=True)
+    assert order.steps_per_epoch == steps
+    epochs = [batches(order, steps) for _ in range(2)]
+    for epoch in epochs:
+        seen = [sample for batch in epoch for sample in batch]
+        assert [len(batch) for batch in epoch] == [min(samples, 4)] * steps
+        assert len(set(seen)) == len(seen)
+    assert order.epoch == 2
+    assert epochs[0] != epochs[1]
+
+
 def test_evenly_spaced() -> None:
     assert evenly_spaced(data(10), 5)[0].tolist() == [0, 2, 4, 6, 8]
     assert len(evenly_spaced(data(10), None)[0]) == len(evenly_spaced(data(10), 99)[0]) == 10
