@@ -22,8 +22,8 @@ from scripts.entry import status
 from scripts.family_study import write_study
 from scripts.horizon_study import horizon_markdown
 from scripts.jobs import Job, chosen, estimate, experiments, plan, wall_factor
+from scripts.paper_study import by_machine, paper_markdown
 from scripts.pool import INTERRUPTED, run_all
-from scripts.published import PUBLISHED, SOURCE
 from scripts.seeds import read_seeds
 from tasks.common.checks import ConfigError
 from tasks.engine.cli import DIVERGED, REFUSED, check_overrides, override
@@ -31,8 +31,7 @@ from tasks.engine.records.results import ResultsError, write_file
 from tasks.engine.records.runs import UnreadableRunError
 from tasks.engine.report import Report, Run, SkippedRun, read_run, write_runs
 from tasks.engine.report.console import console, show
-from tasks.engine.report.formatting import metric_style, number, spread
-from tasks.engine.report.summary import TableRow
+from tasks.engine.report.formatting import number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,50 +132,10 @@ def _draw(jobs: Sequence[Job], root: Path, folder: Path) -> Report:
             skipped.append(SkippedRun(job.folder, str(error)))
     report = write_runs(runs, skipped, root, folder)
     if report.tables:
-        text = write_study(runs, folder) or horizon_markdown(runs) or _markdown(report)
+        text = write_study(runs, folder) or horizon_markdown(runs)
+        text = text or paper_markdown(by_machine(runs))
         write_file(folder / "table.md", text.encode())
     return report
-
-
-def _markdown(report: Report) -> str:
-    """Ours beside the published numbers, as a table of Markdown."""
-    lines = [
-        "| task | data | optimizer | seeds | metric | ours: median [range] | published |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    sources = set()
-    for table in report.tables:
-        for row in table.rows:
-            published, source = _published(row)
-            sources.update(source)
-            comparison = row.comparison
-            show_value = metric_style(comparison.metric)
-            cells = (
-                comparison.task,
-                comparison.provenance,
-                row.series.label,
-                str(len(row.series.runs)),
-                f"test {comparison.metric}",
-                spread(row.test_metric, show_value),
-                published,
-            )
-            lines.append(f"| {' | '.join(cells)} |")
-    notes = [f"Published: {source}." for source in sorted(sources)]
-    return "\n".join([*lines, "", *notes]) + "\n"
-
-
-def _published(row: TableRow) -> tuple[str, list[str]]:
-    found = PUBLISHED.get(row.comparison.task)
-    if found is None or found.metric != row.comparison.metric:
-        return "", []
-    settings = row.series.runs[0].config["optim"]
-    if (
-        settings.get("rule", "paper") != "paper"
-        or settings.get("basis", "curvature") != "curvature"
-    ):
-        return "", []  # another method under the same name
-    shown = found.shown(row.series.optim)
-    return shown, [SOURCE, *found.notes] if shown else []
 
 
 def _print_plan(jobs: Sequence[Job], root: Path, at_once: int, out: Console) -> None:

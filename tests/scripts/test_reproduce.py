@@ -6,9 +6,6 @@ import pytest
 import yaml
 
 from scripts import jobs, reproduce
-from scripts.published import PUBLISHED, SOURCE
-from tasks.engine.records.runs import read_runs
-from tasks.engine.report import write_runs
 from tests.support.made_up_runs import made_up_run
 
 BASE = {
@@ -113,9 +110,9 @@ def test_runs_what_is_missing_skips_what_is_finished_and_draws(conf, trained, tm
         "table.md",
     }
     text = (folder / "table.md").read_text()
-    (row,) = [line for line in text.splitlines() if "| snopt |" in line]
-    assert row.endswith("| 0.86 |")
-    assert "synthetic, made up by a test" in row
+    row = next(line for line in text.splitlines() if "| snopt |" in line)
+    assert "| 0.86 |" in row
+    assert "synthetic, made up by a test" in text
     assert "Liu et al. 2021, Table 2" in text
     capsys.readouterr()
     assert command(tmp_path, "--seeds", "0,1,2") == 0
@@ -217,34 +214,6 @@ def test_unknown_experiments_and_keys_are_explained(conf, tmp_path, capsys):
 def test_mistakes_are_explained_as_those_of_run_py(arguments, message, capsys):
     assert reproduce.main(["paper/flows/circle-adam", "--dry-run", *arguments]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
-
-
-def test_papers_number_stands_beside_the_papers_method_only(tmp_path):
-    for rule in ("paper", "adam"):
-        made_up_run(
-            tmp_path,
-            task="circle",
-            optim="snopt",
-            metric="nll",
-            higher_is_better=False,
-            config_hash=rule,
-            optim_settings={"rule": rule},
-        )
-    runs, skipped = read_runs(tmp_path)
-    text = reproduce._markdown(write_runs(runs, skipped, tmp_path, tmp_path / "out"))
-    cells = {line.split(" | ")[2]: line.split(" | ")[-1] for line in text.splitlines()[2:4]}
-    assert cells == {"snopt (rule=paper)": "0.86 |", "snopt (rule=adam)": " |"}
-    assert "ours are a guess" in text
-
-
-def test_published_numbers_name_their_source():
-    assert "Table 2" in SOURCE
-    for published in PUBLISHED.values():
-        assert set(published.test) == {"adam", "sgd", "snopt"}
-        assert published.seconds > 0
-    assert PUBLISHED["mnist"].shown("snopt") == "98.99%"
-    assert PUBLISHED["miniboone"].shown("snopt") == "12.50"
-    assert PUBLISHED["miniboone"].shown("adamw") == ""
 
 
 def test_several_at_once_draw_no_bars(conf, trained, tmp_path):

@@ -15,8 +15,8 @@ class BatchSampler:
     """Batches of a data set, a fresh permutation every epoch, resumable at any batch.
 
     The stream depends on the seed alone, so every optimizer sees the same batches. The last batch
-    of an epoch holds what is left over, or is left out. Under data parallelism every process draws the same
-    permutation and takes its own share of each batch.
+    of an epoch holds what is left over, or is left out. Under data parallelism every process draws
+    the same permutation and takes its own share of each batch.
 
     Args:
         data: tensors of shape (N, ...), sample first.
