@@ -94,7 +94,41 @@ class NestedSpheres(RegressionTask):
         return {**super().measure(outputs, batch), "accuracy": right.to(outputs.dtype)}
 
 
-class Silverbox(RegressionTask):
+class WindowTask(RegressionTask):
+    """A regression on windows of a measured series.
+
+    Args:
+        name: the task's name on the command line.
+        batch_size: samples of a training step.
+        eval_batch_size: samples of an evaluation step.
+        train_samples: use only the first so many training windows; None: all.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    def __init__(
+        self, name: str, batch_size: int, eval_batch_size: int, train_samples: int | None
+    ) -> None:
+        super().__init__(name, batch_size, eval_batch_size)
+        require_positive(train_samples=train_samples)
+        self.train_samples = train_samples
+
+    def _splits(
+        self, parts: tuple[Windows, Windows, Windows], device: torch.device, dtype: torch.dtype
+    ) -> Splits:
+        train, valid, test = parts
+        if self.train_samples is not None and self.train_samples < len(train[0]):
+            self.provenance = f"complete; only the first {self.train_samples} training windows"
+            train = tuple(array[: self.train_samples] for array in train)
+
+        def tensors(arrays: Windows) -> Batch:
+            return tuple(torch.as_tensor(a, device=device, dtype=dtype) for a in arrays)
+
+        return Splits(tensors(train), tensors(valid), tensors(test))
+
+
+class Silverbox(WindowTask):
     """How far the state of an untrained family travels, driven by a measured voltage.
 
     A batch is (input voltage (B, 64), output voltage (B, 64)) of windows at unit spacing. What the
@@ -108,6 +142,7 @@ class Silverbox(RegressionTask):
         batch_size: samples of a training step.
         eval_batch_size: samples of an evaluation step.
         window: points of a window.
+        train_samples: use only the first so many training windows; None: all 15.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -126,11 +161,12 @@ class Silverbox(RegressionTask):
         batch_size: int = 16,
         eval_batch_size: int = 64,
         window: int = 64,
+        train_samples: int | None = None,
     ) -> None:
         if forcing not in FORCINGS:
             raise ValueError(choices("forcing", forcing, FORCINGS))
         require_positive(window=window)
-        super().__init__("silverbox", batch_size, eval_batch_size)
+        super().__init__("silverbox", batch_size, eval_batch_size, train_samples)
         self.forcing, self.as_published, self.window = forcing, as_published, window
 
     def load(self, root: Path, seed: int, device: torch.device, dtype: torch.dtype) -> Splits:
@@ -139,14 +175,13 @@ class Silverbox(RegressionTask):
         known = values if self.as_published else values[self.TRAIN]
         scaled = 100.0 * (values - known.mean(axis=0))
 
-        def part(rows: slice) -> Batch:
+        def part(rows: slice) -> Windows:
             points = scaled[rows]
             count = len(points) // self.window
             windows = points[: count * self.window].reshape(count, self.window, 2)
-            tensor = torch.as_tensor(windows, device=device, dtype=dtype)
-            return tensor[..., 0].contiguous(), tensor[..., 1].contiguous()
+            return windows[..., 0].copy(), windows[..., 1].copy()
 
-        return Splits(part(self.TRAIN), part(self.VALID), part(self.TEST))
+        return self._splits((part(self.TRAIN), part(self.VALID), part(self.TEST)), device, dtype)
 
     def build_model(self, family: Mapping[str, Any], solver: Mapping[str, Any]) -> nn.Module:
         """A family with a linear field."""
@@ -163,7 +198,7 @@ class Silverbox(RegressionTask):
         return {"loss": _mse(outputs[..., 0], batch[-1]), "log10_norm": norm.log10()}
 
 
-class PlaneVibration(RegressionTask):
+class PlaneVibration(WindowTask):
     """Follow 64 irregular points of an F-16's vibration, then forecast 8 regular ones.
 
     A batch is (points (B, 64, 5), gaps (B, 64), targets (B, 136, 5)); the targets are the points,
@@ -174,6 +209,7 @@ class PlaneVibration(RegressionTask):
             take every gap for one sampling interval.
         shrink: multiplies all weights at the start; 0.01 in the released code, which shrinks the
             raw number behind the damping as well (here it stays).
+        train_samples: use only the first so many training windows; None: all 509.
         batch_size: samples of a training step.
         eval_batch_size: samples of an evaluation step.
     """
@@ -189,14 +225,15 @@ class PlaneVibration(RegressionTask):
         shrink: float = 0.01,
         batch_size: int = 64,
         eval_batch_size: int = 256,
+        train_samples: int | None = None,
     ) -> None:
-        super().__init__("plane_vibration", batch_size, eval_batch_size)
+        super().__init__("plane_vibration", batch_size, eval_batch_size, train_samples)
         self.as_published, self.shrink = as_published, shrink
 
     def load(self, root: Path, seed: int, device: torch.device, dtype: torch.dtype) -> Splits:
         """509, 254 and 254 windows, the same for every seed."""
         parts = vibration_windows(read_plane_vibration(root), whole=self.as_published)
-        return _splits(parts, device, dtype)
+        return self._splits(parts, device, dtype)
 
     def build_model(self, family: Mapping[str, Any], solver: Mapping[str, Any]) -> nn.Module:
         """The families' recurrent network."""
@@ -217,7 +254,7 @@ class PlaneVibration(RegressionTask):
         }
 
 
-class Walker2d(RegressionTask):
+class Walker2d(WindowTask):
     """The next frame of a simulated walker, a tenth of whose frames are missing.
 
     A batch is (frames (B, 64, 17), gaps (B, 64) in units of 64 frames, next frames (B, 64, 17)).
@@ -239,30 +276,16 @@ class Walker2d(RegressionTask):
         batch_size: int = 256,
         eval_batch_size: int = 1024,
     ) -> None:
-        require_positive(train_samples=train_samples)
-        super().__init__("walker2d", batch_size, eval_batch_size)
-        self.as_published, self.train_samples = as_published, train_samples
+        super().__init__("walker2d", batch_size, eval_batch_size, train_samples)
+        self.as_published = as_published
 
     def load(self, root: Path, seed: int, device: torch.device, dtype: torch.dtype) -> Splits:
         """Windows of 64 frames at a stride of 16, split by roll-out, the same for every seed."""
-        train, valid, test = walker_windows(read_walker2d(root))
-        if self.train_samples is not None and self.train_samples < len(train[0]):
-            self.provenance = f"complete; only the first {self.train_samples} training windows"
-            train = tuple(array[: self.train_samples] for array in train)
-        return _splits((train, valid, test), device, dtype)
+        return self._splits(walker_windows(read_walker2d(root)), device, dtype)
 
     def build_model(self, family: Mapping[str, Any], solver: Mapping[str, Any]) -> nn.Module:
         """The families' recurrent network."""
         return WalkerNet(family, solver=solver, as_published=self.as_published)
-
-
-def _splits(
-    parts: tuple[Windows, Windows, Windows], device: torch.device, dtype: torch.dtype
-) -> Splits:
-    def tensors(arrays: tuple[NDArray[np.floating[Any]], ...]) -> Batch:
-        return tuple(torch.as_tensor(a, device=device, dtype=dtype) for a in arrays)
-
-    return Splits(*(tensors(part) for part in parts))
 
 
 def _mse(outputs: Tensor, targets: Tensor) -> Tensor:

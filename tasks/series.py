@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tasks.classification import ClassificationTask, require_positive
 from tasks.common.checks import choices
 from tasks.data.spline import fill
-from tasks.data.splits import Indices, stratified_thirds
+from tasks.data.splits import Indices, stratified_part, stratified_thirds
 from tasks.data.uea import FACTS, TimeSeries, read_uea
 from tasks.models.families import find_family
 from tasks.models.family_rnn import FamilyRNN
@@ -45,6 +45,7 @@ class SeriesClassification(ClassificationTask):
         batch_size: samples of a training step.
         eval_batch_size: samples of an evaluation step.
         stride: take every so many grid points of each series, the first among them; 1: all.
+        train_samples: train on only so many series, every class in proportion; None: all.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -58,12 +59,13 @@ class SeriesClassification(ClassificationTask):
         batch_size: int,
         eval_batch_size: int = 1000,
         stride: int = 1,
+        train_samples: int | None = None,
     ) -> None:
         if dataset not in DATASETS:
             raise ValueError(choices("dataset", dataset, DATASETS))
         super().__init__(dataset, hidden, batch_size, eval_batch_size)
-        require_positive(stride=stride)
-        self.stride = stride
+        require_positive(stride=stride, train_samples=train_samples)
+        self.stride, self.train_samples = stride, train_samples
         facts = FACTS[DATASETS[dataset]]
         self.inputs = 1 + 2 * facts.channels
         self.classes = facts.classes
@@ -71,8 +73,11 @@ class SeriesClassification(ClassificationTask):
     def load(self, root: Path, seed: int, device: torch.device, dtype: torch.dtype) -> Splits:
         """Read and prepare the data; the split is the same for every seed."""
         series = thinned(read_uea(DATASETS[self.name], root), self.stride)
+        everything, valid, test = stratified_thirds(series.labels, self.name)
+        train = stratified_part(everything, series.labels, self.train_samples, self.name)
         self.provenance = series.provenance
-        train, valid, test = stratified_thirds(series.labels, self.name)
+        if len(train) < len(everything):
+            self.provenance += f"; only {len(train)} of {len(everything)} training series"
         inputs, observed = network_inputs(series, train)
 
         def part(indices: Indices) -> Batch:

@@ -60,6 +60,40 @@ def hold_out(labels: NDArray[Any], count: int, where: object) -> tuple[Indices, 
     return np.sort(train), np.sort(held)
 
 
+def stratified_part(
+    indices: Indices, labels: NDArray[Any], count: int | None, where: object
+) -> Indices:
+    """So many samples of a split, every class in proportion and none left out, in their order.
+
+    A smaller part lies within a larger one.
+
+    Args:
+        indices: of the split's samples.
+        labels: class of each sample of the data set, shape (N,).
+        count: samples to keep; all of them where there are no more, or None.
+        where: the data set's name, for messages.
+
+    Raises:
+        DataError: fewer samples than classes.
+    """
+    if count is None or count >= len(indices):
+        return indices
+    split = labels[indices]
+    classes = np.unique(split)
+    if count < len(classes):
+        raise DataError(
+            f"{where}: train_samples={count} leaves out some of the {len(classes)} classes. Take "
+            f"{len(classes)} or more."
+        )
+    shuffled = np.random.RandomState(0).permutation(len(split))
+    place = np.empty(len(split))  # in a random order of each class, from 0 to 1
+    for one in classes:
+        members = shuffled[split[shuffled] == one]
+        place[members] = np.arange(len(members)) / len(members)
+    kept: Indices = indices[np.sort(shuffled[np.argsort(place[shuffled], kind="stable")[:count]])]
+    return kept
+
+
 def _require_two(labels: NDArray[Any], where: object) -> None:
     classes, counts = np.unique(labels, return_counts=True)
     if counts.size == 0 or counts.min() < 2:

@@ -25,6 +25,13 @@ _ADDED_LATER = {
     "solver": (("evaluation", None),),
 }
 
+#: The same of some tasks alone, by ``_target_``: others had the key from the beginning.
+_ADDED_TO_TASK = {
+    "tasks.series.SeriesClassification": (("train_samples", None),),
+    "tasks.dynamics.PlaneVibration": (("train_samples", None),),
+    "tasks.dynamics.Silverbox": (("train_samples", None),),
+}
+
 #: Names of a ``_target_`` that moved, and where it is now. Runs from before are found by the first.
 MOVED = {
     "tasks.by_part.ByPart": "tasks.engine.optimizers.by_part.ByPart",
@@ -41,7 +48,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     optim = {k: v for k, v in kept["optim"].items() if k != "about"}
     kept["optim"] = {_FIRST_KEYS.get(k, k): v for k, v in optim.items()}
-    for part, added in _ADDED_LATER.items():
+    of_task = _ADDED_TO_TASK.get(kept["task"].get("_target_"), ())
+    for part, added in [*_ADDED_LATER.items(), ("task", of_task)]:
         kept[part] = {k: v for k, v in kept[part].items() if (k, v) not in added}
     if kept.get("probe") == {"every": None}:  # as if there were no such part
         del kept["probe"]
