@@ -217,7 +217,7 @@ def test_other_data_than_a_workload_s_are_refused(toy) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["articulary_word_recognition", "circle", "miniboone", "mnist", "plane_vibration"]
+    "name", ["character_trajectories", "circle", "miniboone", "mnist", "plane_vibration"]
 )
 def test_workloads_have_the_data_that_their_files_say(real_data, name) -> None:
     content = yaml.safe_load((workloads.FOLDER / f"{name}.yaml").read_text())
