@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,6 +116,34 @@ def _range(entry: Mapping[str, Any]) -> Range:
 def typed(value: Any) -> str:
     """A value as YAML and the command line have it."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def label(optim: str, overrides: Iterable[str]) -> str:
+    """What an optimizer is called: its file's name, or its class's where the file is anybody's.
+
+    Args:
+        optim: a file of ``conf/optim``.
+        overrides: as for ``run.py``.
+
+    Raises:
+        ConfigError: ``custom`` without a class, or by the name of a file.
+    """
+    if optim != "custom":
+        return optim
+    given = parsed(overrides)
+    name = given.get("optim.name") or given.get("optim._target_", "").rpartition(".")[2].lower()
+    if not name:
+        raise ConfigError("optim=custom: say which, optim._target_=package.module.Class.")
+    if name in known():
+        raise ConfigError(
+            f"optim=custom: {name} is conf/optim/{name}.yaml. Give yours another name, optim.name=..."
+        )
+    return name
+
+
+def parsed(overrides: Iterable[str]) -> dict[str, str]:
+    """Overrides as typed, by key, without signs that add a key."""
+    return dict(override.lstrip("+").partition("=")[::2] for override in overrides)
 
 
 def _round(value: float) -> float:

@@ -39,6 +39,8 @@ from scripts.search import (
     Space,
     Trial,
     check_seeds,
+    label,
+    parsed,
     ranges,
     rungs,
     search,
@@ -126,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     err = console(stderr=True)
     try:
-        given = _parsed(options.overrides)
+        given = parsed(options.overrides)
         if not {"task", "optim"} <= given.keys():
             raise ConfigError("say what to tune: task=digits optim=adam.")
         for key in SEARCHED.keys() & given.keys():
@@ -136,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.seeds = read_seeds(options.seeds)
         check_seeds(options.seeds)
         options.overrides = cli.check_overrides(options.overrides, sweep=True)
-        given = _parsed(options.overrides)
+        given = parsed(options.overrides)
         pairs = list(itertools.product(given["task"].split(","), given["optim"].split(",")))
         for task, optim in pairs:
             require_choice("task", task, [path.stem for path in (cli.CONF / "task").glob("*.yaml")])
@@ -153,10 +155,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         err.print("stopped; the same command continues where it was.")
         return INTERRUPTED
-
-
-def _parsed(overrides: Sequence[str]) -> dict[str, str]:
-    return dict(item.partition("=")[::2] for item in overrides)
 
 
 def _costs(options: argparse.Namespace) -> tuple[int, float]:
@@ -209,8 +207,9 @@ def _each(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> int:
 def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     """Search for one pair, in this process."""
     out, err = console(), console(stderr=True)
-    given = _parsed(options.overrides)
+    given = parsed(options.overrides)
     space = Space.of(optim, {key: given[key] for key in given if key.startswith(KEPT)})
+    name = label(optim, options.overrides)
 
     def configure(changes: Changes) -> Mapping[str, Any]:
         fixed = ["tuned=none", cli.override("results.root", options.results), "logger.progress=off"]
@@ -228,12 +227,12 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         nonlocal longest, left
         last = trial.results[-1]
         if last.rung.seconds < longest:
-            out.print(f"{task} {optim}: the best lies at an edge, and a wider space is searched")
+            out.print(f"{task} {name}: the best lies at an edge, and a wider space is searched")
             left = seconds
         longest = last.rung.seconds
         left -= longest if math.isfinite(last.loss) else 0.0  # another takes a failed run's place
         out.print(
-            f"{task} {optim} [{max(0.0, left):.0f} s left]: {last.loss:.4g} after "
+            f"{task} {name} [{max(0.0, left):.0f} s left]: {last.loss:.4g} after "
             f"{last.steps} steps of {longest:g} s  {_shown(trial.changes)}",
             markup=False,
         )
@@ -252,10 +251,11 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     )
     if not found.trials[0].lasted(options.seconds):
         err.print(
-            f"{task} {optim}: every run of {options.seconds:g} s diverged; nothing is written."
+            f"{task} {name}: every run of {options.seconds:g} s diverged; nothing is written."
         )
         return 1
-    command = f"python -m scripts.tune {' '.join([*options.overrides, *_flags(options)])}"
+    asked = [override.removeprefix("++") for override in options.overrides]
+    command = f"python -m scripts.tune {' '.join([*asked, *_flags(options)])}"
     lengths = rungs(options.trials, options.seconds, options.seeds)
     about = (
         f"{', '.join(f'{r.runs} x {r.seconds:g} s (seed {r.seed})' for r in lengths)}, "
@@ -264,11 +264,13 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     history = _histories(options) / f"{task}.md"
     root = cli.CONF.parent
     shown = history.relative_to(root) if history.is_relative_to(root) else history
-    path = (options.out or cli.CONF / "tuned") / task / f"{optim}.yaml"
+    path = (options.out or cli.CONF / "tuned") / task / f"{name}.yaml"
     clock = configure({})["train"]["clock"]
     write_file(path, render(found, space, command, about, str(shown), clock).encode())
-    append(history, f"# How settings for {task} were found\n", record(found, optim, command, about))
+    append(history, f"# How settings for {task} were found\n", record(found, name, command, about))
     out.print(f"wrote {path}, and how it was found to {history}")
+    if name != optim:  # one file of settings for all classes would be nobody's
+        out.print(f"It applies where it is asked for: optim={optim} tuned={task}/{name}")
     return 0
 
 

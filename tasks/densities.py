@@ -34,7 +34,6 @@ class Picture:
         test: the run's own test points, shape (N, 2).
         density: on the grid, shape (G, G), the second coordinate first.
         samples: draws, shape (N, 2).
-        nll: mean negative log-likelihood of the test points, in nats.
     """
 
     low: Points
@@ -42,7 +41,6 @@ class Picture:
     test: Points
     density: Points
     samples: Points
-    nll: float
 
 
 def density_figure(title: str, trained: Sequence[Trained]) -> Figure | None:
@@ -69,12 +67,11 @@ def picture_of(trained: Trained) -> Picture | None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             density = model(grid, noise).exp().reshape(_GRID, _GRID)
-            nll = -float(model(test, noise).mean())
             samples, _ = model.sample(_SAMPLES, noise)
     except (SolverError, RuntimeError):  # memory too
         return None
     return Picture(
-        low, high, test.double().numpy(), density.double().numpy(), samples.double().numpy(), nll
+        low, high, test.double().numpy(), density.double().numpy(), samples.double().numpy()
     )
 
 
@@ -119,11 +116,7 @@ def _draw(title: str, shown: Sequence[tuple[Trained, Picture]]) -> Figure:
     scatter(grid[1, 0], test[:_SAMPLES], "#444444")
     for column, (one, picture) in enumerate(shown, start=1):
         paint(grid[0, column], picture.density, picture.low, picture.high)
-        grid[0, column].set_title(
-            f"{one.label}, seed {one.seed}\ntest nll {picture.nll:.3f}",
-            fontsize=10,
-            color=one.colour,
-        )
+        grid[0, column].set_title(one.caption("nll"), fontsize=10, color=one.colour)
         scatter(grid[1, column], picture.samples, one.colour)
     grid[0, 0].set_ylabel("density", fontsize=10)
     grid[1, 0].set_ylabel(f"{_SAMPLES} samples", fontsize=10)

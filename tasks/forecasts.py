@@ -31,14 +31,12 @@ class Forecast:
         states: the forecast, likewise.
         errors: at each time, the root mean square over the measured parts and the test
             trajectories, shape (L,).
-        rmse: the trajectories' mean root mean squared error, the task's metric.
     """
 
     times: Array
     truth: Array
     states: Array
     errors: Array
-    rmse: float
 
 
 def forecast_of(trained: Trained, units: Units) -> Forecast | None:
@@ -63,7 +61,6 @@ def forecast_of(trained: Trained, units: Units) -> Forecast | None:
         truth,
         states,
         np.sqrt(squares.mean(axis=(0, 2))),
-        float(np.sqrt(squares.mean(axis=(1, 2))).mean()),
     )
 
 
@@ -132,9 +129,7 @@ def _portrait(axes: Axes, one: Trained, found: Forecast, units: Units, interval:
         name = "beyond the training interval" if not number and seen < last else None
         axes.plot(*states[:, seen - 1 :], ":", color=one.colour, linewidth=1.2, label=name)
         axes.plot(*truth[:, :1], "o", color="black", markersize=3)
-    axes.set_title(
-        f"{one.label}, seed {one.seed}\ntest rmse {found.rmse:.3g}", fontsize=10, color=one.colour
-    )
+    axes.set_title(one.caption("rmse"), fontsize=10, color=one.colour)
     axes.set_xlabel(units.names[0], fontsize=9)
     axes.set_ylabel(units.names[1], fontsize=9)
 

@@ -50,6 +50,8 @@ class Trained:
         seed: of the run.
         model: with the run's last weights, on the CPU.
         splits: the run's data.
+        score: the task's metric on the test split at the end of training, as the run noted it;
+            ``None`` where it was not measured.
     """
 
     label: str
@@ -57,6 +59,12 @@ class Trained:
     seed: int
     model: nn.Module
     splits: Splits
+    score: float | None = None
+
+    def caption(self, metric: str) -> str:
+        """Whose model it is, and below it the score, by the metric's name."""
+        scored = "" if self.score is None else f"\ntest {metric} {self.score:.4g}"
+        return f"{self.label}, seed {self.seed}{scored}"
 
 
 class Task(ABC):

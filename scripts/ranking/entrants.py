@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 from scripts.entry import at_least, status
 from scripts.ranking.outcomes import Outcome, merit
 from scripts.ranking.workloads import Workload
-from scripts.search import Space, Trial, search, settings_of, typed
+from scripts.search import Space, Trial, label, search, settings_of, typed
 from tasks.common.checks import ConfigError
 from tasks.engine import cli
 from tasks.engine.config.settings import Settings
@@ -112,11 +112,8 @@ class Entrant:
 
     @cached_property
     def label(self) -> str:
-        """What it is called: its file's name, or its class's where the file is anybody's."""
-        if self.optim != "custom":
-            return self.optim
-        given = dict(override.partition("=")[::2] for override in self.overrides)
-        return given.get("optim.name") or given["optim._target_"].rpartition(".")[2].lower()
+        """What it is called."""
+        return label(self.optim, self.overrides)
 
     @cached_property
     def about(self) -> About:
@@ -139,7 +136,7 @@ class Entrant:
         given += [cli.override("results.root", self.runs), "logger.progress=off", f"seed={seed}"]
         given += [*self.overrides, *(f"{key}={typed(value)}" for key, value in changes.items())]
         with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-            return cli.plain(compose("config", overrides=given))
+            return cli.plain(compose("config", overrides=cli.opened(given)))
 
     def settings(self, changes: Changes, seed: int) -> Settings:
         """The same, checked."""

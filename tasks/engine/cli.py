@@ -117,7 +117,7 @@ def checked(arguments: Sequence[str]) -> list[str]:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if all(flag in ("-m", "--multirun") for flag in flags):
         return [*flags, *check_overrides(overrides, sweep=bool(flags))]
-    arguments = _open(arguments)
+    arguments = opened(arguments)
     if not any(flag.startswith(("--config", "-c")) and flag != "-c" for flag in flags):
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             _parsed([text for text in overrides if _parses(text)], sweep=True)
@@ -149,7 +149,7 @@ def check_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
     Raises:
         ConfigError: something is unknown or cannot be; the message lists what can.
     """
-    readable = _open([_readable(override) for override in overrides])
+    readable = opened([_readable(override) for override in overrides])
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         parsed = _parsed(readable, sweep)
         jobs = _jobs(parsed) if sweep else iter([readable])
@@ -163,7 +163,7 @@ def check_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
     return readable
 
 
-def _open(overrides: Sequence[str]) -> list[str]:
+def opened(overrides: Sequence[str]) -> list[str]:
     """With ``optim=custom`` any key of ``optim`` may be given; the class says which there are."""
     if "optim=custom" not in overrides:
         return list(overrides)

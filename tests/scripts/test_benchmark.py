@@ -60,6 +60,23 @@ def toy(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+MINE = """
+import torch
+
+
+class Signum(torch.optim.SGD):
+    def __init__(self, params, lr=0.1, *, beta=0.0):
+        super().__init__(params, lr=lr, momentum=beta)
+"""
+OF_MINE = ("optim._target_=signum_of_mine.Signum", "optim.beta=0.9")
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> None:
+    (tmp_path / "signum_of_mine.py").write_text(MINE.lstrip())
+    monkeypatch.syspath_prepend(tmp_path)
+
+
 def fixed(loss: float = 2.2) -> Target:
     return Target(loss, 2.1, 2.3, "adamw", "2026-11-25", "made up")
 
@@ -163,12 +180,12 @@ def test_a_choice_for_another_target_or_other_defaults_is_made_again(toy) -> Non
     assert Entrant("default", Workload.read("toy"), "adamw", toy / "results").choice() is None
 
 
-def test_it_draws_what_is_there(toy, capsys) -> None:
+def test_it_draws_what_is_there_by_name_or_class(toy, mine, capsys) -> None:
     workloads.fix(Workload.read("toy"), fixed())
     flags = ["--track=default", f"--results={toy / 'results'}", f"--out={toy / 'out'}"]
-    flags += ["--optims=adamw,snopt", "--seeds=2"]
-    for optim in ("adamw", "snopt"):
-        entrant = Entrant("default", Workload.read("toy"), optim, toy / "results")
+    flags += ["--optims=adamw,custom", *OF_MINE, "--seeds=2"]
+    for optim, overrides in (("adamw", ()), ("custom", OF_MINE)):
+        entrant = Entrant("default", Workload.read("toy"), optim, toy / "results", overrides)
         make(entrant, [0, 1], lambda line: None)
     assert benchmark.main(flags) == 0  # nothing is missing
     written = {path.name for path in (toy / "out").iterdir()}
@@ -177,7 +194,8 @@ def test_it_draws_what_is_there(toy, capsys) -> None:
     page = (toy / "out" / "index.html").read_text()
     assert page.count("data:image/png") == 2
     rows = (toy / "out" / "ratios.csv").read_text().splitlines()
-    assert len(rows) == 3
+    assert {row.split(",")[2] for row in rows[1:]} == {"adamw", "signum"}
+    assert "signum" in page
     assert "geometric mean" in (toy / "out" / "summary.md").read_text()
     assert "default track, 1 workload" in capsys.readouterr().out
 
@@ -228,19 +246,22 @@ def test_workloads_have_the_data_that_their_files_say(real_data, name) -> None:
     assert len(splits.train[0]) == content["workload"]["train_samples"]
 
 
-def test_an_optimizer_of_one_s_own_is_ranked_under_its_name(toy) -> None:
-    target = "optim._target_=torch.optim.Rprop"
-    entrant = Entrant("default", Workload.read("toy"), "custom", toy, (target,))
-    assert entrant.label == "rprop"
-    assert entrant.runs == toy / "default" / "toy" / "rprop"
-    assert Settings.read(entrant.configure({})).names[2] == "rprop"
+def test_one_s_own_may_not_be_called_as_another(toy) -> None:
+    workload = Workload.read("toy")
+    one = Entrant("default", workload, "custom", toy, ("optim._target_=torch.optim.Adam",))
+    with pytest.raises(ConfigError, match=r"adam is conf/optim/adam\.yaml\. Give yours another"):
+        _ = one.label
+    named = Entrant("default", workload, "custom", toy, (*one.overrides, "optim.name=my_adam"))
+    assert named.label == Settings.read(named.configure({})).names[2] == "my_adam"
 
 
-def test_targets_are_fixed_by_the_best_first_order_optimizer(toy, monkeypatch, capsys) -> None:
+def test_targets_are_fixed_by_the_best_first_order_optimizer(
+    toy, mine, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr(benchmark, "FIRST_ORDER", ("sgd", "adamw"))
     monkeypatch.setattr(benchmark, "run_all", in_process)
     monkeypatch.setattr(entrants, "search", partial(search, trials=4, widenings=0))
-    flags = ["--track=tuned", "--optims=adamw,snopt", "--seeds=1"]
+    flags = ["--track=tuned", "--optims=adamw,custom", *OF_MINE, "--seeds=1"]
     assert benchmark.main([*flags, f"--results={toy / 'results'}", f"--out={toy / 'out'}"]) == 0
     target = Workload.read("toy").target
     assert target is not None
@@ -251,6 +272,8 @@ def test_targets_are_fixed_by_the_best_first_order_optimizer(toy, monkeypatch, c
         assert target.loss == pytest.approx(sorted(losses)[2], rel=1e-3)
     assert (toy / "out" / "tuned-toy.png").exists()
     assert "target" in capsys.readouterr().out
+    kept = (toy / "results" / "tuned" / "toy" / "signum").rglob("config.yaml")
+    assert {yaml.safe_load(path.read_text())["optim"]["beta"] for path in kept} == {0.9}
     assert not (toy / "results" / "tuned" / "toy" / "soap").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 
 from scripts import search, tune
 from tasks.common.checks import ConfigError
@@ -304,6 +306,33 @@ def test_command_writes_a_file_that_composes(tmp_path, monkeypatch) -> None:
     assert yaml.safe_load(written[path]) == tuned
 
 
+def test_settings_of_a_class_from_outside_are_its_alone(tmp_path, monkeypatch) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(tune.cli.CONF, conf)
+    monkeypatch.setattr(tune.cli, "CONF", conf)
+    rate = {"optim.lr": 0.5}
+    result = (search.Result(search.Rung(1, 7.0, 100), 1.0, 50),)
+
+    def found(configure, space, **rest) -> search.Found:
+        assert configure(rate)["optim"]["rho"] == 0.9
+        return search.Found([search.Trial(rate, result)], [space])
+
+    monkeypatch.setattr(tune, "search", found)
+    asked = ["task=digits", "optim=custom", "optim._target_=torch.optim.Rprop", "optim.rho=0.9"]
+    assert tune.main([*asked, "--seconds=7", "--results", str(tmp_path / "results")]) == 0
+    assert [path.name for path in (conf / "tuned" / "digits").iterdir()] == ["rprop.yaml"]
+    text = (conf / "tuned" / "digits" / "rprop.yaml").read_text()
+    assert " ".join(asked) in text
+    assert "## rprop" in (tmp_path / "results/reference/tuning/digits.md").read_text()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        tuned, other = (
+            compose("config", overrides=["task=digits", "optim=custom", *more]).optim
+            for more in (["tuned=digits/rprop"], ["optim._target_=torch.optim.NAdam"])
+        )
+    assert (tuned._target_, tuned.rho, tuned.lr) == ("torch.optim.Rprop", 0.9, 0.5)
+    assert other.lr == 1e-3  # of conf/optim/custom.yaml
+
+
 def _composed(configure) -> search.Found:
     config = configure({"seed": 100, "optim.lr": 0.5, "train.max_seconds": 7.0})
     assert (config["optim"]["lr"], config["seed"]) == (0.5, 100)
@@ -334,6 +363,9 @@ def test_dry_run_says_what_it_will_cost(tmp_path, monkeypatch, capsys) -> None:
         (["task=digits", "optim=adam", "train.max_seconds=9"], "say --seconds="),
         (["task=digits", "optim=adam", "train.eval_splits=[test]"], "say --select="),
         (["task=digits", "optim=adan"], "Did you mean adam"),
+        (["task=digits", "optim=custom"], r"optim._target_ is missing"),
+        (["task=digits", "optim=custom", "optim._target_=torch.optim.Adam"], "another name"),
+        (["task=digits", "optim=custom", "optim.lr=1"], "optim.lr is what is searched"),
         (["task=digits", "optim=adam,lbfgs"], "optim=lbfgs: no such choice"),
         (["task=digits", "optim=adam", "--seeds", "3"], "3 is for results"),
         (["task=digits", "optim=adam", "--seeds", "100,100"], "a seed is given twice"),

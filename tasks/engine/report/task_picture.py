@@ -53,4 +53,6 @@ def _trained(series: Series) -> Trained | None:
         made = rebuild(run, solver={"compile": False})  # not worth it for a few solves
     except (OSError, UnpicklingError, RuntimeError, KeyError, DataError, ConfigError):
         return None
-    return Trained(series.label, series.colour, run.seed, made.model, made.splits)
+    test = run.curves.get(("test", made.task.metric))
+    score = None if test is None else test.final
+    return Trained(series.label, series.colour, run.seed, made.model, made.splits, score)
