@@ -136,7 +136,8 @@ def label(optim: str, overrides: Iterable[str]) -> str:
         raise ConfigError("optim=custom: say which, optim._target_=package.module.Class.")
     if name in known():
         raise ConfigError(
-            f"optim=custom: {name} is conf/optim/{name}.yaml. Give yours another name, optim.name=..."
+            f"optim=custom: {name} is conf/optim/{name}.yaml. Give yours another name by "
+            "optim.name=..."
         )
     return name
 

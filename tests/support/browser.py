@@ -15,12 +15,13 @@ import pytest
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def play(page: Path, script: str) -> Any:
+def play(page: Path, script: str, width: int = 1300) -> Any:
     """Run JavaScript once the page is loaded.
 
     Args:
         page: an HTML file; a copy of it, beside it, is opened.
         script: the body of an async function; what it returns is passed on as JSON.
+        width: of the window.
     """
     program = next(filter(None, map(shutil.which, _NAMES)), None)
     if program is None:
@@ -36,7 +37,7 @@ def play(page: Path, script: str) -> Any:
     assert content.count("</body>") == 1
     played.write_text(content.replace("</body>", hook), encoding="utf-8")
     command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    command += [f"--user-data-dir={page.parent / 'browser'}", "--window-size=1300,900"]
+    command += [f"--user-data-dir={page.parent / 'browser'}", f"--window-size={width},900"]
     command += ["--virtual-time-budget=20000", "--dump-dom", played.as_uri()]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r'<pre id="said">(.*?)</pre>', answer.stdout, re.DOTALL)

@@ -99,3 +99,26 @@ def test_the_axis_is_switched_and_an_optimizer_hidden(page) -> None:
     assert set(hidden["shown"]) == set(back["shown"]) == everyone - {"adamw"}
     assert "snopt (rule=adam)" in hover
     assert "at 11.5" in hover  # 100 steps of 0.115 s
+
+
+@pytest.mark.parametrize("width", [1300, 500])
+def test_panels_keep_apart_and_the_page_does_not_slide(page, width) -> None:
+    pytest.importorskip("plotly", reason="the curves need the extra 'report'")
+    seen = play(
+        page,
+        """
+        await new Promise(done => setTimeout(done, 500));
+        const plot = document.querySelector(".js-plotly-plot");
+        const left = one => one.getBoundingClientRect().left;
+        const {_offset, _length} = plot._fullLayout.xaxis;
+        return {
+            first: left(plot) + _offset + _length, second: left(plot.querySelector(".y2title")),
+            panel: _length, slides: document.body.scrollWidth > innerWidth,
+        };
+        """,
+        width,
+    )
+    assert isinstance(seen, dict), seen
+    assert seen["first"] < seen["second"]
+    assert seen["panel"] > 250
+    assert not seen["slides"]
