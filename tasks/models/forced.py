@@ -1,4 +1,4 @@
-"""Linear families driven by a measured input: how fast an untrained state grows."""
+"""Families driven by a measured input: fields that read it while they are solved."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from snopt import ODEBlock
-from snopt.dynamics import Constant
+from snopt.dynamics import Constant, FirstPart
 from tasks.common.checks import choices
-from tasks.models.families import build_system, find_family
+from tasks.models.families import build_field, build_system, find_family
+from tasks.models.family_nets import Mlp
 
 FORCINGS = ("interpolated", "ramp_as_published")
 
@@ -96,3 +97,91 @@ class ForcedNet(nn.Module):
         states = self.block(self.start(first.unsqueeze(1)), times)
         joined = states if isinstance(states, Tensor) else torch.cat(states, dim=2)
         return torch.stack([joined[..., 0], joined.norm(dim=2)], dim=2).transpose(0, 1)
+
+
+class DrivenField(nn.Module):
+    """f(t, z) = net([z, u(t)]) with a measured input u, a cubic between its unit-spaced samples.
+
+    The cubic has the samples' values and the slopes of their central differences (Catmull-Rom); a
+    band-limited input loses far less by it than by straight lines.
+
+    Args:
+        net: from state and input to the derivative.
+
+    Attributes:
+        samples: u at t = 0, 1, ..., shape (N, T); set before a solve and kept for its backward
+            pass.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.samples: Tensor | None = None
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """The derivative at time ``t``."""
+        derivative: Tensor = self.net(torch.cat([z, self.input_at(float(t)).unsqueeze(1)], dim=1))
+        return derivative
+
+    def input_at(self, t: float) -> Tensor:
+        """u(t), shape (N,)."""
+        if self.samples is None:
+            raise RuntimeError("no input: set samples before the solve.")
+        last = self.samples.shape[1] - 1
+        left = min(max(math.floor(t), 0), last - 1)
+        x = t - left
+        before, here, there, after = (
+            self.samples[:, min(max(left + k, 0), last)] for k in (-1, 0, 1, 2)
+        )
+        bend = 2.0 * before - 5.0 * here + 4.0 * there - after
+        twist = 3.0 * (here - there) + after - before
+        return here + 0.5 * x * (there - before + x * (bend + x * twist))
+
+
+class DrivenNet(nn.Module):
+    """An MLP of a small state and the input, followed over unit-spaced times from a told state.
+
+    Args:
+        told: width of what the initial state is a linear map of.
+        hidden: width of the field's hidden layers.
+        layers: hidden layers.
+        family: the ``model`` configuration.
+        solver: keyword arguments of :class:`snopt.ODEBlock`.
+        width: of the state, of which the first entry is the output.
+
+    Raises:
+        ValueError: no such family.
+    """
+
+    def __init__(
+        self,
+        told: int,
+        *,
+        hidden: int,
+        layers: int,
+        family: Mapping[str, Any],
+        solver: Mapping[str, Any],
+        width: int = 2,
+    ) -> None:
+        super().__init__()
+        record = find_family(family)
+        wide = record.width(width)
+        self.field = DrivenField(Mlp([record.inputs(wide) + 1, *[hidden] * layers, wide], nn.Tanh))
+        self.told = nn.Linear(told, width)
+        self.initial = record.initial(partial(nn.Linear, width, 2 * wide - width), wide - width)
+        self.block = ODEBlock(build_field(family, self.field), (0.0, 1.0), **solver)
+        self.first = FirstPart()
+
+    def forward(
+        self, past: Float[Tensor, "n told"], forcing: Float[Tensor, "n t"]
+    ) -> Float[Tensor, "n s 1"]:
+        """Outputs at times 1, 2, ..., one for each sample of the input but the first.
+
+        Args:
+            past: what is known at time 0.
+            forcing: measured input at t = 0, 1, ...
+        """
+        self.field.samples = forcing
+        times = torch.arange(forcing.shape[1], dtype=torch.float64)
+        states: Tensor = self.first(self.block(self.initial(self.told(past)), times))
+        return states[1:, :, :1].transpose(0, 1)
