@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from scripts.entry import status
-from scripts.published import PUBLISHED, SOURCE
+from scripts.horizon_study import horizon_markdown
+from scripts.published import INTEGRATION_TIME, PUBLISHED, SOURCE
 from tasks.common.checks import ConfigError
 from tasks.common.figures import png
 from tasks.engine.records.metrics import Key
@@ -29,10 +30,21 @@ from tasks.engine.report.comparison import Comparison, Series, compare
 from tasks.engine.report.console import console
 from tasks.engine.report.figures import overview_figure
 from tasks.engine.report.formatting import NOTHING, metric_style, number, spread, until
+from tasks.engine.report.horizon_figure import horizon_figure
 from tasks.engine.report.statistics import Spread
 from tasks.engine.report.summary import runs_csv
 from tasks.engine.report.targets import LOSS, metric_goal, time_to_target
 
+FAMILIES = "tasks.family_images.FamilyImageClassification"
+"""Tasks of the same names with other networks, which are no runs of the paper's."""
+MOVED: Key = ("train", "horizon/T")
+"""Logged by runs whose integration time is traced or optimised."""
+
+RESULTS = (
+    f"Ours: median [range] over seeds. Published: {SOURCE}; training losses from the curves. "
+    "Epochs: `3 of 5` is a run that is shorter than the paper's. After equal seconds: the last "
+    "test metric within the training seconds of the task's shortest series."
+)
 COSTS = (
     "Ours: training seconds over training steps, and those of Adam with the same solver on the "
     "same machine. Published: Table 6."
@@ -42,27 +54,33 @@ TIMES = (
     "below 1 is faster. Ours is known to an evaluation. Published: digitised from the curves, "
     "within 5 to 10%."
 )
+HORIZONS = f"T0: where T starts. Published: {INTEGRATION_TIME}."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read and draw; returns the exit status."""
     options = _parser().parse_args(arguments)
     runs: dict[tuple[str, str, str, int, str], Run] = {}
-    for root in options.results:
+    for root in [*options.results, *options.partial]:
         if not root.is_dir():
             raise ConfigError(f"{root}: is not a folder of runs.")
-        for run in read_runs(root, partial=options.partial)[0]:
-            if run.task in PUBLISHED and run.model == "node":
-                runs[run.task, run.optim, run.config_hash, run.seed, _machine(run)] = on_its_clock(
-                    run
-                )
-    if not runs:
-        raise ConfigError(f"{options.results[0]}: holds no finished run of the paper's tasks.")
-    comparisons = by_machine(runs.values())
+        for run in read_runs(root, partial=root in options.partial)[0]:
+            if run.task in PUBLISHED and run.config["task"].get("_target_") != FAMILIES:
+                identity = run.task, run.optim, run.config_hash, run.seed, _machine(run)
+                runs[identity] = on_its_clock(run)
+    moved = [run for run in runs.values() if MOVED in run.curves]
+    others = [run for run in runs.values() if MOVED not in run.curves]
+    if not others:
+        raise ConfigError("the folders hold no finished run of the paper's tasks.")
+    comparisons, horizons = by_machine(others), by_machine(moved)
+    text = paper_markdown(comparisons)
+    if moved:
+        text += f"\n### Integration time\n\n{horizon_markdown(moved)}\n{HORIZONS}\n"
     files = {
         "comparison.png": png(overview_figure(comparisons)),
-        "runs.csv": runs_csv(comparisons).encode(),
-        "table.md": paper_markdown(comparisons).encode(),
+        **{f"horizon-{c.slug}.png": png(horizon_figure(c)) for c in horizons},
+        "runs.csv": runs_csv([*comparisons, *horizons]).encode(),
+        "table.md": text.encode(),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -118,32 +136,32 @@ def paper_markdown(comparisons: Sequence[Comparison]) -> str:
     Args:
         comparisons: of any tasks; those that the paper does not have come without its numbers.
     """
-    parts = [
+    results = (
         "### Test metric at the end of training",
-        _table(
-            "task|machine|optimizer|epochs|seeds|train loss|published|test metric|published"
-            "|after equal seconds",
-            [_result(c, s) for c in comparisons for s in c.series],
-        ),
-        f"Ours: median [range] over seeds. Published: {SOURCE}; training losses from the curves. "
-        "Epochs: `3 of 5` is a run that is shorter than the paper's. After equal seconds: the last "
-        "test metric within the training seconds of the task's shortest series.",
+        "task|machine|optimizer|epochs|seeds|train loss|published|test metric|published"
+        "|after equal seconds",
+        [_result(c, s) for c in comparisons for s in c.series],
+        RESULTS,
+    )
+    costs = (
         "### Seconds of a training step",
-        _table(
-            "task|machine|optimizer|ms a step|over Adam's|published",
-            [row for c in comparisons for row in _costs(c)],
-        ),
+        "task|machine|optimizer|ms a step|over Adam's|published",
+        [row for c in comparisons for row in _costs(c)],
         COSTS,
+    )
+    times = (
         "### Time to the better baseline's training loss",
-        _table(
-            "task|machine|optimizer|reached by|ratio of seconds|ratio of steps|published",
-            [row for c in comparisons for row in _times(c)],
-        ),
+        "task|machine|optimizer|reached by|ratio of seconds|ratio of steps|published",
+        [row for c in comparisons for row in _times(c)],
         TIMES,
-        "### What to know",
-        "\n".join(f"- {line}" for line in _notes(comparisons)),
+    )
+    parts = [
+        f"{title}\n\n{_table(heads, rows)}\n\n{note}"
+        for title, heads, rows, note in (results, costs, times)
+        if rows
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    notes = "\n".join(f"- {line}" for line in _notes(comparisons))
+    return "\n\n".join([*parts, f"### What to know\n\n{notes}"]) + "\n"
 
 
 def published_name(series: Series) -> str:
@@ -279,9 +297,15 @@ def _table(heads: str, rows: Sequence[Sequence[str]]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.paper_study", description=__doc__)
-    parser.add_argument("results", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("results", nargs="*", type=Path, help="folders of runs")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--partial", action="store_true", help="show unfinished runs as well")
+    parser.add_argument(
+        "--partial",
+        action="append",
+        default=[],
+        type=Path,
+        help="a folder more, whose interrupted runs are shown as well; may be repeated",
+    )
     return parser
 
 

@@ -110,7 +110,7 @@ def test_shorter_and_unfinished_runs_are_labelled(runs, tmp_path):
     by_name = {row[2]: row for row in results}
     assert by_name["adam"][3:5] == ["15 of 20", "0, 1"]
     assert by_name["sgd"][4] == "0"
-    (results, _, _), _ = drawn(tmp_path, flags=["--partial"])
+    (results, _, _), _ = drawn(tmp_path, flags=["--partial", str(runs)])
     assert {row[2]: row[4] for row in results}["sgd"] == "0, 1"
 
 
@@ -135,6 +135,19 @@ def test_processor_seconds_where_a_run_is_limited_by_them(tmp_path):
     (_, costs, _), _ = drawn(tmp_path)
     # The clocks do not compare: SGD's wall seconds are set beside nothing.
     assert {row[2]: row[3:5] for row in costs} == {"adam": ["25", "1"], "sgd": ["100", "–"]}
+
+
+def test_an_integration_time_is_a_study_of_its_own(runs, tmp_path):
+    traced = {("train", "horizon/T"): lambda step: 1.0 - step / 1000}
+    cifar(runs, "adam", config_hash="cccccccc", extra=traced)
+    out = tmp_path / "out"
+    assert paper_study.main([str(runs), "--out", str(out)]) == 0
+    assert (out / "horizon-cifar10-node.png").is_file()
+    table, study = (out / "table.md").read_text().split("### Integration time")
+    assert "cccccccc" not in table
+    assert "T goes from 1.0 to about 0.45" in study
+    (row,) = [line for line in study.splitlines() if line.startswith("| synthetic")]
+    assert row.split(" | ")[6] == "0.6"
 
 
 def test_folders_without_runs_are_refused(tmp_path):

@@ -63,7 +63,7 @@ class Progress:
             loss: training loss of the last batch.
             nfe: forward and backward function evaluations of the last step.
             done: fraction of the run that lies behind, from 0 to 1.
-            seconds: training clock.
+            seconds: since the run began, evaluations included; what a person waits.
         """
         since, before = self._rate or (0.0, 0)
         speed = (step - before) / max(seconds - since, 1e-9)

@@ -101,7 +101,7 @@ class Recorder:
             (forward, backward), before = self.nfe(), self._nfe_before
             nfe = (forward - before[0], backward - before[1])
             epoch = self._learner.sampler.epoch
-            self._progress.draw(counters.step, epoch, loss, nfe, done, self._clock.elapsed)
+            self._progress.draw(counters.step, epoch, loss, nfe, done, self._clock.wall)
 
     def evaluation(self, values: dict[str, dict[str, float]]) -> None:
         """Write down what the model was measured at, by split and metric."""

@@ -104,6 +104,19 @@ def test_rows_of_one_step_have_one_stamp_and_stamps_only_grow() -> None:
     assert len(set(stamps)) == 3
 
 
+def test_time_left_is_what_a_person_waits(monkeypatch) -> None:
+    run = recorder(Kept())
+    drawn: list[float] = []
+    monkeypatch.setattr(run._progress, "due", lambda: True)
+    monkeypatch.setattr(run._progress, "draw", lambda *shown: drawn.append(shown[-1]))
+    run._clock.switch("evaluation")
+    for _ in range(20):
+        _ = run._clock.wall
+    run._clock.switch("forward")
+    made(run, 0.5)
+    assert drawn[0] > run._clock.seconds + 15
+
+
 @pytest.mark.parametrize(
     ("higher", "measured", "best"),
     [
