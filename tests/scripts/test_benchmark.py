@@ -235,7 +235,8 @@ def test_other_data_than_a_workload_s_are_refused(toy) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["character_trajectories", "circle", "miniboone", "mnist", "plane_vibration"]
+    "name",
+    ["character_trajectories", "circle", "miniboone", "mnist", "plane_vibration", "walker2d"],
 )
 def test_workloads_have_the_data_that_their_files_say(real_data, name) -> None:
     content = yaml.safe_load((workloads.FOLDER / f"{name}.yaml").read_text())

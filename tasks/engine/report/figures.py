@@ -68,7 +68,8 @@ def diagnostics_figure(comparison: Comparison) -> Figure | None:
     figure = new_figure(3.6 * columns, 0.5 + 2.8 * rows)
     grid = np.atleast_1d(np.asarray(figure.subplots(rows, columns))).ravel()
     for axes, key in zip(grid, keys, strict=False):
-        draw_panel(axes, comparison, Panel((key,), " ".join(key), "steps", "optimizer steps"))
+        name = " ".join(key).replace("/", "\n")  # longer lines reach into the next panel
+        draw_panel(axes, comparison, Panel((key,), name, "steps", "optimizer steps"))
     for axes in grid[len(keys) :]:
         axes.set_axis_off()
     draw_legend(figure, comparison, target=False)

@@ -11,6 +11,8 @@ from PIL import Image
 
 from scripts.report import main
 from tasks.engine.report import read_runs, write_report
+from tasks.engine.report.comparison import compare
+from tasks.engine.report.figures import diagnostics_figure
 from tests.support.made_up_runs import made_up_run, made_up_suite
 
 
@@ -293,3 +295,19 @@ def test_training_does_not_import_what_only_the_report_needs():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_names_of_what_else_was_logged_keep_to_their_panels(tmp_path) -> None:
+    long = {("train", f"optimizer/{name}"): lambda s: 1e-3 * 10 ** (s % 5) for name in LONG}
+    made_up_run(tmp_path, optim="snopt", extra=long)
+    (comparison,) = compare(read_runs(tmp_path)[0])
+    figure = diagnostics_figure(comparison)
+    assert figure is not None
+    figure.draw_without_rendering()
+    panels = [axes for axes in figure.axes if "optimizer" in axes.get_ylabel()]
+    assert len(panels) == len(LONG)
+    for axes in panels:
+        assert axes.yaxis.label.get_window_extent().height < axes.bbox.height
+
+
+LONG = [f"direction_over_gradient_{number}" for number in range(9)]
