@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+from docutils import nodes
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
@@ -77,7 +79,15 @@ def _bars(app, what, name, obj, options, lines):
     lines[:] = [re.sub(r"(``.*?``)|\|", lambda found: found[1] or r"\|", line) for line in lines]
 
 
+def _numbers(app, doctree):
+    """Cells of tables that hold numbers alone are marked."""
+    for cell in doctree.findall(nodes.entry):
+        if re.fullmatch(r"[-\d.,%e /[\]]+", cell.astext()):
+            cell["classes"].append("numbers")
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("doctree-read", _numbers)
     app.connect("autodoc-process-docstring", _bars)
     app.connect("source-read", _outward)

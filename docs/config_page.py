@@ -32,7 +32,7 @@ class Configuration(Directive):
         for path in CONF.rglob("*.yaml"):
             environment.note_dependency(str(path))
         if self.arguments:
-            return [_code((CONF / self.arguments[0]).read_text())]
+            return [_code((CONF / self.arguments[0]).read_text(encoding="utf-8"))]
         return [_section(group, words) for group, words in GROUPS.items()]
 
 
@@ -42,7 +42,7 @@ def _section(group, words):
     section += _paragraph(words)
     for path in sorted((CONF / group).glob("*.yaml")):
         inner = nodes.section(ids=[f"{group}-{path.stem.replace('_', '-')}"])
-        inner += [nodes.title(text=f"{group}={path.stem}"), _code(path.read_text())]
+        inner += [nodes.title(text=f"{group}={path.stem}"), _code(path.read_text(encoding="utf-8"))]
         section += inner
     return section
 

@@ -2,9 +2,9 @@
 A spiral from its observations
 ==============================
 
-A trajectory of x' = A x³ is observed at 200 times. A Neural ODE is to find the field that made
-it. This is torchdiffeq's demonstration, trained here by SNOpt and by Adam: the same start, the
-same batches, the same number of steps.
+A trajectory of x' = A x³ is observed at 200 times. A Neural ODE learns the field behind it. This
+is torchdiffeq's demonstration, trained by SNOpt and by Adam from the same start, on the same
+batches, for the same number of steps.
 """
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ from snopt import ODEBlock, SNOpt
 # %%
 # The data
 # --------
-# A block without anything to learn gives the true trajectory. ``block(x, t)`` has time first.
+# A block with nothing to learn computes the true trajectory. ``block(x, t)`` has time first.
 
 
 class TrueField(nn.Module):
@@ -35,11 +35,11 @@ with torch.no_grad():
 # %%
 # The model
 # ---------
-# Ten observations in a row are one sample: from the first, the block is to reach the others.
+# A sample is ten observations in a row: from the first one, the block has to reach the others.
 
 
 class Field(nn.Module):
-    """A net that sees the cubes, as torchdiffeq's does."""
+    """A network of x³, as in torchdiffeq's demonstration."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ class Field(nn.Module):
 
 
 def train(make_optimizer, steps=300):
-    """A trained block, and the error on the whole trajectory now and then."""
+    """A trained block, and the error of the whole trajectory every ten steps."""
     torch.manual_seed(0)
     block = ODEBlock(Field(), method="rk4", options={"steps": 1}, gradient="direct")
     optimizer = make_optimizer(block)
@@ -81,8 +81,8 @@ def predict(block):
 # %%
 # Train
 # -----
-# Learning rates fall to zero by a cosine. Each optimizer has the rate, of 0.003, 0.01, 0.03 and
-# 0.1, that ended with the smallest error here, on this one seed: an illustration.
+# Learning rates fall to zero by a cosine. Each optimizer has the rate (of 0.003, 0.01, 0.03 and
+# 0.1) that ended with the smallest error. This is one seed: an illustration.
 
 ours, our_errors = train(lambda block: SNOpt(block, lr=0.1))
 adam, adam_errors = train(lambda block: torch.optim.Adam(block.parameters(), lr=0.01))
@@ -91,7 +91,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
 left.plot(*truth.T, "k.", ms=3, label="observed")
 left.plot(*predict(ours).T, label="SNOpt")
 left.plot(*predict(adam).T, "--", label="Adam")
-left.legend(loc="center")
+left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 for errors, name in ((our_errors, "SNOpt"), (adam_errors, "Adam")):
     right.semilogy(range(0, 300, 10), errors, label=name)
 right.set(xlabel="step", ylabel="mean error of the trajectory")

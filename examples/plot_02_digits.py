@@ -2,8 +2,8 @@
 Handwritten digits
 ==================
 
-Images of 8 × 8 pixels, ten classes. The model is an encoder, an ODE block and a linear head. SNOpt
-trains it; the averages of its weights are evaluated.
+Images of 8 × 8 pixels in ten classes. The model is an encoder, an ODE block and a linear head.
+SNOpt trains it and averages its weights.
 """
 
 import matplotlib.pyplot as plt
@@ -14,7 +14,7 @@ from torch import nn
 from snopt import ODEBlock, SNOpt
 
 # %%
-# 1400 images to train on, the rest to test. Pixels go from 0 to 16.
+# 1400 images are for training, the others for testing. Pixels range from 0 to 16.
 
 images, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
 images = images.float() / 16
@@ -23,7 +23,7 @@ train, test = order[:1400], order[1400:]
 
 
 class Field(nn.Module):
-    """Sees the time as a further input."""
+    """A network of the state and the time."""
 
     def __init__(self, width=32):
         super().__init__()
@@ -41,13 +41,13 @@ optimizer = SNOpt(model, lr=0.01)
 print(optimizer.coverage())
 
 # %%
-# The loop is that of any optimizer. Around an evaluation, ``optimizer.eval()`` puts the averages
-# into the model and ``optimizer.train()`` takes them out again.
+# The training loop is that of any optimizer. For an evaluation, ``optimizer.eval()`` puts the
+# averages into the model, and ``optimizer.train()`` takes them out again.
 
 
 @torch.no_grad()
 def accuracy():
-    """Share of the test images that are recognised."""
+    """Share of test images that are classified correctly."""
     return float((model(images[test]).argmax(1) == labels[test]).float().mean())
 
 

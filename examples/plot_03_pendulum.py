@@ -2,8 +2,8 @@
 A pendulum by Gauss-Newton
 ==========================
 
-Trajectories of a damped pendulum are measured without noise. Such a fit is least squares, and
-Gauss-Newton steps go far below what first-order steps reach in the same number.
+Trajectories of a damped pendulum are measured without noise. Fitting them is a least-squares
+problem, on which Gauss-Newton needs far fewer steps than a first-order optimizer.
 """
 
 import matplotlib.pyplot as plt
@@ -28,8 +28,8 @@ with torch.no_grad():
     truth = ODEBlock(Pendulum(), rtol=1e-9, atol=1e-9)(starts, times)
 
 # %%
-# A field of 162 parameters is to find the pendulum's law. Outputs have time first, which
-# ``curvature_pass`` is told by ``batch_dim=1``.
+# A field with 162 parameters learns the pendulum's law. ``batch_dim=1`` tells ``curvature_pass``
+# that outputs have time first.
 
 
 class Field(nn.Module):
@@ -45,7 +45,7 @@ class Field(nn.Module):
 
 
 def make():
-    """The same start for both."""
+    """The same initial weights for both."""
     torch.manual_seed(0)
     return ODEBlock(Field(), method="rk4", options={"steps": 1}, gradient="direct").double()
 
@@ -75,8 +75,8 @@ for _ in range(40):
 print(f"after 40 steps: Gauss-Newton {ours[-1]:.1e}, Adam {theirs[-1]:.1e}")
 
 # %%
-# One start, one seed, Adam at one learning rate; and a Gauss-Newton step costs more than one of
-# Adam. The gap is wide enough to say that this kind of problem is Gauss-Newton's.
+# This is one seed and one learning rate of Adam, and a Gauss-Newton step costs more than one of
+# Adam. But the gap is wide.
 
 with torch.no_grad():
     long = torch.linspace(0.0, 12.0, 120, dtype=torch.float64)

@@ -2,10 +2,10 @@
 An irregular series: an ODE-RNN
 ===============================
 
-Sine waves of two frequencies are observed at times of their own, each series at others. A GRU cell
-takes in an observation, an ODE block carries the state on to the next. The gaps between
-observations differ from series to series, so the block runs over a unit interval and the field is
-multiplied by each series' own gap.
+Each series is a sine wave of one of two frequencies, observed at random times. A GRU cell takes in
+an observation, and an ODE block carries the state on to the next one. The gaps between observations
+differ from series to series. So the block runs over a unit interval, and the field is multiplied by
+each series' own gap.
 """
 
 import matplotlib.pyplot as plt
@@ -23,7 +23,7 @@ values += 0.1 * torch.randn(300, 20, generator=draw)
 
 
 class Between(nn.Module):
-    """dh/ds = gap · f(h) over s in (0, 1): own times for every sample, in one solve."""
+    """dh/ds = gap · f(h) over s in (0, 1): a different interval for every sample, in one solve."""
 
     def __init__(self, width):
         super().__init__()
@@ -36,7 +36,7 @@ class Between(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The ODE-RNN of Rubanova, Chen and Duvenaud (2019), in short."""
+    """A small ODE-RNN (Rubanova, Chen and Duvenaud 2019)."""
 
     def __init__(self, width=16):
         super().__init__()
@@ -56,7 +56,7 @@ class Classifier(nn.Module):
 
 
 # %%
-# Train. The block is called twenty times in one forward pass; its curvature adds up over them.
+# The block is called twenty times in one forward pass. Its curvature adds up over the calls.
 
 torch.manual_seed(0)
 model = Classifier()
@@ -72,7 +72,7 @@ for _ in range(20):
     with torch.no_grad():
         right = model(times[200:], values[200:]).argmax(1) == slow[200:]
     accuracies.append(float(right.float().mean()))
-print(f"accuracy on 100 series not seen: {accuracies[-1]:.0%}")
+print(f"accuracy on 100 new series: {accuracies[-1]:.0%}")
 print(optimizer.coverage())
 
 # %%

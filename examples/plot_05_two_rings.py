@@ -2,9 +2,9 @@
 Two rings: a continuous normalising flow
 ========================================
 
-A flow moves points of the plane by an ODE and keeps track of how densities change: the state is the
-position and log p, whose slope is minus the divergence of the field. In the plane the divergence is
-two derivatives, taken exactly. Trained by likelihood, drawn as an animation.
+A flow moves points by an ODE and keeps track of their density. The state is the position and
+log p, whose slope is minus the divergence of the field. In the plane the divergence is a sum of two
+derivatives, computed exactly. The flow is trained by maximum likelihood.
 """
 
 import math
@@ -34,7 +34,7 @@ class Flow(nn.Module):
         )
 
     def forward(self, t, state):
-        """Slopes of both; the divergence is differentiated again in training."""
+        """Slopes of both. Training differentiates the divergence again."""
         x, _ = state
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_()
@@ -45,7 +45,7 @@ class Flow(nn.Module):
 
 
 # %%
-# From data (t = 1) back to a normal distribution (t = 0): the block's times run backwards.
+# The flow takes data at t = 1 back to a normal distribution at t = 0, so time runs backwards.
 
 torch.manual_seed(0)
 block = ODEBlock(Flow(), (1.0, 0.0), method="rk4", options={"steps": 6}, gradient="direct")
@@ -63,7 +63,7 @@ for _ in range(250):
 print(f"negative log-likelihood: {losses[0]:.2f} at first, {sum(losses[-20:]) / 20:.2f} at the end")
 
 # %%
-# Samples: normal points, carried by the same field from t = 0 to t = 1.
+# To draw samples, the same field carries normal points from t = 0 to t = 1.
 
 optimizer.eval()
 frames = torch.linspace(0.0, 1.0, 20)
@@ -83,7 +83,7 @@ for axis, (title, dots) in zip(
 figure.tight_layout()
 
 # %%
-# The same as a film:
+# The same as an animation:
 
 figure, axes = plt.subplots(figsize=(4.2, 4.2))
 dots = axes.scatter(*path[0].T, s=3, alpha=0.5)

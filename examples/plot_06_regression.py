@@ -2,8 +2,8 @@
 Regression: Gauss-Newton beside Adam and L-BFGS
 ===============================================
 
-No ODE here: a small net is fitted to 400 exact values of a smooth function. The three optimizers
-begin with the same weights and are measured by their own processor seconds.
+There is no ODE here. A small network is fitted to 400 exact values of a smooth function. The three
+optimizers begin with the same weights and get the same processor time.
 """
 
 import time
@@ -84,8 +84,8 @@ curves = {
 }
 
 # %%
-# One seed, and these two constant rates for Adam. The order of the three depends on noise and size:
-# see :doc:`when not </without_an_ode>`.
+# This is one seed, with two constant rates for Adam. With noise or a larger network the order can
+# differ (:doc:`when not to use it </without_an_ode>`).
 
 for name, rows in curves.items():
     print(f"{name:22} {rows[-1][1]:.1e} on new points")

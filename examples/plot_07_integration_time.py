@@ -2,8 +2,8 @@
 The integration time as a parameter
 ===================================
 
-``Horizon`` moves the end T of the interval during training, against a price (c/2) T² for long
-integration. Three starts, the same problem: two noisy half-moons.
+``Horizon`` trains the end T of the integration interval, with a penalty (c/2) T² on its length.
+Here T starts at three different values. The task is to classify two noisy half-moons.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ points, labels = torch.as_tensor(points).float(), torch.as_tensor(labels)
 
 
 class Field(nn.Module):
-    """A net that ends in tanh: its speed is bounded."""
+    """A network that ends in tanh, so its speed is bounded."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class Field(nn.Module):
 
 
 def train(length, steps=200):
-    """Trained with T at this length in the beginning."""
+    """Train with this initial T."""
     torch.manual_seed(0)
     block = ODEBlock(Field(), (0.0, length), gradient="direct", options={"warm_start": True})
     model = nn.Sequential(nn.Linear(2, 4), block, nn.Linear(4, 2))

@@ -2,9 +2,9 @@
 Second-order families: trajectories that cross
 ==============================================
 
-A first-order ODE in one dimension cannot swap two points: their paths would have to cross. With a
-momentum they can. ``snopt.dynamics`` has such systems as fields for a block; here the task is
-x -> -x.
+A first-order ODE in one dimension cannot swap two points, because their paths would have to cross.
+With a momentum it can. ``snopt.dynamics`` has such systems as fields for a block. Here they learn
+the map x -> -x.
 """
 
 import matplotlib.pyplot as plt

@@ -2,9 +2,9 @@
 What the curvature looks like
 =============================
 
-SNOpt keeps two matrices a layer: A of its inputs, B of the cotangents at its outputs. Their
-spectra say how differently directions are curved, and ``kronecker_error`` how well A ⊗ B describes
-the exact Gauss-Newton block.
+SNOpt keeps two matrices for each layer: A of its inputs, and B of the cotangents at its outputs.
+Their spectra show how much the curvature differs between directions. ``kronecker_error`` says how
+well A ⊗ B describes the exact Gauss-Newton block.
 """
 
 import matplotlib.pyplot as plt
@@ -33,8 +33,8 @@ model = nn.Sequential(nn.Linear(4, 6), block, nn.Linear(6, 3))
 x, y = torch.randn(64, 4), torch.randint(3, (64,))
 
 # %%
-# ``basis="curvature"`` gathers A and B while the solve runs backwards. By default they would come
-# from averages of gradients.
+# With ``basis="curvature"``, A and B are gathered during the backward solve. By default they are
+# averages over gradients.
 
 optimizer = SNOpt(model, lr=0.01, basis="curvature", refresh_every=1)
 for _ in range(20):
@@ -47,14 +47,15 @@ for name, factors in optimizer.factors().items():
     for axis, matrix, side in zip(axes, factors, ("A: inputs", "B: cotangents"), strict=True):
         values = torch.linalg.eigvalsh(matrix.double()).flip(0).clamp(min=1e-12)
         axis.semilogy(values, ".-", label=name)
-        axis.set(title=side, xlabel="eigenvalue's number")
+        axis.set(title=side, xlabel="index", ylabel="eigenvalue")
 axes[0].legend(fontsize=8)
 figure.tight_layout()
 
 # %%
-# The largest eigenvalue is many times the smallest: one learning rate cannot suit both directions.
+# The largest eigenvalue is many times the smallest, so no single learning rate suits all
+# directions.
 #
-# How good is the factoring? 0 would be exact, and "cosine" says how much of the error is not just a
-# matter of scale.
+# How good is the approximation? An error of 0 would be exact. A cosine near 1 means that most of
+# the error is in the scale.
 
 print(snopt.kronecker_error(model, (x[:8], y[:8]), nn.functional.cross_entropy))

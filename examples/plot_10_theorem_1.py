@@ -2,9 +2,9 @@
 Theorem 1 on one sample
 =======================
 
-The paper's theorem: first and second derivatives of the loss obey ODEs that run backwards together
-with the state. ``snopt.exact`` solves them in full, which suits small models. Here they stand
-beside what autograd finds through a tight solve.
+The paper's Theorem 1 says that the first and second derivatives of the loss obey ODEs, which run
+backwards together with the state. ``snopt.exact`` solves them exactly, for small models. Here the
+results are compared with those of autograd through an accurate solve.
 """
 
 import matplotlib.pyplot as plt
@@ -56,8 +56,8 @@ def loss(theta):
 
 
 # %%
-# Without the curvature of the dynamics the theorem gives the Gauss-Newton matrix Jᵀ Φ_xx J; with it
-# (``hessian=True``) the Hessian.
+# Without the curvature of the dynamics, the theorem gives the Gauss-Newton matrix Jᵀ Φ_xx J. With
+# it (``hessian=True``), it gives the Hessian.
 
 x1 = end(theta).detach()
 phi_x, phi_xx = x1 - target, torch.eye(3)
@@ -76,7 +76,7 @@ print("Gauss-Newton:", distance(found.q_theta_theta, J.T @ phi_xx @ J))
 print("Hessian:     ", distance(full.q_theta_theta, hessian(loss)(theta)))
 
 # %%
-# Proposition 2: the same matrix from vectors, one adjoint solve each, without ever forming it.
+# Proposition 2 gives the same matrix by vectors, with one adjoint solve each, without forming it.
 
 q, p = low_rank(field, x1, (0.0, 1.0), torch.eye(3))
 print("low rank:    ", distance(p.T @ p, found.q_theta_theta))

@@ -2,8 +2,8 @@
 The preconditioner before another optimizer
 ===========================================
 
-``SNOptPreconditioner`` replaces gradients by preconditioned ones. What makes a step of them is up
-to you: SGD with momentum, or Muon, which orthogonalises the update of each weight matrix.
+``SNOptPreconditioner`` replaces gradients by preconditioned ones. Another optimizer makes a step of
+them, for example SGD with momentum, or Muon, which orthogonalises the update of each matrix.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ images = images.float() / 16
 
 
 def train(name, lr, precondition, steps=150):
-    """The losses of a net without biases, since torch's Muon takes matrices only."""
+    """The losses of a network without biases, since torch's Muon takes matrices only."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Tanh(), nn.Linear(64, 10, bias=False))
     kind = getattr(torch.optim, name)
@@ -42,8 +42,8 @@ def train(name, lr, precondition, steps=150):
 
 
 # %%
-# Each with the best, by the mean loss of the last 30 steps, of eight learning rates. One seed, and
-# the loss of the training batches: this shows how to put them together, not that it pays.
+# Each gets the best of eight learning rates, by the mean loss of the last 30 steps. With one seed
+# and the loss of training batches, this shows how to combine the two, not that it pays off.
 
 
 def smooth(losses):

@@ -176,7 +176,7 @@ def _measured(study: Study, runs: Sequence[Run], file: Path) -> dict[tuple[str, 
     """Evaluations by run and tolerance, measured once and kept in ``file``."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     if file.is_file():
-        with file.open(newline="") as lines:
+        with file.open(encoding="utf-8", newline="") as lines:
             kept = csv.DictReader(lines)
             rows = {(r["model"], r["run"], r["tolerance"]): dict(r) for r in kept}
     for members in by_model(runs).values():

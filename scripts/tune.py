@@ -278,7 +278,7 @@ def append(path: Path, title: str, section: str) -> None:
     """Add a section to a file that other searches may be adding to; ``title`` begins a new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        earlier = path.read_text() if path.exists() else title
+        earlier = path.read_text(encoding="utf-8") if path.exists() else title
         write_file(path, (earlier + section).encode())
 
 

@@ -1,5 +1,6 @@
 """What a release says of itself in several places."""
 
+import ast
 import re
 import tomllib
 from configparser import ConfigParser
@@ -41,3 +42,38 @@ def test_make_installs_every_extra() -> None:
     extras = set(SETUP["options.extras_require"])
     (line,) = re.findall(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(line.split(",")) == extras
+
+
+def _files() -> list[Path]:
+    folders = ("snopt", "tasks", "scripts", "docs", "examples")
+    return [ROOT / "run.py", *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
+
+
+def _opens_text_without_encoding(call: ast.Call) -> bool:
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    owner = getattr(getattr(call.func, "value", None), "id", "")
+    if name == "open":
+        words = [n.value for a in call.args for n in ast.walk(a) if isinstance(n, ast.Constant)]
+        binary = any("b" in str(word) for word in words)
+        opens = not binary and owner not in ("gzip", "tarfile", "handle")
+    else:
+        opens = name in ("read_text", "write_text")
+    return opens and not any(keyword.arg == "encoding" for keyword in call.keywords)
+
+
+def test_text_files_do_not_depend_on_the_system() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in _files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and _opens_text_without_encoding(node)
+    ]
+    assert found == []
+
+
+def test_no_module_of_one_system_alone_is_imported() -> None:
+    alone = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "msvcrt", "winreg"}
+    for path in _files():
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+        assert not names & alone, path

@@ -133,7 +133,7 @@ def _searched(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     if not known.config_dir.is_dir():
         raise ConfigError(f"--config-dir={known.config_dir}: no such folder.")
-    return [*others, f"hydra.searchpath=['file://{known.config_dir.resolve()}']"]
+    return [*others, f"hydra.searchpath=['file://{known.config_dir.resolve().as_posix()}']"]
 
 
 def check_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
