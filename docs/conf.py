@@ -80,9 +80,9 @@ def _bars(app, what, name, obj, options, lines):
 
 
 def _numbers(app, doctree):
-    """Cells of tables that hold numbers alone are marked."""
+    """Cells of tables that hold one number, with its interval, are marked."""
     for cell in doctree.findall(nodes.entry):
-        if re.fullmatch(r"[-\d.,%e /[\]]+", cell.astext()):
+        if re.fullmatch(r"[-\d.e%]+( \[[-\d., e%]+\])?", cell.astext()):
             cell["classes"].append("numbers")
 
 
