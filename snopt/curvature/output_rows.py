@@ -1,7 +1,8 @@
 """Rows of R = S^T J: what every output of every sample, seen through S, has for a gradient.
 
-Samples that do not act on one another share backward passes: one brings the same output of all
-samples back, to the calls of the layers, where input and cotangent give every sample its own row.
+Samples that do not act on one another share backward passes: one brings an output of every sample
+back, to the calls of the layers, where input and cotangent give every sample its own row. There are
+as many as a sample has outputs that count, so that what a loss leaves out costs nothing.
 The passes of several outputs are one batched pass, but where a block repeats its steps on the way
 back. Whether samples keep apart is found out: a pass of the ordinary kind is compared with the
 rows, parameter by parameter, in the first steps and then once in so many. Where they differ, and
@@ -117,8 +118,10 @@ class OutputRows:
             batch_dim: the samples' dimension in what the model returned.
 
         Returns:
-            Shapes (N * L * C, numel).
+            Shapes (M, numel), with a row for each of the M outputs that count.
         """
+        if not bool(seen.counted.any()):
+            return [p.new_zeros(0, p.numel()) for p in parameters]
         with ExitStack() as stack:
             for block in self.blocks.values():
                 stack.enter_context(block.measuring())
@@ -161,7 +164,6 @@ class OutputRows:
         samples: Samples,
     ) -> dict[Tensor, Tensor]:
         """Rows of the parameters of layers that keep the samples apart."""
-        numbers = outputs[0].numel()
         calls = [
             call
             for call in self._calls
@@ -172,6 +174,7 @@ class OutputRows:
         if not calls:
             return {}
         bytes_each = sum(call.size for call in calls) * outputs.element_size()
+        numbers = _most(seen)
         chunk = max(1, min(numbers, int(memory / max(1, bytes_each))))
         parts: dict[Tensor, list[Tensor]] = {}
         for start in range(0, numbers, chunk):
@@ -187,7 +190,7 @@ class OutputRows:
             for p, rows in self._products(calls, cotangents, samples).items():
                 if p in wanted and p not in sharing:
                     parts.setdefault(p, []).append(rows)
-        return {p: torch.cat(rows, dim=1).flatten(0, 1) for p, rows in parts.items()}
+        return _joined(parts, seen)
 
     def _products(
         self, calls: Sequence[_Call], cotangents: Sequence[Tensor | None], samples: Samples
@@ -199,16 +202,15 @@ class OutputRows:
                 continue
             known, own = self._layouts[call.layer.name], uses.setdefault(call.layer, {})
             for z, part in samples.first(call.layer, call.z, g.movedim(0, -1), known):
-                own.setdefault(z.shape, []).append(_spread(z, part))
-        found: dict[Tensor, Tensor] = {}
+                own.setdefault(z.shape, []).append((z, part.movedim(-1, 1)))
+        matrices = {}
         for layer, alike in uses.items():
             products = None
             for some in alike.values():
                 products = layer.per_sample_outer_products(some, products)
             if products is not None:
-                for p, rows in _split(layer, layer.per_sample_gradients(products)).items():
-                    found[p] = rows.unflatten(0, (samples.count, -1))
-        return found
+                matrices[layer] = layer.per_sample_gradients(products)
+        return {p: x.unflatten(0, (samples.count, -1)) for p, x in _split(matrices).items()}
 
     def _replays(
         self,
@@ -221,7 +223,7 @@ class OutputRows:
         """As :meth:`_shared`, a pass for every output: repeated steps are heard as they run."""
         parts: dict[Tensor, list[Tensor]] = {}
         replayed.clear()
-        for k in range(outputs[0].numel()):
+        for k in range(_most(seen)):
             columns = _columns(seen, k, k + 1)[0].to(outputs.dtype)
             replayed.expect(samples)
             replayed.counting = True
@@ -231,13 +233,12 @@ class OutputRows:
                 )
             finally:
                 replayed.counting = False
-            for name, matrices in replayed.collect().items():
-                if name not in replayed.unbatched:
-                    for p, rows in _split(self._layers[name], matrices).items():
-                        parts.setdefault(p, []).append(rows)
-        return {
-            p: torch.stack(rows, dim=1).flatten(0, 1) for p, rows in parts.items() if p in wanted
-        }
+            collected = replayed.collect().items()
+            matrices = {self._layers[n]: x for n, x in collected if n not in replayed.unbatched}
+            for p, rows in _split(matrices).items():
+                if p in wanted:
+                    parts.setdefault(p, []).append(rows.unsqueeze(1))
+        return _joined(parts, seen)
 
     def _compare(self, outputs: Tensor, seen: Residuals, found: dict[Tensor, Tensor]) -> None:
         """Leave out what is not what an ordinary backward pass says."""
@@ -254,7 +255,7 @@ class OutputRows:
         )
         bound = min(0.1, 1e2 * max(torch.finfo(x.dtype).eps for x in (outputs, *found)) ** 0.75)
         for p, g in zip(tuple(found), true, strict=True):
-            made = u.flatten().to(found[p]) @ found[p]
+            made = u.flatten(1)[seen.counted].to(found[p]) @ found[p]
             g = torch.zeros_like(p) if g is None else g
             size = float(found[p].norm() + g.norm())
             if not float((made - g.flatten()).norm()) <= bound * size:
@@ -267,13 +268,14 @@ class OutputRows:
         """A backward pass for every row, which no model contradicts."""
         if not parameters:
             return []
-        count = outputs.numel()
+        entries = seen.counted.flatten().nonzero().flatten()
+        count = len(entries)
         parts: list[list[Tensor]] = [[] for _ in parameters]
         start = 0
         while start < count:
             end = min(count, start + (_PASSES if self._batched else 1))
-            u = torch.zeros(end - start, count, dtype=seen.scale.dtype, device=outputs.device)
-            u[range(end - start), range(start, end)] = 1.0
+            u = seen.scale.new_zeros(end - start, outputs.numel())
+            u[range(end - start), entries[start:end]] = 1.0
             columns = seen.cotangents(u.view(-1, *outputs.shape)).to(outputs.dtype)
             try:
                 found = torch.autograd.grad(
@@ -302,10 +304,15 @@ class OutputRows:
         return [torch.cat(rows) for rows in parts]
 
 
-def _split(layer: Layer, matrices: Tensor) -> dict[Tensor, Tensor]:
-    """Matrices (S, groups, out, in) as rows (S, numel) of the layer's parameters."""
-    parts = torch.func.vmap(lambda matrix: [part for _, part in layer.split(matrix)])(matrices)
-    return {p: part.flatten(1) for p, part in zip(layer.parameters, parts, strict=True)}
+def _split(matrices: Mapping[Layer, Tensor]) -> dict[Tensor, Tensor]:
+    """Matrices (S, groups, out, in) as rows (S, numel) of the layers' parameters."""
+
+    def split(one: Sequence[Tensor]) -> list[Tensor]:
+        pairs = zip(matrices, one, strict=True)
+        return [part.flatten() for layer, matrix in pairs for _, part in layer.split(matrix)]
+
+    rows = torch.func.vmap(split)([*matrices.values()]) if matrices else []
+    return dict(zip((p for layer in matrices for p in layer.parameters), rows, strict=True))
 
 
 def _remove(handles: Sequence[RemovableHandle], replayed: PerSampleGradients | None) -> None:
@@ -325,16 +332,29 @@ def _heard_by(rows: weakref.ref[OutputRows], layer: Layer) -> Callable[..., Tens
     return heard
 
 
+def _most(seen: Residuals) -> int:
+    """How many outputs of a sample count, at most."""
+    return int(seen.counted.sum(dim=1).max())
+
+
 def _columns(seen: Residuals, start: int, end: int) -> Tensor:
-    """S times unit vectors, the same for all samples: (end - start, N, L, C)."""
-    shape = seen.scale.shape
-    u = seen.scale.new_zeros(end - start, shape[0], shape[1] * shape[2])
-    u[range(end - start), :, range(start, end)] = 1.0
-    return seen.cotangents(u.view(end - start, *shape))
+    """S times unit vectors: of every sample the outputs from start to end of those that count.
+
+    Returns:
+        Shape (end - start, N, L, C), zero for samples that have no more of them.
+    """
+    place = torch.where(seen.counted, seen.counted.cumsum(dim=1) - 1, -1)
+    wanted = torch.arange(start, end, device=place.device).view(-1, 1, 1)
+    return seen.cotangents((place == wanted).to(seen.scale).view(-1, *seen.scale.shape))
 
 
-def _spread(z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """An input (N, ...) and cotangents (N, ..., k) as those of N * k samples."""
-    passes = g.shape[-1]
-    repeated = z.unsqueeze(1).expand(-1, passes, *z.shape[1:])
-    return repeated.flatten(0, 1), g.movedim(-1, 1).flatten(0, 1)
+def _joined(parts: Mapping[Tensor, list[Tensor]], seen: Residuals) -> dict[Tensor, Tensor]:
+    """Rows (N, passes, numel) as (M, numel)."""
+    counts = seen.counted.sum(dim=1, keepdim=True)
+    used = torch.arange(_most(seen), device=counts.device) < counts
+    everything = bool(used.all())
+    found = {}
+    for p, rows in parts.items():
+        joined = torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
+        found[p] = joined.flatten(0, 1) if everything else joined[used]
+    return found

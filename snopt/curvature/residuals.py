@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,6 +46,11 @@ class Residuals:
     losses: Tensor
     targets: Tensor
     probabilities: Tensor | None = None
+
+    @cached_property
+    def counted(self) -> Tensor:
+        """Which outputs count, (N, L * C): rows of R and entries of v are zero for the others."""
+        return self.scale.flatten(1) != 0
 
     def cotangents(self, u: Tensor) -> Tensor:
         """S u for u of shape (..., N, L, C): cotangents of the outputs."""

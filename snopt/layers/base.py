@@ -168,20 +168,25 @@ class Layer(ABC):
         """Each sample's sums of outer products over its rows: its share of the gradient.
 
         Args:
-            uses: inputs and output cotangents of the same samples, which come first, all of one
-                shape.
+            uses: inputs (N, ...) and output cotangents of the same samples, all of one shape;
+                cotangents of several backward passes are (N, passes, ...).
             onto: earlier sums, which these are added to in place.
 
         Returns:
-            What :meth:`per_sample_gradients` reads.
+            What :meth:`per_sample_gradients` reads; every pass of a sample counts as a sample.
         """
         inputs, cotangents = zip(*uses, strict=True)
         x = self._by_sample(inputs, self.input_rows)
-        c = self._by_sample(cotangents, self.cotangent_rows)
+        leading = 1 + cotangents[0].ndim - inputs[0].ndim
+        c = self._by_sample(cotangents, self.cotangent_rows, leading)
         sums = [] if self.bias is None else [c.sum(dim=1)]
+        shape = (len(c), c.shape[2], x.shape[2])
+        # A sample's passes stand side by side, so that one product has them all.
+        passes = cotangents[0].shape[1:leading].numel()
+        c = _split(c, 0, (len(x), passes)).transpose(1, 2).flatten(2)
         if onto is None:
-            return [c.mT @ x, *sums]
-        onto[0].baddbmm_(c.mT, x)
+            return [(c.mT @ x).view(shape), *sums]
+        onto[0].view(len(x), c.shape[2], x.shape[2]).baddbmm_(c.mT, x)
         for old, new in zip(onto[1:], sums, strict=True):
             old.add_(new)
         return onto
@@ -193,11 +198,18 @@ class Layer(ABC):
             found = torch.cat([found, bias[0].unsqueeze(3)], dim=3)
         return found.transpose(0, 1)
 
-    def _by_sample(self, uses: Sequence[Tensor], rows: Callable[[Tensor], Tensor]) -> Tensor:
-        """Rows of several uses, sample by sample: (groups * samples, rows, d)."""
+    def _by_sample(
+        self, uses: Sequence[Tensor], rows: Callable[[Tensor], Tensor], leading: int = 1
+    ) -> Tensor:
+        """Rows of several uses, sample by sample: (groups * samples, rows, d).
+
+        ``leading`` dimensions of a use are those of samples, and of passes.
+        """
         dtype = torch.promote_types(torch.float32, self.weight.dtype)
-        merged = rows(torch.stack(list(uses)).flatten(0, 1) if len(uses) > 1 else uses[0])
-        split = _split(merged.to(dtype), 1, (len(uses), uses[0].shape[0], -1))
+        samples = uses[0].shape[:leading].numel()
+        stacked = torch.stack(list(uses)) if len(uses) > 1 else uses[0].unsqueeze(0)
+        merged = rows(stacked.flatten(0, leading))
+        split = _split(merged.to(dtype), 1, (len(uses), samples, -1))
         # With one row for each sample and use nothing is copied: the product takes the strides.
         return split.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 

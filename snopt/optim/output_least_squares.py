@@ -129,7 +129,7 @@ class OutputLeastSquares(Method):
         if found is None:
             return batch
         numbers = sum(p.numel() for p in batch.parameters)
-        if 8.0 * outputs.numel() * numbers > self.memory:
+        if 8.0 * int(found.counted.sum()) * numbers > self.memory:
             return self._by_products(batch, found, outputs, loss)
         dim = seen.batch_dim % seen.outputs.ndim
         rows = self.rows.rows(outputs, found, batch.parameters, self.memory, dim)
@@ -231,7 +231,7 @@ class OutputLeastSquares(Method):
             factor, _ = _parts(batch.gradient.double(), gradient, batch.gradient.dtype)
             return batch.step * min(1.0, max(0.0, factor)), batch.model
         assert batch.rows is not None
-        values = batch.seen.values.flatten().double()
+        values = batch.seen.values.flatten(1)[batch.seen.counted].double()
         prior, roots, damping = self._metric(batch)
         factor, rest = _parts(batch.rows.mT @ values, gradient, batch.seen.values.dtype)
         target = factor * values - batch.rows @ prior

@@ -221,3 +221,30 @@ def test_wide_moments_are_whole_though_summed_by_strips(module, shape):
     if layer.bias is not None:
         rows = nn.functional.pad(rows, (0, 1), value=1.0)
     torch.testing.assert_close(moment, rows.mT @ rows, rtol=1e-12, atol=1e-12)
+
+
+PASSES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(3, 2), (4, 3)),
+    "no bias": (nn.Linear(3, 2, bias=False), (4, 3)),
+    "locations": (nn.Linear(3, 2), (4, 5, 3)),
+    "groups": (nn.Conv2d(4, 6, 2, groups=2), (4, 4, 3, 3)),
+    "transposed": (nn.ConvTranspose1d(2, 3, 2, stride=2), (4, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_several_passes_give_a_sample_the_products_of_each(kind: str) -> None:
+    module, shape = PASSES[kind]
+    layer = layer_of("m", module.double())
+    assert layer is not None
+    torch.manual_seed(0)
+    uses = []
+    for _ in range(3):
+        z = torch.randn(shape, dtype=torch.float64)
+        y = module(z).detach()
+        uses.append((z, torch.randn(len(z), 2, *y.shape[1:], dtype=torch.float64)))
+    sums = layer.per_sample_outer_products(uses[1:], layer.per_sample_outer_products(uses[:1]))
+    found = layer.per_sample_gradients(sums).unflatten(0, (-1, 2))
+    for k in range(2):
+        alone = layer.per_sample_outer_products([(z, g[:, k]) for z, g in uses])
+        torch.testing.assert_close(found[:, k], layer.per_sample_gradients(alone))
