@@ -55,7 +55,7 @@ class Study:
 STUDIES = {
     "nested_spheres": Study(("train", "loss"), (1e-3, 1e-5, 1e-7), 50, "300 steps"),
     "mnist": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4), 8, "40 epochs of 60000 images"),
-    "cifar10": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4), 8, "40 epochs of 50000 images"),
+    "cifar10": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4, 1e-5), 8, "40 epochs of 50000 images"),
     "plane_vibration": Study(("test", "forecast"), (1e-3, 1e-5, 1e-7), 64, "200 to 500 epochs"),
     "walker2d": Study(("test", "loss"), (1e-3, 1e-5, 1e-7), 64, "500 epochs"),
 }
