@@ -23,8 +23,8 @@ from tasks.engine.report.family_figures import (
     growth_figure,
     point_cloud_figure,
 )
-from tasks.engine.report.formatting import metric_style, number, spread
-from tasks.engine.report.nfe import per_step
+from tasks.engine.report.formatting import metric_style, spread
+from tasks.engine.report.nfe import late_evaluations
 from tasks.engine.report.reload import evaluations, rebuild
 from tasks.engine.report.statistics import Spread
 from tasks.engine.report.summary import as_csv
@@ -55,7 +55,9 @@ class Study:
 STUDIES = {
     "nested_spheres": Study(("train", "loss"), (1e-3, 1e-5, 1e-7), 50, "300 steps"),
     "mnist": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4), 8, "40 epochs of 60000 images"),
-    "cifar10": Study(("test", "accuracy"), (1e-2, 1e-3, 1e-4, 1e-5), 8, "40 epochs of 50000 images"),
+    "cifar10": Study(
+        ("test", "accuracy"), (1e-2, 1e-3, 1e-4, 1e-5), 8, "40 epochs of 50000 images"
+    ),
     "plane_vibration": Study(("test", "forecast"), (1e-3, 1e-5, 1e-7), 64, "200 to 500 epochs"),
     "walker2d": Study(("test", "loss"), (1e-3, 1e-5, 1e-7), 64, "500 epochs"),
 }
@@ -131,7 +133,7 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
                 str(members[0].record.get("parameters", "")),
                 str(len(members)),
                 _result(members, study.key),
-                _late(members),
+                late_evaluations(members),
                 *(measured[_shown(members).path.name, t] for t in study.tolerances),
                 spread(Spread.of(r.seconds / r.steps * r.steps_per_epoch for r in members)),
                 theirs.value,
@@ -160,16 +162,6 @@ def _shown(members: Sequence[Run]) -> Run:
 def _ended(members: Sequence[Run]) -> list[Run]:
     """Runs that did not diverge."""
     return [run for run in members if run.outcome != "diverged"]
-
-
-def _late(members: Sequence[Run]) -> str:
-    """Forward/backward evaluations of a step in the last tenth of training, medians over seeds."""
-    late = []
-    for run in members:
-        parts = per_step(run).parts
-        if parts.shape[1]:
-            late.append(parts[:, -max(1, parts.shape[1] // 10) :].mean(axis=1))
-    return _pair(*np.median(late, axis=0)) if late else ""
 
 
 def _measured(study: Study, runs: Sequence[Run], file: Path) -> dict[tuple[str, float], str]:
@@ -271,10 +263,6 @@ def _optimizers(task: str, runs: Sequence[Run]) -> str:
         "by the training loss at the end on a seed of its own. Steps cost differently, see ms.\n"
     )
     return _table(title, heads, rows) + note
-
-
-def _pair(forward: float, backward: float) -> str:
-    return f"{number(forward)}/{number(backward)}"
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -37,8 +37,9 @@ def horizon_markdown(runs: Sequence[Run]) -> str:
     show = metric_style(metric)
     lines = [
         "| data | steps | T0 | rule | bound of an update | seeds | T at the end "
-        f"| evaluations a step, first and last tenth | s a step | train loss | test {metric} |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| evaluations a step, first and last tenth | s a step | train loss "
+        f"| test {metric} | machine |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (data, rule, start, bound), members in sorted(groups.items(), key=lambda g: -g[0][2]):
         cells = (
@@ -53,6 +54,7 @@ def horizon_markdown(runs: Sequence[Run]) -> str:
             spread(Spread.of(run.seconds / run.steps for run in members if run.steps)),
             spread(Spread.of(run.curves["train", "loss"].final for run in members)),
             spread(Spread.of(run.curves["test", metric].final for run in members), show),
+            " / ".join(sorted({str(run.environment.get("device_name")) for run in members})),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -20,10 +20,11 @@ import numpy as np
 
 from scripts.entry import status
 from scripts.horizon_study import horizon_markdown
-from scripts.published import INTEGRATION_TIME, PUBLISHED, SOURCE
+from scripts.published import CLAIMS, INTEGRATION_TIME, PUBLISHED, SOURCE
 from tasks.common.checks import ConfigError
 from tasks.common.figures import png
 from tasks.engine.records.metrics import Key
+from tasks.engine.records.record import FINISHED
 from tasks.engine.records.results import write_file
 from tasks.engine.records.runs import Run, read_runs
 from tasks.engine.report.comparison import Comparison, Series, compare
@@ -31,6 +32,7 @@ from tasks.engine.report.console import console
 from tasks.engine.report.figures import overview_figure
 from tasks.engine.report.formatting import NOTHING, metric_style, number, spread, until
 from tasks.engine.report.horizon_figure import horizon_figure
+from tasks.engine.report.nfe import late_evaluations
 from tasks.engine.report.statistics import Spread
 from tasks.engine.report.summary import runs_csv
 from tasks.engine.report.targets import LOSS, metric_goal, time_to_target
@@ -47,7 +49,8 @@ RESULTS = (
 )
 COSTS = (
     "Ours: training seconds over training steps, and those of Adam with the same solver on the "
-    "same machine. Published: Table 6."
+    "same machine. Published: Table 6. Evaluations of the field, forward/backward, in the last "
+    "tenth of training."
 )
 TIMES = (
     "Seconds to the training loss at which the better of Adam and SGD ends, over its own seconds; "
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     others = [run for run in runs.values() if MOVED not in run.curves]
     if not others:
         raise ConfigError("the folders hold no finished run of the paper's tasks.")
-    comparisons, horizons = by_machine(others), by_machine(moved)
+    comparisons, horizons = by_machine(others), compare(moved)
     text = paper_markdown(comparisons)
     if moved:
         text += f"\n### Integration time\n\n{horizon_markdown(moved)}\n{HORIZONS}\n"
@@ -145,7 +148,7 @@ def paper_markdown(comparisons: Sequence[Comparison]) -> str:
     )
     costs = (
         "### Seconds of a training step",
-        "task|machine|optimizer|ms a step|over Adam's|published",
+        "task|machine|optimizer|ms a step|over Adam's|published|evaluations",
         [row for c in comparisons for row in _costs(c)],
         COSTS,
     )
@@ -161,7 +164,9 @@ def paper_markdown(comparisons: Sequence[Comparison]) -> str:
         if rows
     ]
     notes = "\n".join(f"- {line}" for line in _notes(comparisons))
-    return "\n\n".join([*parts, f"### What to know\n\n{notes}"]) + "\n"
+    claims = "\n".join(f"- {line}." for line in CLAIMS)
+    parts += [f"### What to know\n\n{notes}", f"### What else the paper claims\n\n{claims}"]
+    return "\n\n".join(parts) + "\n"
 
 
 def published_name(series: Series) -> str:
@@ -233,7 +238,18 @@ def _costs(comparison: Comparison) -> list[list[str]]:
         ratio = own.median / costs[alike[0].label].median if alike else math.nan
         theirs = number(published.cost) if published and published_name(series) == "snopt" else ""
         ms = spread(own, lambda value: number(1000 * value))
-        rows.append([comparison.task, _where(comparison), series.label, ms, number(ratio), theirs])
+        evaluations = late_evaluations(series.runs)
+        rows.append(
+            [
+                comparison.task,
+                _where(comparison),
+                series.label,
+                ms,
+                number(ratio),
+                theirs,
+                evaluations,
+            ]
+        )
     return rows
 
 
@@ -269,8 +285,11 @@ def _notes(comparisons: Sequence[Comparison]) -> list[str]:
     notes: dict[str, None] = {}
     for comparison in comparisons:
         published = PUBLISHED.get(comparison.task)
-        data = f"the data are {comparison.provenance}"
-        said = (data, *(published.notes if published else ()), *comparison.notes)
+        said = [f"the data are {comparison.provenance}"]
+        for series in comparison.series:
+            cut = [str(run.seed) for run in series.runs if run.outcome not in FINISHED]
+            said += [f"{series.label} was interrupted (seed {', '.join(cut)})"] if cut else []
+        said += [*(published.notes if published else ()), *comparison.notes]
         notes.update(dict.fromkeys(f"{comparison.task}: {note.rstrip('.')}." for note in said))
     return list(notes)
 

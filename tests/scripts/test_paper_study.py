@@ -78,9 +78,9 @@ def test_ratios_are_those_that_the_numbers_give(runs, tmp_path):
     # In the 40 s of the others SNOpt makes 300 steps and a third.
     assert by_name[PAPER][9] == "90.91%"
     assert {row[2]: row[3:] for row in costs} == {
-        PAPER: ["120", "1.2", "1.16"],
-        "adam": ["100", "1", ""],
-        "sgd": ["100", "1", ""],
+        PAPER: ["120", "1.2", "1.16", "14/16"],
+        "adam": ["100", "1", "", "14/16"],
+        "sgd": ["100", "1", "", "14/16"],
     }
     # SGD ends at 0.2 after 400 steps and 40 s; SNOpt is below after 200 and 24 s.
     assert times == [
@@ -110,8 +110,9 @@ def test_shorter_and_unfinished_runs_are_labelled(runs, tmp_path):
     by_name = {row[2]: row for row in results}
     assert by_name["adam"][3:5] == ["15 of 20", "0, 1"]
     assert by_name["sgd"][4] == "0"
-    (results, _, _), _ = drawn(tmp_path, flags=["--partial", str(runs)])
+    (results, _, _), text = drawn(tmp_path, flags=["--partial", str(runs)])
     assert {row[2]: row[4] for row in results}["sgd"] == "0, 1"
+    assert "cifar10: sgd was interrupted (seed 1)." in text
 
 
 def test_machines_are_compared_apart(runs, tmp_path):

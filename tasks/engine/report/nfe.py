@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.engine.records.runs import Run
+from tasks.engine.report.formatting import number
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,13 @@ def per_step(run: Run) -> Evaluations:
     totals = np.array([counts[step] for step in steps.tolist()], dtype=np.float64)
     made = np.diff(steps)[:, None]
     return Evaluations(steps[1:], (np.diff(totals, axis=0) / made).T)
+
+
+def late_evaluations(runs: Iterable[Run]) -> str:
+    """Evaluations of a step in the last tenth of training, forward/backward, medians over runs."""
+    late = []
+    for run in runs:
+        parts = per_step(run).parts
+        if parts.shape[1]:
+            late.append(parts[:, -max(1, parts.shape[1] // 10) :].mean(axis=1))
+    return "/".join(number(float(part)) for part in np.median(late, axis=0)) if late else ""
