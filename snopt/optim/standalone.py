@@ -36,8 +36,8 @@ class SNOptPreconditioner:
             raise TypeError(f"{', '.join(theirs)}: set it on the optimizer that follows")
         if foreign := sorted(_UPDATE & {*settings}):
             raise TypeError(
-                f"{', '.join(foreign)}: the optimizer that follows makes the step, without it: "
-                "leave it out, or take SNOpt, which has it, instead of both"
+                f"{', '.join(foreign)}: part of SNOpt's own step, which the optimizer that follows "
+                "replaces; leave it out, or take SNOpt instead of both"
             )
         self._optimizer = SNOpt(model, lr=1.0, **settings)
         dampings = [group.get("damping") for group in self._optimizer.param_groups]
