@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -122,25 +121,22 @@ class OutputRows:
         """
         if not bool(seen.counted.any()):
             return [p.new_zeros(0, p.numel()) for p in parameters]
-        with ExitStack() as stack:
-            for block in self.blocks.values():
-                stack.enter_context(block.measuring())
-            wanted: set[Tensor] = {p for p in parameters if p not in self.alone}
-            try:
-                samples = Samples(len(outputs), batch_dim)
-                if self._replayed is None:
-                    found = self._shared(outputs, seen, wanted, memory, samples)
-                else:
-                    found = self._replays(self._replayed, outputs, seen, wanted, samples)
-            except (RuntimeError, ValueError):  # no batched derivative, no dimension of samples
-                found = {}
-                self.alone.update(wanted)
-            if self._made < FIRST_STEPS or self._made % EVERY == 0:
-                self._compare(outputs, seen, found)
-            self._made += 1
-            rest = [p for p in parameters if p not in found]
-            self._tell(len(rest), len(parameters), len(outputs))
-            found.update(zip(rest, self._one_by_one(outputs, seen, rest), strict=True))
+        wanted: set[Tensor] = {p for p in parameters if p not in self.alone}
+        try:
+            samples = Samples(len(outputs), batch_dim)
+            if self._replayed is None:
+                found = self._shared(outputs, seen, wanted, memory, samples)
+            else:
+                found = self._replays(self._replayed, outputs, seen, wanted, samples)
+        except (RuntimeError, ValueError):  # no batched derivative, no dimension of samples
+            found = {}
+            self.alone.update(wanted)
+        if self._made < FIRST_STEPS or self._made % EVERY == 0:
+            self._compare(outputs, seen, found)
+        self._made += 1
+        rest = [p for p in parameters if p not in found]
+        self._tell(len(rest), len(parameters), len(outputs))
+        found.update(zip(rest, self._one_by_one(outputs, seen, rest), strict=True))
         return [found[p] for p in parameters]
 
     def _tell(self, rest: int, parameters: int, samples: int) -> None:

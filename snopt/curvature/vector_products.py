@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt.curvature.residuals import Residuals
+from snopt.ode.gradients import linear_in_cotangents
 
 
 class VectorProducts:
@@ -30,7 +31,7 @@ class VectorProducts:
         # J x is the derivative of J^T u, which is linear in u, along x.
         self._u = torch.zeros_like(outputs, requires_grad=True)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), linear_in_cotangents():
                 self._back = torch.autograd.grad(
                     outputs, parameters, self._u, create_graph=True, allow_unused=True
                 )
@@ -38,8 +39,8 @@ class VectorProducts:
         except RuntimeError as error:
             raise ValueError(
                 "without the Jacobian in memory, rule='gauss_newton' with rows='outputs' needs "
-                "derivatives that can be differentiated again, so blocks with gradient='direct': "
-                "choose it, a larger memory= or smaller batches"
+                "derivatives that can be differentiated again, and gradient='checkpoint' has none: "
+                "choose gradient='direct' or 'adjoint', a larger memory= or smaller batches"
             ) from error
 
     def back(self, u: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -104,7 +105,11 @@ class OutputLeastSquares(Method):
                 "rule='gauss_newton' with rows='outputs' needs the loss before backward(): "
                 "curvature_pass(outputs, 'gaussian', targets=y, loss=loss)"
             )
-        with self.stopwatch.running(seen.outputs.device), torch.enable_grad():
+        with ExitStack() as stack:
+            for block in self.blocks.values():
+                stack.enter_context(block.measuring())
+            stack.enter_context(self.stopwatch.running(seen.outputs.device))
+            stack.enter_context(torch.enable_grad())
             self._batch = self._observed(seen, seen.loss)
         self.rows.clear()
 

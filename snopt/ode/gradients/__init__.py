@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 from snopt.ode.gradients import adjoint, checkpointed, direct
+from snopt.ode.gradients.again import linear_in_cotangents
 from snopt.ode.gradients.context import Observer, SolveContext, vjp
 from snopt.ode.gradients.detached import detached
 from snopt.ode.gradients.entry import Gradient
+from snopt.ode.gradients.tangent import moved_states
 from snopt.ode.gradients.watching import together
 from snopt.ode.tracing import exporting, transformed
 
@@ -37,6 +39,7 @@ __all__ = [
     "Observer",
     "SolveContext",
     "detached",
+    "linear_in_cotangents",
     "solve",
     "solve_to_end",
     "through_layers",
@@ -44,10 +47,12 @@ __all__ = [
     "vjp",
 ]
 
+_adjoint = partial(detached, forward=adjoint.solved, tangent=moved_states)
+
 GRADIENTS: dict[str, Gradient] = {
-    "adjoint": Gradient(partial(detached, forward=adjoint.solved, backward=adjoint.backward)),
+    "adjoint": Gradient(partial(_adjoint, backward=adjoint.backward)),
     "adjoint-seminorm": Gradient(
-        partial(detached, forward=adjoint.solved, backward=partial(adjoint.backward, seminorm=True))
+        partial(_adjoint, backward=partial(adjoint.backward, seminorm=True))
     ),
     "checkpoint": Gradient(
         partial(detached, forward=checkpointed.solved, backward=checkpointed.backward),

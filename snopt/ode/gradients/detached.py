@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snopt.ode.gradients.again import Forth, first_order
 from snopt.ode.gradients.context import SolveContext
-from snopt.ode.gradients.kept import Kept, first_order
+from snopt.ode.gradients.kept import Kept
 
 Forward = Callable[[SolveContext, Tensor, Tensor], Kept]
 """Solves from ``y0`` over the times, and keeps what the backward pass needs."""
@@ -17,9 +18,18 @@ Forward = Callable[[SolveContext, Tensor, Tensor], Kept]
 Backward = Callable[[SolveContext, Kept, tuple[Tensor, ...], Tensor], tuple[Tensor, ...]]
 """From the cotangent of the states, (T, *y0.shape), to the gradients of ``y0`` and the inputs."""
 
+Tangent = Callable[[SolveContext, Kept, tuple[Tensor, ...], tuple[Tensor, ...]], Tensor]
+"""From changes of ``y0`` and the inputs to those of the states."""
+
 
 def detached(
-    context: SolveContext, y0: Tensor, t: Tensor, *, forward: Forward, backward: Backward
+    context: SolveContext,
+    y0: Tensor,
+    t: Tensor,
+    *,
+    forward: Forward,
+    backward: Backward,
+    tangent: Tangent | None = None,
 ) -> Tensor:
     """States at every time of ``t``, whose gradient is ``backward``'s.
 
@@ -30,6 +40,8 @@ def detached(
         forward: called without a graph, as ``forward(context, y0, t)``.
         backward: called as ``backward(context, kept, inputs, cotangent)``; inputs are the field's
             trainable parameters, then the other tensors that it held and that require gradients.
+        tangent: called as ``tangent(context, kept, inputs, changes)`` for products with the
+            Jacobian; without, there are none.
     """
     with torch.no_grad():
         kept = forward(context, y0, t)
@@ -37,7 +49,28 @@ def detached(
     context.held = context.held.settled()
     known = context.parameters
     inputs = (y0, *known, *context.held.others(known))
-    return _Detached.apply(context, kept, backward, *inputs)  # type: ignore[no-untyped-call,no-any-return]
+    return _Detached.apply(context, kept, (backward, tangent), *inputs)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _saved(ctx: Any) -> tuple[Kept, tuple[Tensor, ...]]:
+    times, states, *rest = ctx.saved_tensors
+    starts = sum(map(len, ctx.steps))
+    return Kept(times, states, ctx.steps, rest[:starts]), tuple(rest[starts:])
+
+
+def _products(ctx: Any) -> Forth | None:
+    """What makes products with the Jacobian of a solve, where that can be."""
+    context: SolveContext = ctx.context
+    tangent: Tangent | None = ctx.found_by[1]
+    if tangent is None:
+        return None
+    kept, inputs = _saved(ctx)
+
+    def forth(*changes: Tensor) -> Tensor:
+        with context.as_called():
+            return tangent(context, kept, inputs, changes)
+
+    return forth
 
 
 class _Detached(torch.autograd.Function):
@@ -45,23 +78,25 @@ class _Detached(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, context: SolveContext, kept: Kept, backward: Backward, *inputs: Tensor
+        ctx: Any,
+        context: SolveContext,
+        kept: Kept,
+        found_by: tuple[Backward, Tangent | None],
+        *inputs: Tensor,
     ) -> Tensor:
-        ctx.context, ctx.steps, ctx.found_by = context, kept.steps, backward
+        ctx.context, ctx.steps, ctx.found_by = context, kept.steps, found_by
         # States are saved here alone: the output, held otherwise, would keep itself alive.
         ctx.save_for_backward(kept.times, kept.states, *kept.starts, *inputs[1:])
         return kept.states
 
     @staticmethod
-    @first_order
+    @first_order(_products)
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for ``y0`` and the inputs."""
-        times, states, *rest = ctx.saved_tensors
-        starts = sum(map(len, ctx.steps))
-        kept, inputs = Kept(times, states, ctx.steps, rest[:starts]), tuple(rest[starts:])
+        kept, inputs = _saved(ctx)
 
         def backward(context: SolveContext, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-            return (None, None, None, *ctx.found_by(context, kept, inputs, cotangent))
+            return (None, None, None, *ctx.found_by[0](context, kept, inputs, cotangent))
 
         with ctx.context.as_called():
             return ctx.context.answer(backward, cotangent)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What a solve keeps for its backward pass, and that this pass is not differentiated again."""
+"""What a solve keeps for its backward pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from snopt.ode.methods.base import Time
@@ -45,35 +44,3 @@ class Kept:
 
 
 Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
-
-
-def first_order(backward: Backward) -> Backward:
-    """A backward function whose gradients say what to do when they are differentiated."""
-
-    def wrapped(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        again = torch.is_grad_enabled() and grad.requires_grad
-        with torch.no_grad():
-            found = backward(ctx, grad)
-        if not again:
-            return found
-        refused: list[Tensor | None] = []
-        for x in found:
-            refused.append(None if x is None else _Once.apply(x, grad))  # type: ignore[no-untyped-call]
-        return tuple(refused)
-
-    return wrapped
-
-
-class _Once(torch.autograd.Function):
-    """The identity on a gradient; its own backward pass refuses."""
-
-    @staticmethod
-    def forward(ctx: Any, found: Tensor, grad: Tensor) -> Tensor:
-        return found.view_as(found)
-
-    @staticmethod
-    def backward(ctx: Any, again: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "gradients of gradient='adjoint', 'adjoint-seminorm' and 'checkpoint' cannot be "
-            "differentiated again (create_graph=True): use gradient='direct'"
-        )

@@ -54,7 +54,8 @@ class GaussNewton(Rule):
     Args:
         rows: ``"samples"`` or ``"outputs"``.
         memory: bytes of the Jacobian up to which ``rows="outputs"`` solves exactly; beyond, it
-            takes conjugate gradients with vector products, through ``gradient="direct"`` only.
+            takes conjugate gradients with vector products, through ``gradient="direct"`` or, in
+            O(1) memory in the number of solver steps, through adjoint solves.
         cg_iterations: at most, beyond.
         momentum: how much of the last step the solve stays near, in [0, 1).
         damping: added to the matrix of the solve: a number >= 0, a function of the step or, with
