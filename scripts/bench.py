@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from scripts.entry import at_least, status
 from tasks.common.checks import ConfigError, require_choice
-from tasks.engine.cli import CONF
+from tasks.engine.config.composing import CONF
 
 if TYPE_CHECKING:
     from rich.console import Console

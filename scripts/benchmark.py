@@ -31,6 +31,7 @@ from scripts.ranking.scores import Entry
 from scripts.ranking.workloads import Target, Workload
 from tasks.common.checks import ConfigError, require_choice
 from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.report.console import console
 
 #: Who runs where by default, and with how many seeds.
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    known = sorted(path.stem for path in (cli.CONF / "optim").glob("*.yaml"))
+    known = sorted(path.stem for path in (composing.CONF / "optim").glob("*.yaml"))
     for optim in options.optims or []:
         require_choice("--optims", optim, known)
     given = [override.partition("=")[0] for override in options.overrides]

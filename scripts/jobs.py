@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.common.checks import ConfigError
-from tasks.engine.cli import CONF, plain
+from tasks.engine.config.composing import CONF, plain
 from tasks.engine.config.settings import Settings
 from tasks.engine.records.record import FINISHED, RecordError, read_record
 from tasks.engine.records.results import run_folder

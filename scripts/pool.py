@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.engine.cli import CONF
+from tasks.engine.config.composing import CONF
 
 #: Exit code of a command that was interrupted.
 INTERRUPTED = 130

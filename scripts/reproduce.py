@@ -26,7 +26,8 @@ from scripts.paper_study import by_machine, paper_markdown
 from scripts.pool import INTERRUPTED, run_all
 from scripts.seeds import read_seeds
 from tasks.common.checks import ConfigError
-from tasks.engine.cli import DIVERGED, REFUSED, check_overrides, override
+from tasks.engine.cli import DIVERGED, REFUSED
+from tasks.engine.config.composing import check_overrides, override
 from tasks.engine.records.results import ResultsError, write_file
 from tasks.engine.records.runs import UnreadableRunError
 from tasks.engine.report import Report, Run, SkippedRun, read_run, write_runs

@@ -49,6 +49,7 @@ from scripts.search import (
 from scripts.seeds import read_seeds
 from tasks.common.checks import ConfigError, require_choice
 from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.records.results import write_file
 from tasks.engine.report.console import console
 from tasks.engine.training.dataset_cache import DatasetCache
@@ -137,11 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--seconds={options.seconds:g}: must be positive.")
         options.seeds = read_seeds(options.seeds)
         check_seeds(options.seeds)
-        options.overrides = cli.check_overrides(options.overrides, sweep=True)
+        options.overrides = composing.check_overrides(options.overrides, sweep=True)
         given = parsed(options.overrides)
         pairs = list(itertools.product(given["task"].split(","), given["optim"].split(",")))
         for task, optim in pairs:
-            require_choice("task", task, [path.stem for path in (cli.CONF / "task").glob("*.yaml")])
+            require_choice(
+                "task", task, [path.stem for path in (composing.CONF / "task").glob("*.yaml")]
+            )
             require_choice("optim", optim, ranges())
         if options.dry_run:
             _say_costs(options, len(pairs))
@@ -212,13 +215,17 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     name = label(optim, options.overrides)
 
     def configure(changes: Changes) -> Mapping[str, Any]:
-        fixed = ["tuned=none", cli.override("results.root", options.results), "logger.progress=off"]
+        fixed = [
+            "tuned=none",
+            composing.override("results.root", options.results),
+            "logger.progress=off",
+        ]
         fixed += ["train.max_epochs=null", "train.eval_every_epochs=null"]
         fixed += ["train.eval_at_start=false", f"train.eval_splits=[{options.select}]"]
         fixed += ["train.checkpoint_every_seconds=null", *options.overrides]
         fixed += [f"{key}={typed(value)}" for key, value in changes.items()]
-        with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-            return cli.plain(compose("config", overrides=fixed))
+        with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+            return composing.plain(compose("config", overrides=fixed))
 
     _, seconds = _costs(options)
     longest, left = 0.0, seconds
@@ -262,9 +269,9 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         f"chosen by the lowest loss on the {options.select} split"
     )
     history = _histories(options) / f"{task}.md"
-    root = cli.CONF.parent
+    root = composing.CONF.parent
     shown = history.relative_to(root) if history.is_relative_to(root) else history
-    path = (options.out or cli.CONF / "tuned") / task / f"{name}.yaml"
+    path = (options.out or composing.CONF / "tuned") / task / f"{name}.yaml"
     clock = configure({})["train"]["clock"]
     write_file(path, render(found, space, command, about, str(shown), clock).encode())
     append(history, f"# How settings for {task} were found\n", record(found, name, command, about))
@@ -284,7 +291,7 @@ def append(path: Path, title: str, section: str) -> None:
 
 def _histories(options: argparse.Namespace) -> Path:
     out: Path | None = options.out
-    return cli.CONF.parent / "results/reference/tuning" if out is None else out / "history"
+    return composing.CONF.parent / "results/reference/tuning" if out is None else out / "history"
 
 
 def _parser() -> argparse.ArgumentParser:

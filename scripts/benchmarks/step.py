@@ -13,7 +13,7 @@ from scripts.benchmarks.tables import Cell, present, range_text
 from scripts.benchmarks.timing import interleave
 from scripts.benchmarks.workloads import Workload, load, ode_blocks, training_step
 from tasks.data.errors import DataError
-from tasks.engine.cli import CONF
+from tasks.engine.config.composing import CONF
 
 HEADINGS = (
     "task", "batch", "gradient", "NFE f/b", "s/step", "s field", "step / field",

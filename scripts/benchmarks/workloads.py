@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from snopt import ODEBlock, SNOpt
 from tasks.common.seeding import stream
-from tasks.engine.cli import CONF, plain
+from tasks.engine.config.composing import CONF, plain
 from tasks.engine.config.settings import Settings
 from tasks.engine.experiment import build_model, build_task, default_data_root
 from tasks.engine.training.batches import BatchSampler

@@ -25,7 +25,7 @@ from scripts.ranking.outcomes import Outcome, merit
 from scripts.ranking.workloads import Workload
 from scripts.search import Space, Trial, label, search, settings_of, typed
 from tasks.common.checks import ConfigError
-from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 from tasks.engine.optimizers.about import About, about, colour
 from tasks.engine.records.record import FINISHED, RecordError, read_record
@@ -133,10 +133,14 @@ class Entrant:
     def configure(self, changes: Changes, seed: int = 0) -> dict[str, Any]:
         """The resolved configuration with changes, by dotted key."""
         given = [f"target={self.workload.name}", f"optim={self.optim}", "tuned=none"]
-        given += [cli.override("results.root", self.runs), "logger.progress=off", f"seed={seed}"]
+        given += [
+            composing.override("results.root", self.runs),
+            "logger.progress=off",
+            f"seed={seed}",
+        ]
         given += [*self.overrides, *(f"{key}={typed(value)}" for key, value in changes.items())]
-        with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-            return cli.plain(compose("config", overrides=cli.opened(given)))
+        with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+            return composing.plain(compose("config", overrides=composing.opened(given)))
 
     def settings(self, changes: Changes, seed: int) -> Settings:
         """The same, checked."""

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tasks.common.checks import ConfigError, require_choice
-from tasks.engine.cli import CONF
+from tasks.engine.config.composing import CONF
 from tasks.engine.records.results import write_file
 
 FOLDER = CONF / "target"

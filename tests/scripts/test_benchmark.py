@@ -19,6 +19,7 @@ from scripts.ranking.workloads import Target, Workload
 from scripts.search import search
 from tasks.common.checks import ConfigError
 from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
 from tasks.engine.experiment import build_task, load_splits
@@ -50,12 +51,14 @@ workload:
 def toy(tmp_path, monkeypatch) -> Path:
     """A configuration folder with one workload, ``toy``, and nothing else to rank on."""
     conf = tmp_path / "conf"
-    shutil.copytree(cli.CONF, conf, ignore=shutil.ignore_patterns("target", "tuned", "experiment"))
+    shutil.copytree(
+        composing.CONF, conf, ignore=shutil.ignore_patterns("target", "tuned", "experiment")
+    )
     for folder in ("tuned", "experiment", "target"):
         (conf / folder).mkdir()
         (conf / folder / "none.yaml").write_text("# @package _global_\n")
     (conf / "target" / "toy.yaml").write_text(TOY.lstrip())
-    monkeypatch.setattr(cli, "CONF", conf)
+    monkeypatch.setattr(composing, "CONF", conf)
     monkeypatch.setattr(workloads, "FOLDER", conf / "target")
     return tmp_path
 
@@ -240,8 +243,8 @@ def test_other_data_than_a_workload_s_are_refused(toy) -> None:
 )
 def test_workloads_have_the_data_that_their_files_say(real_data, name) -> None:
     content = yaml.safe_load((workloads.FOLDER / f"{name}.yaml").read_text())
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        config = cli.plain(compose("config", overrides=[f"target={name}", "optim=sgd"]))
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        config = composing.plain(compose("config", overrides=[f"target={name}", "optim=sgd"]))
     settings = Settings.read({**config, "data": {"root": str(real_data)}})
     splits = load_splits(settings, build_task(settings), World(0, 1, torch.device("cpu")))
     assert len(splits.train[0]) == content["workload"]["train_samples"]

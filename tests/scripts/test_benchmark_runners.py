@@ -12,10 +12,10 @@ from torch import nn
 
 from scripts.benchmark import FIELD
 from scripts.search import typed
-from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.optimizers.build import build_optimizer
 
-ROOT = cli.CONF.parent
+ROOT = composing.CONF.parent
 TABLE = {
     row[0]: row
     for line in (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8").splitlines()
@@ -26,7 +26,7 @@ APART = ("name", "_target_", "lr", "field_lr", "about")
 
 
 def content(optim: str) -> Mapping[str, Any]:
-    found: Any = OmegaConf.to_container(OmegaConf.load(cli.CONF / "optim" / f"{optim}.yaml"))
+    found: Any = OmegaConf.to_container(OmegaConf.load(composing.CONF / "optim" / f"{optim}.yaml"))
     return found
 
 

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 
 from scripts import search
 from tasks.common.checks import ConfigError
-from tasks.engine import cli
+from tasks.engine.config import composing
 
 
 def test_every_optimizer_gets_the_same_points() -> None:
@@ -48,9 +48,9 @@ def test_every_setting_that_is_searched_composes(optim) -> None:
     space = search.Space.of(optim)
     for changes in space.draw(4, seed=0):
         given = [f"{key}={search.typed(value)}" for key, value in changes.items()]
-        with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
             overrides = ["task=digits", f"optim={optim}", *given]
-            config = cli.plain(compose("config", overrides=overrides))
+            config = composing.plain(compose("config", overrides=overrides))
         for key, value in changes.items():
             part, _, name = key.partition(".")
             assert config[part][name] == value

@@ -292,7 +292,7 @@ def test_command_writes_a_file_that_composes(tmp_path, monkeypatch) -> None:
     arguments = ["task=digits", "optim=adam", "--seconds", "7", "--results", str(tmp_path)]
     assert tune.main(arguments) == 0
     (path, text), (history, _) = written.items()
-    root = tune.cli.CONF.parent
+    root = tune.composing.CONF.parent
     assert path == root / "conf/tuned/digits/adam.yaml"
     assert history == root / "results/reference/tuning/digits.md"
     assert (
@@ -308,8 +308,8 @@ def test_command_writes_a_file_that_composes(tmp_path, monkeypatch) -> None:
 
 def test_settings_of_a_class_from_outside_are_its_alone(tmp_path, monkeypatch) -> None:
     conf = tmp_path / "conf"
-    shutil.copytree(tune.cli.CONF, conf)
-    monkeypatch.setattr(tune.cli, "CONF", conf)
+    shutil.copytree(tune.composing.CONF, conf)
+    monkeypatch.setattr(tune.composing, "CONF", conf)
     rate = {"optim.lr": 0.5}
     result = (search.Result(search.Rung(1, 7.0, 100), 1.0, 50),)
 

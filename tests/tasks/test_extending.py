@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.common.checks import ConfigError
-from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
 from tests.support import console
@@ -227,8 +227,8 @@ def test_a_module_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_imports_are_no_identity() -> None:
-    with cli.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        config = cli.plain(cli.compose("config", overrides=["task=digits"]))
+    with composing.initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        config = composing.plain(composing.compose("config", overrides=["task=digits"]))
     assert Settings.read({**config, "imports": ["json"]}).imports == ("json",)
     before = {key: value for key, value in config.items() if key != "imports"}
     assert Settings.read(before).imports == ()  # a run's file from before there was such a key

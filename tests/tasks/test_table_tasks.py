@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from sklearn.datasets import load_diabetes
 
 from tasks.common.checks import ConfigError
-from tasks.engine import cli, experiment
+from tasks.engine import experiment
+from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 from tasks.engine.report import read_run, write_report
 from tests.support.task_cases import make
@@ -19,8 +20,8 @@ from tests.tasks.engine.config.test_config import ONE_STEP
 
 
 def settings(*overrides: str) -> Settings:
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        return Settings.read(cli.plain(compose("config", overrides=list(overrides))))
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
 
 
 def test_every_patient_is_in_one_split() -> None:

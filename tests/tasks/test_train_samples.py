@@ -14,7 +14,7 @@ from tasks.common.checks import ConfigError
 from tasks.data.errors import DataError
 from tasks.data.splits import stratified_part
 from tasks.dynamics import PlaneVibration, Silverbox
-from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
 from tasks.engine.experiment import build_task
@@ -86,8 +86,8 @@ def test_the_first_windows_of_a_measurement(tmp_path: Path, monkeypatch) -> None
 
 @pytest.mark.parametrize("name", ADDED)
 def test_all_of_the_data_is_the_run_that_it_was(name: str) -> None:
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        config = cli.plain(compose("config", overrides=[f"task={name}", "optim=sgd"]))
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        config = composing.plain(compose("config", overrides=[f"task={name}", "optim=sgd"]))
     task = config["task"]
     assert task["train_samples"] is None
     before = {**config, "task": {k: v for k, v in task.items() if k != "train_samples"}}
@@ -100,7 +100,7 @@ def test_all_of_the_data_is_the_run_that_it_was(name: str) -> None:
 
 
 def test_images_had_it_from_the_beginning() -> None:
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        config = cli.plain(compose("config", overrides=["task=mnist", "optim=sgd"]))
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        config = composing.plain(compose("config", overrides=["task=mnist", "optim=sgd"]))
     without = {k: v for k, v in config["task"].items() if k != "train_samples"}
     assert config_hash({**config, "task": without}) != config_hash(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.common.checks import ConfigError
-from tasks.engine import cli
+from tasks.engine.config import composing
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -45,7 +45,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 )
 def test_mistakes_are_explained(overrides, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        cli.check_overrides(overrides)
+        composing.check_overrides(overrides)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_mistakes_are_explained(overrides, message) -> None:
 )
 def test_mistakes_in_a_later_job_of_a_sweep(overrides, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        cli.check_overrides(overrides, sweep=True)
+        composing.check_overrides(overrides, sweep=True)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_mistakes_in_a_later_job_of_a_sweep(overrides, message) -> None:
     ],
 )
 def test_what_is_right_passes(overrides) -> None:
-    cli.check_overrides(overrides, sweep=True)
+    composing.check_overrides(overrides, sweep=True)
 
 
 def test_check_does_not_import_torch() -> None:

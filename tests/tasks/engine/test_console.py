@@ -15,7 +15,7 @@ from snopt.ode.gradients import GRADIENTS
 from snopt.optim import preconditioner
 from tasks.common.checks import ConfigError, fits
 from tasks.engine import cli, experiment
-from tasks.engine.config import solver
+from tasks.engine.config import composing, solver
 from tasks.engine.config.settings import Settings
 from tasks.engine.report import read_run
 from tests.support import console, fake
@@ -88,7 +88,7 @@ TYPED = [
 def test_refused_before_anything_is_imported(arguments, message, monkeypatch) -> None:
     monkeypatch.setattr(cli, "task", lambda: pytest.fail("was not refused"))
     with pytest.raises(ConfigError, match=message) as refusal:
-        cli.checked(["task=digits", *arguments] if arguments[0][0] != "-" else arguments)
+        composing.checked(["task=digits", *arguments] if arguments[0][0] != "-" else arguments)
     assert len(str(refusal.value).splitlines()) <= 4
 
 
@@ -103,14 +103,14 @@ def test_refused_before_anything_is_imported(arguments, message, monkeypatch) ->
     ],
 )
 def test_folders_of_any_letters(typed, root) -> None:
-    (override,) = cli.checked([f"results.root={typed}"])
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+    (override,) = composing.checked([f"results.root={typed}"])
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
         assert compose("config", [override]).results.root == root
 
 
 @pytest.mark.parametrize("text", ["a'b", "a,b", "ü ü", "[1]", "a\\", "a\\'b", "1e3"])
 def test_quoted_text_is_read_as_it_is(text) -> None:
-    override = cli.OverridesParser.create().parse_override(cli.quoted("key", text))
+    override = composing.OverridesParser.create().parse_override(composing.quoted("key", text))
     assert override.value() == text
 
 
@@ -147,10 +147,10 @@ BUILT = [
 @pytest.mark.parametrize(("overrides", "message"), BUILT, ids=[" ".join(x[0]) for x in BUILT])
 def test_refused_before_data_are_touched(overrides, message, tmp_path) -> None:
     root = f"results.root={tmp_path / 'runs'}"
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
         config = compose("config", ["task=digits", *overrides, root])
     with pytest.raises(ConfigError, match=message):
-        experiment.train(Settings.read(cli.plain(config)))
+        experiment.train(Settings.read(composing.plain(config)))
     assert not (tmp_path / "runs").exists()
 
 

@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from tasks.engine import cli
+from tasks.engine.config import composing
 from tests.support import console
 
 SEED, COMMANDS, CHUNKS = 20260417, 500, 10
@@ -52,7 +53,7 @@ def leaves(config: DictConfig, prefix: str = "") -> list[str]:
 
 @pytest.fixture(scope="module")
 def keys() -> list[str]:
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
         config = compose("config", ["task=digits"])
         everything = [*leaves(config), *config, "nope", "optim.nope", "solver.options.nope"]
     return [key for key in everything if key not in LEFT_ALONE]
@@ -86,7 +87,7 @@ def asked(given: list[str], config: dict) -> list[str]:
     missed = []
     for text in given:
         try:
-            override = OverridesParser.create().parse_override(cli._readable(text))
+            override = OverridesParser.create().parse_override(composing._readable(text))
         except (HydraException, cli.ConfigError):
             missed.append(f"{text} cannot be read")
             continue

@@ -14,7 +14,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from tasks.engine import cli, experiment
+from tasks.engine import experiment
+from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 from tasks.engine.records import checkpoint
 from tasks.engine.report import read_runs, write_report
@@ -41,13 +42,13 @@ MORE = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _conf() -> Iterator[None]:
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
         yield
 
 
 def trained(root: Path, *overrides: str) -> dict[str, Any]:
     words = [f"device={DEVICE}", f"results.root={root}", *ONE_STEP, *overrides]
-    settings = Settings.read(cli.plain(compose("config", overrides=words)))
+    settings = Settings.read(composing.plain(compose("config", overrides=words)))
     return dict(experiment.train(settings))
 
 

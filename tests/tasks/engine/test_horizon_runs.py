@@ -9,19 +9,20 @@ from torch import nn
 
 import snopt
 from tasks.common.checks import ConfigError
-from tasks.engine import cli, experiment
+from tasks.engine import experiment
+from tasks.engine.config import composing
 from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
 from tests.support import fake
 from tests.tasks.engine.config.test_config import CHOICES, ONE_STEP, TINY
 
 HORIZON = {"rule": "feedback", "T0": 0.5, "every": 4, "penalty": 0.01}
-RULES = sorted(path.stem for path in (cli.CONF / "horizon").glob("*.yaml"))
+RULES = sorted(path.stem for path in (composing.CONF / "horizon").glob("*.yaml"))
 
 
 def read(*overrides: str) -> Settings:
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        return Settings.read(cli.plain(compose("config", overrides=list(overrides))))
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
 
 
 def logged(root: Path, metric: str, **changes) -> list[tuple[int, float]]:

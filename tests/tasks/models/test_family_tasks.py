@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from tasks.common.checks import ConfigError
-from tasks.engine import cli, experiment
+from tasks.engine import experiment
+from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 from tasks.engine.report import family_figures
 from tasks.images import ImageClassification
@@ -32,8 +33,8 @@ AFFORDABLE = {
 
 
 def read(*overrides: str) -> Settings:
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        return Settings.read(cli.plain(compose("config", overrides=list(overrides))))
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
 
 
 def count(model: nn.Module) -> int:

@@ -8,11 +8,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tasks.common.checks import ConfigError
-from tasks.engine import cli, experiment
+from tasks.engine import experiment
+from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 
 GROUPS = ("task", "optim", "model", "solver")
-CHOICES = {g: sorted(p.stem for p in (cli.CONF / g).glob("*.yaml")) for g in GROUPS}
+CHOICES = {g: sorted(p.stem for p in (composing.CONF / g).glob("*.yaml")) for g in GROUPS}
 CHOICES["optim"].remove("custom")  # cannot do without a class
 
 #: What makes a step of each task cheap, on data that need no download.
@@ -35,12 +36,12 @@ ONE_STEP = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _conf():
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
         yield
 
 
 def read(*overrides: str) -> Settings:
-    return Settings.read(cli.plain(compose("config", overrides=list(overrides))))
+    return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
 
 
 def check_composition(task: str, optim: str, model: str, solver: str) -> None:

@@ -9,7 +9,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from tasks.common.checks import ConfigError
-from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
 from tasks.engine.config.tuned_for import TunedFor
@@ -72,8 +72,8 @@ def test_a_length_is_positive(tmp_path) -> None:
 
 
 def read(*overrides: str) -> Settings:
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        return Settings.read(cli.plain(compose("config", overrides=list(overrides))))
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
 
 
 def test_a_tuned_file_applies_unless_told_otherwise(tmp_path) -> None:
@@ -93,10 +93,10 @@ def test_a_tuned_file_applies_unless_told_otherwise(tmp_path) -> None:
 
 def test_no_optimizer_has_tuned_defaults() -> None:
     # Short searches by training loss favoured whoever was searched hardest.
-    assert [path.name for path in (cli.CONF / "tuned").rglob("*.yaml")] == ["none.yaml"]
+    assert [path.name for path in (composing.CONF / "tuned").rglob("*.yaml")] == ["none.yaml"]
 
 
-HISTORY = cli.CONF.parent / "results/reference/history"
+HISTORY = composing.CONF.parent / "results/reference/history"
 EARLIER = sorted(HISTORY.glob("tuned/*/*.yaml"))
 
 

@@ -6,14 +6,14 @@ import pytest
 
 from scripts import search
 from tasks.common.checks import ConfigError
-from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.config.identity import config_hash
 from tasks.engine.optimizers.about import About, about, colour, known
 from tests.support import fake
 
 
 def test_every_file_says_it() -> None:
-    assert {path.stem for path in (cli.CONF / "optim").glob("*.yaml")} == known().keys()
+    assert {path.stem for path in (composing.CONF / "optim").glob("*.yaml")} == known().keys()
     first = {name for name, one in known().items() if one.first_order}
     assert first == {"sgd", "sgd_field", "adam", "adamw", "schedulefree"}
     assert (

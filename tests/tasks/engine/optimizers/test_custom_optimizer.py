@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.common.checks import ConfigError
-from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 from tasks.engine.experiment import train
 from tasks.engine.optimizers.about import about, colour
@@ -37,9 +37,9 @@ def _toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(*overrides: str) -> Settings:
-    checked = cli.check_overrides(["task=digits", "optim=custom", *overrides])
-    with cli.initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        return Settings.read(cli.plain(cli.compose("config", overrides=checked)))
+    checked = composing.check_overrides(["task=digits", "optim=custom", *overrides])
+    with composing.initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        return Settings.read(composing.plain(composing.compose("config", overrides=checked)))
 
 
 @pytest.mark.parametrize("rho", ["optim.rho=0.9", "+optim.rho=0.9", "++optim.rho=0.9"])

@@ -6,13 +6,13 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from snopt import SNOpt
-from tasks.engine import cli
+from tasks.engine.config import composing
 from tasks.engine.optimizers.build import build_optimizer
 
 
 def test_the_suite_s_default_is_the_library_s() -> None:
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        config = cli.plain(compose("config", overrides=["task=digits", "tuned=none"]))
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        config = composing.plain(compose("config", overrides=["task=digits", "tuned=none"]))
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     suite, library = build_optimizer(config["optim"], model), SNOpt(model)
     assert isinstance(suite, SNOpt)

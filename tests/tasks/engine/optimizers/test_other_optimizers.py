@@ -7,15 +7,16 @@ from torch import nn
 
 import snopt
 from tasks.common.checks import ConfigError
-from tasks.engine import cli, experiment
+from tasks.engine import experiment
+from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 from tasks.engine.optimizers.build import build_optimizer
 from tests.support import fake
 
 
 def read(*overrides: str) -> Settings:
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        return Settings.read(cli.plain(compose("config", overrides=list(overrides))))
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tasks import densities
-from tasks.engine import cli, experiment
+from tasks.engine import experiment
+from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 from tasks.engine.report import read_run, write_report
 from tasks.engine.report.comparison import compare
@@ -31,10 +32,10 @@ TINY = [
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("results")
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
         for optim in ("adam", "snopt"):
             overrides = [*TINY, f"optim={optim}", f"results.root={root}"]
-            experiment.train(Settings.read(cli.plain(compose("config", overrides=overrides))))
+            experiment.train(Settings.read(composing.plain(compose("config", overrides=overrides))))
     return root
 
 
@@ -116,8 +117,8 @@ def test_nothing_is_drawn_without_a_checkpoint_or_for_another_network(results, t
 
 def test_a_checkerboard_is_drawn_too(tmp_path) -> None:
     tiny = ["task=checkerboard", "optim=adam", *TINY[1:], f"results.root={tmp_path}"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        config = cli.plain(compose("config", overrides=tiny))
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        config = composing.plain(compose("config", overrides=tiny))
     experiment.train(Settings.read(config))
     (folder,) = (tmp_path / "checkerboard/node/adam").iterdir()
     (comparison,) = compare([read_run(folder)])
