@@ -9,6 +9,7 @@ import numpy as np
 
 from tasks.engine.records.runs import Run
 from tasks.engine.report.formatting import metric_style, number, spread
+from tasks.engine.report.horizon_figure import start_of
 from tasks.engine.report.nfe import per_step
 from tasks.engine.report.statistics import Spread
 
@@ -28,9 +29,8 @@ def horizon_markdown(runs: Sequence[Run]) -> str:
     for run in runs:
         if _T in run.curves:
             settings = run.config.get("horizon", {})
-            start = float(run.curves[_T].values[0])
             bound = "none" if settings.get("max_change") is None else str(settings["max_change"])
-            groups[run.provenance, str(settings.get("rule")), start, bound].append(run)
+            groups[run.provenance, str(settings.get("rule")), start_of(run), bound].append(run)
     if not groups:
         return ""
     metric = next(iter(groups.values()))[0].metric

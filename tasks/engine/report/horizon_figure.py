@@ -36,14 +36,14 @@ def horizon_figure(comparison: Comparison) -> Figure:
         comparison: at least one of whose runs logged an integration time.
     """
     traced = [runs for s in comparison.series if (runs := [r for r in s.runs if _T in r.curves])]
-    starts = sorted({_start(run) for runs in traced for run in runs}, reverse=True)
+    starts = sorted({start_of(run) for runs in traced for run in runs}, reverse=True)
     figure = new_figure(13.0, 9.6)
     grid = figure.subplots(3, 3)
     for runs in traced:
         for place, run in enumerate(runs):
             style = {
                 "color": _RULES.get(_rule(run), "#555555"),
-                "linestyle": _LINES[starts.index(_start(run)) % len(_LINES)],
+                "linestyle": _LINES[starts.index(start_of(run)) % len(_LINES)],
                 "linewidth": 1.8 if place == 0 else 0.8,
                 "alpha": 1.0 if place == 0 else 0.5,
             }
@@ -102,7 +102,7 @@ def _finish(panels: Sequence[Axes], comparison: Comparison) -> None:
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=8)
     runs = [run for series in comparison.series for run in series.runs if _T in run.curves]
-    starts = [_start(run) for run in runs]
+    starts = [start_of(run) for run in runs]
     if max(starts) > 4 * min(starts):
         panels[0].set_yscale("log")
         panels[0].set_title("T (log)", fontsize=10)
@@ -132,6 +132,7 @@ def _rule(run: Run) -> str:
     return str(run.config.get("horizon", {}).get("rule", "fixed"))
 
 
-def _start(run: Run) -> float:
-    """T before training, of a run that logged it."""
-    return float(run.curves[_T].values[0])
+def start_of(run: Run) -> float:
+    """T before training, of a run that logged it: as set, or else the first that was logged."""
+    given = run.config.get("horizon", {}).get("T0")
+    return float(run.curves[_T].values[0] if given is None else given)

@@ -67,12 +67,15 @@ def test_a_seed_that_was_killed_before_it_logged_t_is_left_out_of_the_picture(tm
 def test_the_table_says_where_t_began_and_ended(tmp_path):
     with_horizon(tmp_path, "feedback", 1.0, config_hash="aaaaaaaa")
     with_horizon(tmp_path, "feedback", 1.0, seed=1, config_hash="aaaaaaaa")
-    with_horizon(tmp_path, "fixed", 0.05, config_hash="bbbbbbbb")
+    folder = with_horizon(tmp_path, "fixed", 0.05, config_hash="bbbbbbbb")
+    path = folder / "metrics.jsonl"  # a run that was not evaluated at its start logs T later
+    late = [row for row in path.read_text().splitlines(keepends=True) if '"step": 0,' not in row]
+    path.write_text("".join(late).replace('"value": 0.05,', '"value": 0.06,'))
     rows = horizon_markdown(read_runs(tmp_path)[0]).splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[1:8] for row in cells] == [
         ["400", "1", "feedback", "0.1", "2", "0.96", "30 to 30"],
-        ["400", "0.05", "fixed", "none", "1", "0.05", "30 to 30"],
+        ["400", "0.05", "fixed", "none", "1", "0.06", "30 to 30"],
     ]
     made_up_run(tmp_path / "none")
     assert horizon_markdown(read_runs(tmp_path / "none")[0]) == ""
