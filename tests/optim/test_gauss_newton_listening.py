@@ -318,3 +318,20 @@ def test_mixed_precision_is_close_to_the_reference() -> None:
 
 def hidden() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.Tanh())
+
+
+def test_another_optimizer_that_measures_curvature_is_told_of() -> None:
+    model = Classifier()
+    other = SNOpt(model, rule="paper")
+    optimizer = stepping(model)
+    backward(model, optimizer, *series())
+    with pytest.raises(
+        ValueError, match=r"another SNOpt that measures the model's .* close\(\) it"
+    ):
+        optimizer.step()
+    other.close()
+    x, y = series()
+    expected = reference(model, x, y)
+    backward(model, optimizer, x, y)
+    optimizer.step()
+    same(model, expected)
