@@ -14,7 +14,7 @@ from jaxtyping import jaxtyped
 
 from tasks.data import spline
 from tasks.models import cnf, convnet, family_rnn, ode_rnn, trajectory_net
-from tests.support import cuda
+from tests.support import devices
 from tests.support.bad_server import BadServer
 
 ANNOTATED = (spline, cnf, convnet, family_rnn, ode_rnn, trajectory_net)
@@ -22,7 +22,8 @@ ANNOTATED = (spline, cnf, convnet, family_rnn, ode_rnn, trajectory_net)
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs CUDA where there is none, unless it shall run on another device."""
-    if item.get_closest_marker("gpu") and cuda.DEVICE == "cuda" and not torch.cuda.is_available():
+    missing = devices.DEVICE == "cuda" and not torch.cuda.is_available()
+    if missing and item.get_closest_marker("gpu"):
         pytest.skip("needs a CUDA device")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import snopt
 from snopt import ODEBlock, SolverError, exact
 from tests.support import problems
-from tests.support.cuda import DEVICE, ONLY_CUDA, flat, same
+from tests.support.devices import DEVICE, ONLY_CUDA, flat, same
 from tests.support.problems import GRADIENTS, SOLVERS
 from tests.support.systems import SYSTEMS, build
 

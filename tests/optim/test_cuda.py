@@ -24,7 +24,7 @@ from snopt import (
 )
 from tests.support import problems
 from tests.support.classifiers import Classifier, Pictures, pictures, series
-from tests.support.cuda import DEVICE, ONLY_CUDA, devices, exact_convolutions, same, weights
+from tests.support.devices import DEVICE, ONLY_CUDA, devices, exact_convolutions, same, weights
 from tests.support.problems import GRADIENTS
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,7 @@ from torch.nn import functional
 from snopt import SNOpt
 from tests.optim.test_cuda import RULES, solved
 from tests.support import problems
-from tests.support.cuda import DEVICE, ONLY_CUDA, weights
+from tests.support.devices import DEVICE, ONLY_CUDA, weights
 from tests.support.problems import GRADIENTS
 
 pytestmark = pytest.mark.gpu

@@ -21,7 +21,7 @@ from tasks.engine.records import checkpoint
 from tasks.engine.report import read_runs, write_report
 from tasks.engine.training.evaluation import preserving_state
 from tests.support import fake
-from tests.support.cuda import DEVICE, ONLY_CUDA, devices, flat, same
+from tests.support.devices import DEVICE, ONLY_CUDA, devices, flat, same
 from tests.tasks.engine.config.test_config import ONE_STEP, TINY
 from tests.tasks.engine.records.test_resume import (
     HORIZON,
