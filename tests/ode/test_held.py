@@ -63,20 +63,6 @@ SOLVERS = {
 }
 
 
-class Noisy(nn.Module):
-    """Dropout, or noise that no module tells of."""
-
-    def __init__(self, dropout: bool) -> None:
-        super().__init__()
-        self.inner, self.dropout = problems.field(), dropout
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        slope = self.inner(t, x)
-        if self.dropout:
-            return nn.functional.dropout(slope, 0.3, self.training)
-        return slope * (1 + 0.01 * torch.randn_like(slope))
-
-
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("dropout", [True, False])
 @pytest.mark.parametrize("t", [None, [0.0, 0.4, 1.0]])
@@ -90,7 +76,7 @@ def test_checkpoint_repeats_the_numbers_that_were_drawn(
         settings.update(rtol=10.0, atol=10.0)
     found = []
     for kind in ("direct", "checkpoint", "checkpoint"):
-        field, (x, _) = Noisy(dropout), problems.data()
+        field, (x, _) = problems.Noisy(dropout), problems.data()
         torch.manual_seed(3)
         x.requires_grad_()
         block = ODEBlock(field, gradient=kind, **settings)
@@ -110,7 +96,7 @@ def test_checkpoint_repeats_the_numbers_that_were_drawn(
 @pytest.mark.parametrize("kind", GRADIENTS[:2])
 @pytest.mark.parametrize("dropout", [True, False])
 def test_random_fields_of_adjoints_are_told(kind: str, dropout: bool) -> None:
-    field, (x, _) = Noisy(dropout), problems.data()
+    field, (x, _) = problems.Noisy(dropout), problems.data()
     block = ODEBlock(field, method="rk4", options={"steps": 2}, gradient=kind)
     with pytest.warns(UserWarning, match="gradient='checkpoint' or 'direct'"):
         block(x)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from snopt import SNOpt
 from tests.optim.test_cuda import RULES, solved
 from tests.support import problems
-from tests.support.devices import DEVICE, ONLY_CUDA, weights
+from tests.support.devices import DEVICE, HALVES, ONLY_CUDA, weights
 from tests.support.problems import GRADIENTS
 
 pytestmark = pytest.mark.gpu
@@ -17,11 +17,9 @@ pytestmark = pytest.mark.gpu
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("rule", ["default", "curvature", "paper", "kfac"])
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("half", HALVES)
 def test_mixed_precision_fits(half: torch.dtype, rule: str, gradient: str) -> None:
     """Near the steps in float32."""
-    if DEVICE == "cpu" and half == torch.float16:
-        pytest.skip("of CUDA")
     x, y = (z.to(DEVICE, torch.float32) for z in problems.batch(16))
     losses = {}
     for dtype in (half, torch.float32):

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 DEVICE = os.environ.get("SNOPT_TEST_DEVICE", "cuda")
 
+HALVES = [torch.bfloat16, *([torch.float16] if DEVICE == "cuda" else [])]
+"""Half precisions that the device computes in."""
+
 ONLY_CUDA = pytest.mark.skipif(DEVICE != "cuda", reason="asks the CUDA runtime itself")
 
 

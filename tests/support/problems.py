@@ -77,3 +77,17 @@ def flow(module: nn.Module, x: Tensor, span: tuple[float, float], steps: int = 2
 
 def tight(module: nn.Module, span: tuple[float, float] = (0.0, 1.0), **options: Any) -> ODEBlock:
     return ODEBlock(module, span, rtol=1e-10, atol=1e-10, **options)
+
+
+class Noisy(nn.Module):
+    """Dropout, or noise that no module tells of."""
+
+    def __init__(self, dropout: bool) -> None:
+        super().__init__()
+        self.inner, self.dropout = field(), dropout
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        slope = self.inner(t, x)
+        if self.dropout:
+            return nn.functional.dropout(slope, 0.3, self.training)
+        return slope * (1 + 0.01 * torch.randn_like(slope))

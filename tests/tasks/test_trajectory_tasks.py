@@ -18,6 +18,7 @@ from tasks.models.families import FAMILIES
 from tasks.models.trajectory_net import TrajectoryNet
 from tasks.task import Batch, Splits, Task, Trained
 from tasks.trajectories import Forecasting
+from tests.support.differences import against_differences
 from tests.support.task_cases import make
 
 CPU = torch.device("cpu")
@@ -81,17 +82,7 @@ def test_gradients_are_those_of_differences(gradient: str) -> None:
     task = small("lotka_volterra", missing=0.3)
     batch = tuple(tensor[:4] for tensor in loaded(task).train)
     model = network(solver={**TIGHT, "gradient": gradient})
-    task.loss(task.forward(model, batch, NOISE), batch).backward()
-    for p in model.parameters():
-        with torch.no_grad():
-            entry, losses = (0,) * p.ndim, []
-            for step in (1e-5, -2e-5):
-                p[entry] += step
-                losses.append(task.loss(task.forward(model, batch, NOISE), batch))
-            p[entry] += 1e-5
-        assert p.grad is not None
-        difference = float(losses[0] - losses[1]) / 2e-5
-        assert float(p.grad[entry]) == pytest.approx(difference, rel=1e-4, abs=1e-7)
+    against_differences(model, lambda: task.loss(task.forward(model, batch, NOISE), batch))
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
