@@ -1,16 +1,16 @@
 """Accepted steps are stored, then repeated and differentiated one by one on the way back.
 
-A field may draw random numbers, for dropout say. Then the states of the generators before each
-evaluation are kept too, and set again before it is repeated.
+A field may draw random numbers, for dropout say. So the states of the generators before each
+evaluation are kept too, and set again before it is repeated, until it is known to draw none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from weakref import WeakSet
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snopt.ode.gradients.context import SolveContext, vjp
 from snopt.ode.gradients.held import drawn, generators, set_generators
@@ -19,29 +19,14 @@ from snopt.ode.methods import Statistics
 from snopt.ode.methods.base import Time
 from snopt.ode.runge_kutta import step as runge_kutta_step
 
-_RANDOM: WeakSet[nn.Module] = WeakSet()
-"""Fields that were seen to draw random numbers."""
-
 
 def solved(context: SolveContext, y0: Tensor, t: Tensor) -> Kept:
     """The states, and the steps between them."""
-    if context.module in _RANDOM:
-        return _solved(context, y0, t, _Recorder(context, random=True))
     held = context.held
-    before = None if held is None or held.calm else generators(y0.device)
-    found = _solved(context, y0, t, _Recorder(context, random=False))
-    if held is None or before is None:
-        return found
-    held.calm = not drawn(before, generators(y0.device))
-    if held.calm:
-        return found
-    # Only now it is known that numbers must be recorded: the same ones, once more.
-    _RANDOM.add(context.module)
-    set_generators(y0.device, before)
-    return _solved(context, y0, t, _Recorder(context, random=True))
-
-
-def _solved(context: SolveContext, y0: Tensor, t: Tensor, recorder: _Recorder) -> Kept:
+    assert held is not None  # set for every solve that is come back to
+    # A second solve would draw and count once more: what may be random is recorded at once.
+    recorder = _Recorder(context, random=not held.calm)
+    before = [] if held.calm else generators(y0.device)
     outputs: list[Tensor] = [y0]
     steps: list[list[Step]] = []
     for times in t.unfold(0, 2, 1):
@@ -58,6 +43,16 @@ def _solved(context: SolveContext, y0: Tensor, t: Tensor, recorder: _Recorder) -
         )
         outputs.append(found[-1])
         steps.append(recorder.steps)
+    if not held.calm:
+        held.calm = not drawn(before, generators(y0.device))
+    if held.calm:
+        steps = [[replace(step, generators=()) for step in row] for row in steps]
+    elif context.solver.integrator.per_sample:
+        raise ValueError(
+            f"field {type(context.module).__name__} draws random numbers (dropout?), and steps "
+            "that samples take on their own cannot be repeated with the same ones: draw them "
+            "before each solve and set them on the field, or choose a method by name"
+        )
     return Kept(t, torch.stack(outputs), steps, recorder.starts)
 
 
@@ -75,12 +70,6 @@ class _Recorder:
     """
 
     def __init__(self, context: SolveContext, random: bool) -> None:
-        if random and context.solver.integrator.per_sample:
-            raise ValueError(
-                f"field {type(context.module).__name__} draws random numbers (dropout?), and steps "
-                "that samples take on their own cannot be repeated with the same ones: draw them "
-                "before each solve and set them on the field, or choose a method by name"
-            )
         self.context, self.random = context, random
         self.field = self._recorded if random else context.field
         self.starts: list[Tensor] = []
