@@ -110,15 +110,17 @@ def check_model(settings: Settings, task: Task) -> None:
 
 def _check_gauss_newton(settings: Settings, task: Task) -> None:
     optim, gradient = settings.names[2], settings.config["solver"]["gradient"]
+    rows = settings.config["optim"].get("rows", "samples")
     if task.likelihood is None:
         raise ConfigError(
             f"optim={optim}, optim.rule=gauss_newton: needs the samples' losses, which this task "
             "has no likelihood to tell by. Use optim=snopt."
         )
-    if gradient not in through_layers():
+    if rows == "samples" and gradient not in through_layers():
         raise ConfigError(
-            f"solver.gradient={gradient}: optim.rule=gauss_newton needs gradients of single "
-            f"samples. Use solver.gradient={' or '.join(through_layers())}."
+            f"solver.gradient={gradient}: optim.rule=gauss_newton with optim.rows=samples needs "
+            f"gradients of single samples. Use solver.gradient={' or '.join(through_layers())}, or "
+            "optim=gauss_newton."
         )
 
 

@@ -82,13 +82,30 @@ REFUSED = {
     for task in ("checkerboard", "circle")
     for optim in ("snopt_gauss_newton", "gauss_newton")
 }
-REFUSED["nested_spheres", "snopt_gauss_newton"] = "Use solver.gradient=checkpoint or direct"
+REFUSED["nested_spheres", "snopt_gauss_newton"] = (
+    "Use solver.gradient=checkpoint or direct, or optim=gauss_newton"
+)
 
 
 @pytest.mark.parametrize(("task", "optim"), REFUSED)
 def test_gauss_newton_says_what_it_lacks(task, optim) -> None:
     with pytest.raises(ConfigError, match=REFUSED[task, optim]):
         experiment.build_task(read(f"task={task}", f"optim={optim}"))
+
+
+def test_all_outputs_go_through_adjoint_solves(tmp_path) -> None:
+    """A step by products in O(1) memory is that of the whole Jacobian by backpropagation."""
+
+    def after_a_step(*overrides: str) -> float:
+        chosen = ["task=nested_spheres", "optim=gauss_newton", f"results.root={tmp_path}"]
+        settings = read(*chosen, *ONE_STEP, "train.eval_splits=[train,test]", *overrides)
+        loss: float = experiment.train(settings)["final"]["train"]["loss"]
+        return loss
+
+    exact = after_a_step("solver.gradient=direct")
+    for gradient in ("adjoint", "adjoint-seminorm"):
+        found = after_a_step(f"solver.gradient={gradient}", "optim.memory=1")
+        assert found == pytest.approx(exact, rel=1e-4), gradient
 
 
 @pytest.mark.parametrize(
