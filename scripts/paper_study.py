@@ -21,6 +21,7 @@ import numpy as np
 from scripts.entry import status
 from scripts.horizon_study import horizon_markdown
 from scripts.published import CLAIMS, INTEGRATION_TIME, PUBLISHED, SOURCE
+from scripts.solver_check import solver_markdown, solver_pairs
 from tasks.common.checks import ConfigError
 from tasks.common.figures import png
 from tasks.engine.records.metrics import Key
@@ -29,7 +30,7 @@ from tasks.engine.records.results import write_file
 from tasks.engine.records.runs import Run, read_runs
 from tasks.engine.report.comparison import Comparison, Series, compare
 from tasks.engine.report.console import console
-from tasks.engine.report.figures import overview_figure
+from tasks.engine.report.figures import comparison_figure, overview_figure
 from tasks.engine.report.formatting import NOTHING, metric_style, number, spread, until
 from tasks.engine.report.horizon_figure import horizon_figure
 from tasks.engine.report.nfe import late_evaluations
@@ -49,8 +50,8 @@ RESULTS = (
 )
 COSTS = (
     "Ours: training seconds over training steps, and those of Adam with the same solver on the "
-    "same machine. Published: Table 6. Evaluations of the field, forward/backward, in the last "
-    "tenth of training."
+    "same machine. Published: Table 6, on the authors' machine. Evaluations of the field, "
+    "forward/backward, in the last tenth of training."
 )
 TIMES = (
     "Seconds to the training loss at which the better of Adam and SGD ends, over its own seconds; "
@@ -75,14 +76,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     others = [run for run in runs.values() if MOVED not in run.curves]
     if not others:
         raise ConfigError("the folders hold no finished run of the paper's tasks.")
-    comparisons, horizons = by_machine(others), compare(moved)
+    pairs = solver_pairs(others)
+    checks = [slow for slow, _ in pairs]
+    paths = {run.path for run in checks}
+    comparisons = by_machine(run for run in others if run.path not in paths)
+    horizons = compare(moved)
     text = paper_markdown(comparisons)
+    if pairs:
+        text += f"\n### The paper's solver\n\n{solver_markdown(pairs)}"
     if moved:
         text += f"\n### Integration time\n\n{horizon_markdown(moved)}\n{HORIZONS}\n"
     files = {
         "comparison.png": png(overview_figure(comparisons)),
         **{f"horizon-{c.slug}.png": png(horizon_figure(c)) for c in horizons},
-        "runs.csv": runs_csv([*comparisons, *horizons]).encode(),
+        **{
+            f"solver-{c.slug}.png": png(comparison_figure(c))
+            for c in compare(run for pair in pairs for run in pair)
+        },
+        "runs.csv": runs_csv([*comparisons, *compare(checks), *horizons]).encode(),
         "table.md": text.encode(),
     }
     options.out.mkdir(parents=True, exist_ok=True)
@@ -148,7 +159,7 @@ def paper_markdown(comparisons: Sequence[Comparison]) -> str:
     )
     costs = (
         "### Seconds of a training step",
-        "task|machine|optimizer|ms a step|over Adam's|published|evaluations",
+        "task|machine|optimizer|ms a step|published|over Adam's|published|evaluations",
         [row for c in comparisons for row in _costs(c)],
         COSTS,
     )
@@ -236,18 +247,18 @@ def _costs(comparison: Comparison) -> list[list[str]]:
             s for s in comparison.series if s.optim == "adam" and _setting(s) == _setting(series)
         ]
         ratio = own.median / costs[alike[0].label].median if alike else math.nan
-        theirs = number(published.cost) if published and published_name(series) == "snopt" else ""
-        ms = spread(own, lambda value: number(1000 * value))
-        evaluations = late_evaluations(series.runs)
+        theirs = published.step(published_name(series)) if published else math.nan
+        adams = published.step("adam") if published else math.nan
         rows.append(
             [
                 comparison.task,
                 _where(comparison),
                 series.label,
-                ms,
+                spread(own, lambda value: number(1000 * value)),
+                number(1000 * theirs),
                 number(ratio),
-                theirs,
-                evaluations,
+                number(theirs / adams),
+                late_evaluations(series.runs),
             ]
         )
     return rows
@@ -260,21 +271,23 @@ def _times(comparison: Comparison) -> list[list[str]]:
     if found is None:
         return []
     published = PUBLISHED.get(comparison.task)
-    base = found.outcomes[found.baseline].cost["steps"].median
+    (base,) = [series for series in kept if series.label == found.baseline]
+    steps = found.outcomes[found.baseline].cost["steps"].median
     rows = []
     for series in kept:
         if series.first_order:
             continue
         outcome = found.outcomes[series.label]
         theirs = published.time_ratio if published and published_name(series) == "snopt" else None
+        alike = _setting(series) == _setting(base)
         rows.append(
             [
                 comparison.task,
                 _where(comparison),
                 f"{series.label}, to {found.baseline}'s {number(found.target.median)}",
                 f"{outcome.reached} of {outcome.runs}",
-                spread(outcome.ratio, until),
-                until(outcome.cost["steps"].median / base),
+                spread(outcome.ratio, until) if alike else NOTHING,
+                until(outcome.cost["steps"].median / steps),
                 "" if theirs is None else number(theirs),
             ]
         )

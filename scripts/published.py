@@ -7,6 +7,7 @@ curves were read in the authors' slides of the conference, which show the manusc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -37,6 +38,10 @@ class Published:
     train: Mapping[str, float] = field(default_factory=dict)
     time_ratio: float | None = None
     notes: tuple[str, ...] = ()
+
+    def step(self, optim: str) -> float:
+        """Table 6's seconds an iteration; NaN for SGD and others, which it does not have."""
+        return self.seconds * {"adam": 1.0, "snopt": self.cost}.get(optim, math.nan)
 
     def shown(self, optim: str) -> str:
         """The test metric with the two decimals that are printed; empty where there is none."""

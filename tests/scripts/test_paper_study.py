@@ -78,9 +78,9 @@ def test_ratios_are_those_that_the_numbers_give(runs, tmp_path):
     # In the 40 s of the others SNOpt makes 300 steps and a third.
     assert by_name[PAPER][9] == "90.91%"
     assert {row[2]: row[3:] for row in costs} == {
-        PAPER: ["120", "1.2", "1.16", "14/16"],
-        "adam": ["100", "1", "", "14/16"],
-        "sgd": ["100", "1", "", "14/16"],
+        PAPER: ["120", "197", "1.2", "1.16", "14/16"],
+        "adam": ["100", "170", "1", "1", "14/16"],
+        "sgd": ["100", "–", "1", "–", "14/16"],
     }
     # SGD ends at 0.2 after 400 steps and 40 s; SNOpt is below after 200 and 24 s.
     assert times == [
@@ -120,7 +120,7 @@ def test_machines_are_compared_apart(runs, tmp_path):
     for optim, seconds in (("adam", 0.01), ("snopt", 0.02)):
         cifar(tmp_path / "gpu", optim, seconds=seconds, environment=gpu)
     (_, costs, _), text = drawn(tmp_path, runs, tmp_path / "gpu")
-    assert {(row[1], row[2]): row[4] for row in costs} == {
+    assert {(row[1], row[2]): row[5] for row in costs} == {
         ("made-up", PAPER): "1.2",
         ("made-up", "adam"): "1",
         ("made-up", "sgd"): "1",
@@ -133,9 +133,16 @@ def test_machines_are_compared_apart(runs, tmp_path):
 def test_processor_seconds_where_a_run_is_limited_by_them(tmp_path):
     cifar(tmp_path / "runs", "adam", clock="cpu")
     cifar(tmp_path / "runs", "sgd")
-    (_, costs, _), _ = drawn(tmp_path)
+    cifar(tmp_path / "runs", "snopt", clock="cpu", settings={"rule": "paper"})
+    (_, costs, times), _ = drawn(tmp_path)
     # The clocks do not compare: SGD's wall seconds are set beside nothing.
-    assert {row[2]: row[3:5] for row in costs} == {"adam": ["25", "1"], "sgd": ["100", "–"]}
+    assert {row[2]: (row[3], row[5]) for row in costs} == {
+        PAPER: ("25", "1"),
+        "adam": ("25", "1"),
+        "sgd": ("100", "–"),
+    }
+    # SGD has the lower loss, which SNOpt reaches after half as many steps.
+    assert times[0][4:6] == ["–", "0.5"]
 
 
 def test_an_integration_time_is_a_study_of_its_own(runs, tmp_path):
