@@ -1,9 +1,15 @@
-"""Tables and pictures of an experiment that compares families, beside what others logged."""
+"""Draw runs that compare families, beside what others logged.
+
+``python -m scripts.family_study FOLDER... --out DIR`` reads runs that anybody made; those of
+``conf/experiment/families`` are drawn by ``scripts.reproduce``.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +18,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from scripts.entry import status
 from scripts.published_families import LOGGED, SILVERBOX, Logged
+from tasks.common.checks import ConfigError
 from tasks.common.figures import png
 from tasks.engine.records.metrics import Key
 from tasks.engine.records.results import write_file
-from tasks.engine.records.runs import Run
+from tasks.engine.records.runs import Run, read_runs
+from tasks.engine.report.comparison import compare
+from tasks.engine.report.console import console
 from tasks.engine.report.family_figures import (
     by_model,
     forecast_figure,
     growth_figure,
     point_cloud_figure,
+    training_figure,
 )
-from tasks.engine.report.formatting import metric_style, spread
+from tasks.engine.report.formatting import NOTHING, metric_style, number, spread
 from tasks.engine.report.nfe import late_evaluations
 from tasks.engine.report.reload import evaluations, rebuild
 from tasks.engine.report.statistics import Spread
-from tasks.engine.report.summary import as_csv
+from tasks.engine.report.summary import as_csv, runs_csv
 
 DRAWS = 10
 """Initialisations of the Silverbox study, as published."""
@@ -67,10 +78,28 @@ NOTE = (
     "training with its own solver, late in it; columns with a tolerance were measured afterwards "
     "with the first seed's final weights, dopri5 and the adjoint in float64, on one batch of {} "
     "training samples, forward/backward (failed: no step was small enough, or 1000 were too "
-    "few). Seconds an epoch are ours on one thread of a busy 2-core "
-    "machine. Logged: from the HBNODE authors' raw logs, on their budget and machine (evaluations "
-    "of a batch late in training, forward/backward); nothing was released for AdamNODE."
+    "few). Seconds an epoch are ours, on {}, which may have had other work. Logged: from the "
+    "HBNODE authors' raw logs, on their budget and machine (evaluations of a batch late in "
+    "training, forward/backward); none are known for AdamNODE and NesterovNODE."
 )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read and draw; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    runs: list[Run] = []
+    for root in options.results:
+        if not root.is_dir():
+            raise ConfigError(f"{root}: is not a folder of runs.")
+        runs += read_runs(root, partial=options.partial)[0]
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = write_study(runs, options.out)
+    if not text:
+        raise ConfigError("the folders hold no task that several families were trained on.")
+    write_file(options.out / "table.md", text.encode())
+    write_file(options.out / "runs.csv", runs_csv(compare(runs)).encode())
+    console().print(f"wrote {options.out}", markup=False)
+    return 0
 
 
 def write_study(runs: Sequence[Run], folder: Path) -> str:
@@ -104,6 +133,8 @@ def write_study(runs: Sequence[Run], folder: Path) -> str:
 _FIGURES: dict[str, tuple[str, Callable[[Sequence[Run]], Any]]] = {
     "nested_spheres": ("point_cloud", point_cloud_figure),
     "plane_vibration": ("forecasts", forecast_figure),
+    "mnist": ("training", training_figure),
+    "cifar10": ("training", training_figure),
 }
 
 
@@ -116,11 +147,14 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
         "family",
         "parameters",
         "seeds",
+        "epochs",
         f"{split} {'MSE' if metric == 'loss' else metric}",
+        "after one epoch",
         "evaluations a step",
         *(f"at {tolerance:g}" for tolerance in study.tolerances),
         "s an epoch",
         "logged",
+        "logged after one epoch",
         "logged evaluations",
         "logged s an epoch",
     ]
@@ -132,11 +166,14 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
                 name,
                 str(members[0].record.get("parameters", "")),
                 str(len(members)),
+                number(min(r.steps / max(1, r.steps_per_epoch) for r in members)),
                 _result(members, study.key),
+                _early(members, study.key),
                 late_evaluations(members),
                 *(measured[_shown(members).path.name, t] for t in study.tolerances),
                 spread(Spread.of(r.seconds / r.steps * r.steps_per_epoch for r in members)),
                 theirs.value,
+                theirs.early,
                 theirs.nfe,
                 theirs.seconds,
             ]
@@ -144,7 +181,8 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
     data = ", ".join(sorted({run.provenance for run in runs}))
     steps = " / ".join(sorted({str(run.steps) for run in runs}))
     title = f"{task}: {steps} steps here, {study.logged} where logged (data: {data})"
-    return _table(title, heads, rows) + NOTE.format(study.samples) + "\n"
+    machines = ", ".join(sorted({str(run.environment.get("device_name")) for run in runs}))
+    return _table(title, heads, rows) + NOTE.format(study.samples, machines) + "\n"
 
 
 def _result(members: Sequence[Run], key: Key) -> str:
@@ -152,6 +190,14 @@ def _result(members: Sequence[Run], key: Key) -> str:
     worst = -math.inf if members[0].higher_is_better and key[1] != "loss" else math.inf
     finals = [run.curves[key].final if run.outcome != "diverged" else worst for run in found]
     return spread(Spread.of(finals), metric_style(key[1]))
+
+
+def _early(members: Sequence[Run], key: Key) -> str:
+    """The result after one epoch; empty where it was not measured then."""
+    curves = [(run.curves[key], run.steps_per_epoch) for run in members if key in run.curves]
+    found = [curve.values[curve.steps == steps] for curve, steps in curves]
+    values = np.concatenate([*found, []])
+    return spread(Spread.of(values), metric_style(key[1])).replace(NOTHING, "")
 
 
 def _shown(members: Sequence[Run]) -> Run:
@@ -269,3 +315,17 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> s
     lines = [f"### {title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", ""])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scripts.family_study", description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument(
+        "--partial", action="store_true", help="also show runs that were interrupted"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(status(main))

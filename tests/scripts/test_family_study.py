@@ -21,6 +21,7 @@ from tasks.engine.records.runs import Run, read_runs
 from tasks.engine.report.reload import evaluations, rebuild
 from tasks.models.families import FAMILIES
 from tasks.models.family_nets import PointNet
+from tests.support.made_up_runs import made_up_run
 
 QUICK = ["train.max_epochs=2", "solver.rtol=1e-3", "solver.atol=1e-3", "logger.progress=off"]
 
@@ -167,3 +168,39 @@ def test_a_run_that_diverged_is_told_and_not_drawn(
 def test_runs_of_one_family_are_no_study(cloud: list[Run], tmp_path: Path) -> None:
     assert write_study(cloud[:1], tmp_path) == ""
     assert not any(tmp_path.iterdir())
+
+
+def test_folders_of_runs_are_drawn_with_what_is_missing_said(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(family_study, "evaluations", lambda run, *_: (14, len(run.model)))
+    losses = [9.0, 1.0, 0.25]
+    for model, steps, outcome in (("node", 200, "budget"), ("hbnode", 100, "interrupted")):
+        epoch = 100 if model == "node" else 50  # 50: nothing is measured after one epoch
+        made_up_run(
+            tmp_path / "runs",
+            task="mnist",
+            model=model,
+            outcome=outcome,
+            steps=steps,
+            every=100,
+            losses=losses,
+            steps_per_epoch=epoch,
+            config_hash=f"{len(model):08x}",
+        )
+    given = [str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    with pytest.raises(family_study.ConfigError, match="several families"):
+        family_study.main(given)
+    assert family_study.main([*given, "--partial"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("evaluations.csv", "runs.csv", "table.md", "training.png")
+    }
+    text = (tmp_path / "out" / "table.md").read_text()
+    rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert [row[0] for row in rows] == ["node", "hbnode"]
+    # The made-up accuracy at a loss of x is 1 / (1 + x), and a step takes 0.1 s.
+    assert [row[3:6] for row in rows] == [["2", "80.0%", "50.0%"], ["2", "50.0%", ""]]
+    assert [row[7:10] for row in rows] == [["14/4"] * 3, ["14/6"] * 3]
+    assert [row[10:13] for row in rows] == [
+        ["10", "96.94 ± 0.58%", "91.66 ± 0.57%"],
+        ["5", "97.94 ± 0.13%", "94.80 ± 1.54%"],
+    ]
+    assert "on made-up, which" in text

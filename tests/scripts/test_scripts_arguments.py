@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts import bench, entry, point_cloud, report, reproduce, tune
+from scripts import bench, entry, family_study, point_cloud, report, reproduce, tune
 from tests.support import fake
 
 MISTAKES = [
@@ -11,6 +11,8 @@ MISTAKES = [
     (report, ["{folder}"], "holds no finished run"),
     (report, ["{folder}", "--task="], "holds no finished run of task"),
     (report, ["{folder}", "--beside", "{file}"], "is not a folder"),
+    (family_study, ["{folder}/nowhere", "--out={folder}"], "is not a folder"),
+    (family_study, ["{folder}", "--out={folder}"], "no task that several families"),
     (reproduce, ["nope"], "no such experiment"),
     (reproduce, ["reference/digits", "--seeds="], "--seeds=: give whole numbers"),
     (reproduce, ["reference/digits", "--budget=nan"], "train.max_seconds=nan: must be finite"),

@@ -56,14 +56,29 @@ def point_cloud_figure(runs: Sequence[Run]) -> Figure:
         axes.set_title(f"{name}, seed {members[0].seed}\ntraining MSE {loss:.2g}", fontsize=9)
     for axes in grid[len(families) :]:
         axes.set_axis_off()
-    for axes, part in zip(curves.subplots(1, 2), (0, 1), strict=True):
-        for name, members in families.items():
-            _draw_evaluations(axes, members, part, colour(name))
-        axes.set_xlabel("optimizer steps", fontsize=9)
-        word = ("forward", "backward")[part]
-        axes.set_ylabel(f"evaluations of a {word} solve", fontsize=9)
-        _plain(axes)
+    _draw_both_solves(curves.subplots(1, 2), families)
     curves.legend(handles=_handles(families), **_BELOW)
+    figure.suptitle(_title(runs), fontsize=11, fontweight="bold")
+    return figure
+
+
+def training_figure(runs: Sequence[Run]) -> Figure:
+    """The test metric of every family over training, and evaluations of both solves."""
+    families, metric = by_model(runs), runs[0].metric
+    figure = new_figure(13.5, 4.4)
+    first, *solves = figure.subplots(1, 3)
+    for name, members in families.items():
+        for run in members:
+            curve = run.curves["test", metric]
+            trained = curve.steps > 0  # untrained, all families are at chance
+            first.plot(
+                curve.steps[trained], curve.values[trained], ".-", color=colour(name), alpha=0.8
+            )
+    first.set_xlabel("optimizer steps", fontsize=9)
+    first.set_ylabel(f"test {metric}", fontsize=9)
+    _plain(first)
+    _draw_both_solves(solves, families)
+    figure.legend(handles=_handles(families), **_BELOW)
     figure.suptitle(_title(runs), fontsize=11, fontweight="bold")
     return figure
 
@@ -168,6 +183,15 @@ def _draw_regions(axes: Axes, made: Rebuilt) -> None:
     axes.set_aspect("equal")
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def _draw_both_solves(pair: Sequence[Axes], families: Mapping[str, Sequence[Run]]) -> None:
+    for part, (axes, word) in enumerate(zip(pair, ("forward", "backward"), strict=True)):
+        for name, members in families.items():
+            _draw_evaluations(axes, members, part, colour(name))
+        axes.set_xlabel("optimizer steps", fontsize=9)
+        axes.set_ylabel(f"evaluations of a {word} solve", fontsize=9)
+        _plain(axes)
 
 
 def _draw_evaluations(axes: Axes, members: Sequence[Run], part: int, tint: str) -> None:
