@@ -35,6 +35,7 @@ from tasks.engine.report.family_figures import (
     training_figure,
 )
 from tasks.engine.report.formatting import NOTHING, metric_style, number, spread
+from tasks.engine.report.markdown import markdown_table
 from tasks.engine.report.nfe import late_evaluations
 from tasks.engine.report.reload import evaluations, rebuild
 from tasks.engine.report.statistics import Spread
@@ -312,9 +313,7 @@ def _optimizers(task: str, runs: Sequence[Run]) -> str:
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"### {title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", ""])
+    return f"### {title}\n\n{markdown_table(heads, rows)}\n\n"
 
 
 def _parser() -> argparse.ArgumentParser:

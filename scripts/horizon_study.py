@@ -10,6 +10,7 @@ import numpy as np
 from tasks.engine.records.runs import Run
 from tasks.engine.report.formatting import metric_style, number, spread
 from tasks.engine.report.horizon_figure import start_of
+from tasks.engine.report.markdown import markdown_table
 from tasks.engine.report.nfe import per_step
 from tasks.engine.report.statistics import Spread
 
@@ -35,12 +36,12 @@ def horizon_markdown(runs: Sequence[Run]) -> str:
         return ""
     metric = next(iter(groups.values()))[0].metric
     show = metric_style(metric)
-    lines = [
-        "| data | steps | T0 | rule | bound of an update | seeds | T at the end "
-        "| evaluations a step, first and last tenth | s a step | train loss "
-        f"| test {metric} | machine |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = (
+        "data|steps|T0|rule|bound of an update|seeds|T at the end"
+        "|evaluations a step, first and last tenth|s a step|train loss"
+        f"|test {metric}|machine"
+    ).split("|")
+    rows: list[tuple[str, ...]] = []
     for (data, rule, start, bound), members in sorted(groups.items(), key=lambda g: -g[0][2]):
         cells = (
             data,
@@ -56,8 +57,8 @@ def horizon_markdown(runs: Sequence[Run]) -> str:
             spread(Spread.of(run.curves["test", metric].final for run in members), show),
             " / ".join(sorted({str(run.environment.get("device_name")) for run in members})),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return markdown_table(heads, rows) + "\n"
 
 
 def _evaluations(members: Sequence[Run]) -> tuple[float, float]:

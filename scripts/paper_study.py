@@ -21,7 +21,7 @@ import numpy as np
 from scripts.entry import status
 from scripts.horizon_study import horizon_markdown
 from scripts.published import CLAIMS, INTEGRATION_TIME, PUBLISHED, SOURCE
-from scripts.solver_check import solver_markdown, solver_pairs
+from scripts.solver_check import error_markdown, solver_markdown, solver_pairs
 from tasks.common.checks import ConfigError
 from tasks.common.figures import png
 from tasks.engine.records.metrics import Key
@@ -33,6 +33,7 @@ from tasks.engine.report.console import console
 from tasks.engine.report.figures import comparison_figure, overview_figure
 from tasks.engine.report.formatting import NOTHING, metric_style, number, spread, until
 from tasks.engine.report.horizon_figure import horizon_figure
+from tasks.engine.report.markdown import markdown_table
 from tasks.engine.report.nfe import late_evaluations
 from tasks.engine.report.statistics import Spread
 from tasks.engine.report.summary import runs_csv
@@ -84,6 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = paper_markdown(comparisons)
     if pairs:
         text += f"\n### The paper's solver\n\n{solver_markdown(pairs)}"
+    options.out.mkdir(parents=True, exist_ok=True)
+    firsts = [series.runs[0] for comparison in comparisons for series in comparison.series]
+    if errors := error_markdown(firsts, options.out / "solver_errors.csv"):
+        text += f"\n### Solvers at the end of training\n\n{errors}"
     if moved:
         text += f"\n### Integration time\n\n{horizon_markdown(moved)}\n{HORIZONS}\n"
     files = {
@@ -96,7 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "runs.csv": runs_csv([*comparisons, *compare(checks), *horizons]).encode(),
         "table.md": text.encode(),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_file(options.out / name, content)
     console().print("wrote " + ", ".join(str(options.out / name) for name in files))
@@ -170,7 +174,7 @@ def paper_markdown(comparisons: Sequence[Comparison]) -> str:
         TIMES,
     )
     parts = [
-        f"{title}\n\n{_table(heads, rows)}\n\n{note}"
+        f"{title}\n\n{markdown_table(heads.split('|'), rows)}\n\n{note}"
         for title, heads, rows, note in (results, costs, times)
         if rows
     ]
@@ -320,11 +324,6 @@ def _setting(series: Series) -> tuple[str, str]:
 
 def _where(comparison: Comparison) -> str:
     return _machine(comparison.series[0].runs[0])
-
-
-def _table(heads: str, rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads.split("|"), ["---"] * (heads.count("|") + 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,16 +1,22 @@
-"""Runs with the paper's solver, set beside the same runs with a faster one."""
+"""How much a faster solver than the paper's changes: whole runs, and gradients when trained."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.engine.records.metrics import Key
+from tasks.engine.records.results import write_file
 from tasks.engine.records.runs import Run
 from tasks.engine.report.formatting import metric_style, number
+from tasks.engine.report.markdown import markdown_table
+from tasks.engine.report.reload import training_gradient
+from tasks.engine.report.summary import as_csv
 
 _LOSS: Key = ("train", "loss")
 _HEADS = (
@@ -21,6 +27,23 @@ _NOTE = (
     "The paper's solver and a faster one; all else is the same. Losses are compared after equal "
     "steps, at every evaluation that both runs have, as a share of the paper's solver's; train "
     "loss and test metric are those of the last of them."
+)
+
+_SAMPLES = 32
+_PLAIN = {"compile": False}
+_PAPERS = {
+    **_PLAIN,
+    "method": "dopri5",
+    "gradient": "adjoint",
+    "steps": None,
+    "warm_start": False,
+}
+_TIGHT = {**_PAPERS, "gradient": "direct", "rtol": 1e-8, "atol": 1e-8}
+_ERROR_HEADS = "task|optimizer|seed|epochs|error of its own solver|of the paper's"
+_ERROR_NOTE = (
+    f"The training gradient on {_SAMPLES} samples with the weights at the end of the run, relative "
+    "to dopri5 at 1e-8 in float64: by the solver that the run was trained with, and by dopri5 "
+    "with the adjoint at the task's tolerances."
 )
 
 
@@ -41,9 +64,48 @@ def solver_markdown(pairs: Sequence[tuple[Run, Run]]) -> str:
     Args:
         pairs: as :func:`solver_pairs` finds them.
     """
-    heads = _HEADS.split("|")
-    lines = [heads, ["---"] * len(heads), *(_row(slow, fast) for slow, fast in pairs)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_NOTE}\n"
+    rows = [_row(slow, fast) for slow, fast in pairs]
+    return f"{markdown_table(_HEADS.split('|'), rows)}\n\n{_NOTE}\n"
+
+
+def error_markdown(runs: Sequence[Run], file: Path) -> str:
+    """Errors of the gradient at the end of training, by the run's own solver and by the paper's.
+
+    Args:
+        runs: those without a checkpoint, or with the paper's solver, are left aside.
+        file: where errors that were measured are kept.
+
+    Returns:
+        Markdown; empty where no run is left.
+    """
+    kept: dict[str, dict[str, str]] = {}
+    if file.is_file():
+        with file.open(encoding="utf-8", newline="") as lines:
+            kept = {row["run"]: dict(row) for row in csv.DictReader(lines)}
+    rows = []
+    for run in runs:
+        if _is_adjoint(run) or not (run.path / "checkpoint.pt").is_file():
+            continue
+        name = f"{run.task}/{run.optim}/{run.path.name}"
+        rows.append(kept.get(name) or {"run": name, **_errors(run)})
+    if not rows:
+        return ""
+    write_file(file, as_csv(rows).encode())
+    cells = [list(row.values())[1:] for row in rows]
+    return f"{markdown_table(_ERROR_HEADS.split('|'), cells)}\n\n{_ERROR_NOTE}\n"
+
+
+def _errors(run: Run) -> dict[str, str]:
+    exact = training_gradient(run, _SAMPLES, solver=_TIGHT, dtype="float64")
+    own, papers = (training_gradient(run, _SAMPLES, solver=s) for s in (_PLAIN, _PAPERS))
+    return {
+        "task": run.task,
+        "optimizer": _optimizer(run),
+        "seed": str(run.seed),
+        "epochs": number(run.steps / max(1, run.steps_per_epoch)),
+        "own": number(float((own - exact).norm() / exact.norm())),
+        "papers": number(float((papers - exact).norm() / exact.norm())),
+    }
 
 
 def _row(slow: Run, fast: Run) -> list[str]:
@@ -53,7 +115,7 @@ def _row(slow: Run, fast: Run) -> list[str]:
     show = metric_style(slow.metric)
     return [
         slow.task,
-        slow.optim,
+        _optimizer(slow),
         str(slow.seed),
         number(float(steps[-1]) / max(1, slow.steps_per_epoch)),
         f"{100 * apart:.2g}%",
@@ -68,6 +130,11 @@ def _shared(slow: Run, fast: Run, key: Key) -> tuple[NDArray[np.float64], NDArra
     one, two = slow.curves[key], fast.curves[key]
     steps, mine, theirs = np.intersect1d(one.steps, two.steps, return_indices=True)
     return steps, np.stack([one.values[mine], two.values[theirs]])
+
+
+def _optimizer(run: Run) -> str:
+    rule = run.config["optim"].get("rule")
+    return run.optim if rule is None else f"{run.optim} (rule={rule})"
 
 
 def _is_adjoint(run: Run) -> bool:

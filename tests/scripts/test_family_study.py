@@ -194,7 +194,7 @@ def test_folders_of_runs_are_drawn_with_what_is_missing_said(tmp_path: Path, mon
         *("evaluations.csv", "runs.csv", "table.md", "training.png")
     }
     text = (tmp_path / "out" / "table.md").read_text()
-    rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     assert [row[0] for row in rows] == ["node", "hbnode"]
     # The made-up accuracy at a loss of x is 1 / (1 + x), and a step takes 0.1 s.
     assert [row[3:6] for row in rows] == [["2", "80.0%", "50.0%"], ["2", "50.0%", ""]]

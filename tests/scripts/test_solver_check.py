@@ -1,11 +1,16 @@
 """Runs with the paper's solver beside their twins with a faster one."""
 
 import pytest
+import torch
 import yaml
 
-from scripts import paper_study
-from scripts.solver_check import solver_markdown, solver_pairs
+from scripts import paper_study, solver_check
+from scripts.jobs import plan
+from scripts.solver_check import error_markdown, solver_markdown, solver_pairs
+from tasks.engine import experiment
+from tasks.engine.config.settings import Settings
 from tasks.engine.records.runs import read_runs
+from tasks.engine.report.reload import rebuild
 from tests.support.made_up_runs import made_up_run
 
 LOSSES = [2.0, 1.0, 0.5, 0.25, 0.125]
@@ -68,3 +73,32 @@ def test_a_check_is_drawn_apart(tmp_path):
     assert table.count("| cifar10 | made-up | adam |") == 2  # a row a table
     assert "| cifar10 | adam | 0 | 4 | 0% |" in check
     assert len((out / "runs.csv").read_text().splitlines()) == 3
+
+
+def test_errors_are_those_of_the_gradient_at_the_end(tmp_path, monkeypatch):
+    given = [
+        *(f"results.root={tmp_path}", "model=node", "train.max_epochs=2", "logger.progress=off"),
+        *("solver.method=euler", "solver.steps=2", "solver.gradient=direct", "solver.rtol=1e-4"),
+    ]
+    (job,) = plan(["families/point_cloud/models"], [0], None, given)
+    experiment.train(Settings.read(job.config))
+    (run,) = read_runs(tmp_path)[0]
+    file = tmp_path / "errors.csv"
+    row = error_markdown([run], file).splitlines()[2].split(" | ")
+    assert row[:4] == ["| nested_spheres", "adam", "0", "2"]
+
+    def gradient(**solver):
+        made = rebuild(run, solver=solver, dtype="float64")
+        batch = tuple(part[:32] for part in made.splits.train)
+        loss = made.task.loss(made.forward(batch), batch)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, made.model.parameters())])
+
+    exact = gradient(method="dopri5", steps=None, rtol=1e-10, atol=1e-10)
+    expected = float((gradient() - exact).norm() / exact.norm())
+    assert float(row[4]) == pytest.approx(expected, rel=0.01)
+    assert 0 < float(row[5][:-2]) < 1e-3 < expected
+    # What was measured once is not measured again; the paper's own solver is not measured.
+    monkeypatch.setattr(solver_check, "training_gradient", lambda *_: pytest.fail("again"))
+    assert error_markdown([run], file).splitlines()[2].split(" | ") == row
+    run.config["solver"]["gradient"] = "adjoint"
+    assert error_markdown([run], file) == ""

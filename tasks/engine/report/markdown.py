@@ -16,11 +16,16 @@ def summary_markdown(tables: Sequence[Table]) -> str:
         tables: at least one.
     """
     headings = [column.headings["markdown"] for column in columns(tables[0], "markdown")]
-    lines = [_line(headings), _line(["---"] * len(headings))]
+    rows: list[list[str]] = []
     for table in tables:
         shown = columns(table, "markdown")
-        lines += [_line(column.text(row) for column in shown) for row in table.rows]
-    return "\n".join([*lines, "", *_notes(tables)]) + "\n"
+        rows += [[column.text(row) for column in shown] for row in table.rows]
+    return "\n".join([markdown_table(headings, rows), "", *_notes(tables)]) + "\n"
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Headings and rows as lines of a table, without a last line break."""
+    return "\n".join(map(_line, [headings, ["---"] * len(headings), *rows]))
 
 
 def _notes(tables: Iterable[Table]) -> list[str]:

@@ -102,3 +102,24 @@ def evaluations(run: Run, tolerance: float, samples: int) -> tuple[int, int]:
         return -1, -1
     found = blocks(made.model).values()
     return sum(b.nfe_forward for b in found), sum(b.nfe_backward for b in found)
+
+
+def training_gradient(
+    run: Run, samples: int, *, solver: Mapping[str, Any] | None = None, dtype: str | None = None
+) -> torch.Tensor:
+    """The gradient of the training loss with the run's final weights, in float64.
+
+    Args:
+        run: a run that has left its checkpoint.
+        samples: the first so many training samples make the batch.
+        solver: as in :func:`rebuild`.
+        dtype: that it is computed in, as in :func:`rebuild`.
+
+    Returns:
+        All parameters' gradients, one after the other, shape (parameters,).
+    """
+    made = rebuild(run, solver=solver, dtype=dtype)
+    batch = tuple(tensor[:samples] for tensor in made.splits.train)
+    made.task.loss(made.forward(batch), batch).backward()
+    found = [p.grad for p in made.model.parameters() if p.grad is not None]
+    return torch.cat([grad.double().flatten() for grad in found])
