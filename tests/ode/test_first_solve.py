@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from snopt import ODEBlock
+from snopt.ode.gradients.checkpointed import _Recorder
+from snopt.ode.gradients.kept import Kept
 from tests.support import problems
 
 SOLVERS: dict[str, dict[str, Any]] = {
@@ -54,3 +57,18 @@ def test_steps_of_a_random_field_are_those_of_direct_backpropagation(
             rows.append([v.clone() for v in block.state_dict().values()])
         found.append([*rows, torch.rand(1)])
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_nothing_outlives_a_first_solve(noise: bool) -> None:
+    """No cycle of references keeps what was recorded until Python happens to look for cycles."""
+    field, (x, _) = Normed(noise), problems.data()
+    gc.disable()
+    try:
+        out = ODEBlock(field, gradient="checkpoint", **SOLVERS["rk4"])(x)
+        assert isinstance(out, Tensor)
+        out.sum().backward()
+        del out
+        assert not [x for x in gc.get_objects() if type(x) in (Kept, _Recorder)]
+    finally:
+        gc.enable()

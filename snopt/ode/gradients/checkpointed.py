@@ -17,6 +17,7 @@ from snopt.ode.gradients.held import drawn, generators, set_generators
 from snopt.ode.gradients.kept import Kept, Step
 from snopt.ode.methods import Statistics
 from snopt.ode.methods.base import Time
+from snopt.ode.runge_kutta import Field
 from snopt.ode.runge_kutta import step as runge_kutta_step
 
 
@@ -64,15 +65,18 @@ class _Recorder:
         random: whether the states of random generators are recorded.
 
     Attributes:
-        field: the field to solve over.
         starts: the states at which the steps began.
         steps: those of this interval.
     """
 
     def __init__(self, context: SolveContext, random: bool) -> None:
         self.context, self.random = context, random
-        self.field = self._recorded if random else context.field
         self.starts: list[Tensor] = []
+
+    @property
+    def field(self) -> Field:
+        """The field to solve over."""
+        return self._recorded if self.random else self.context.field
 
     def begin(self) -> None:
         """A new interval."""
