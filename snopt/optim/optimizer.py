@@ -53,7 +53,8 @@ class SNOpt(Optimizer):
             ``"kfac"`` (:class:`~snopt.optim.rules.Kfac`), the factored inverse;
             ``"gauss_newton"`` (:class:`~snopt.optim.rules.GaussNewton`), a solve with per-sample
             gradients, which needs :meth:`curvature_pass` in the loop; or an object of such a class.
-        weight_decay: decoupled, >= 0; for ``rule="gauss_newton"`` part of the solve.
+        weight_decay: decoupled, >= 0; for ``rule="gauss_newton"`` part of the solve. By default 0.1
+            for ``rule="adam"``, 0 for the others.
         precondition: ``"all"`` layers, or only those inside ODE blocks (``"ode"``).
         fallback: update of all other parameters: ``"rule"`` (Adam for ``rule="adam"``, else SGD
             with momentum), or ``"adam"``.
@@ -79,7 +80,7 @@ class SNOpt(Optimizer):
         lr: float = 0.01,
         *,
         rule: str | Rule = "adam",
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         precondition: str = "all",
         fallback: str = "rule",
         grad_scaler: Any = None,
@@ -90,10 +91,11 @@ class SNOpt(Optimizer):
         groups = [renamed(group) for group in listed(model)]
         settings = renamed(settings)
         fallback = settings.pop("fallback", fallback)  # by its earlier name
-        shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-        shared |= {"precondition": precondition, "fallback": fallback}
         beside, own = split(rule, settings) if fallback == "adam" else ({}, settings)
         self.rule = made(rule, own)
+        decay = self.rule.weight_decay if weight_decay is None else weight_decay
+        shared: dict[str, Any] = {"lr": lr, "weight_decay": decay}
+        shared |= {"precondition": precondition, "fallback": fallback}
         self._kinds = {**SHARED, **kinds(Adam, groups=True), **kinds(self.rule, groups=True)}
         given = {**Adam.settings(), **beside, **vars(self.rule), **shared}
         self._defaults: dict[str, Any] = {name: given[name] for name in self._kinds}
@@ -178,7 +180,7 @@ class SNOpt(Optimizer):
         if refreshing:
             self._measure(moves, groups)
         self._measured["damping"] = groups[0].get("damping", 0.0)
-        update.apply(groups, self.state, moves, warmup)
+        update.apply(groups, self.state, moves, warmup, self.rule.cautious_decay)
         method.after_update(loss, closure)
         self._averages.update(self.members.by_id.values(), moves.moved)
         method.prepare_next()

@@ -36,6 +36,7 @@ class Rule(ABC):
     Attributes:
         name: what it is called by.
         scales_with_loss: whether steps shrink as the loss is multiplied by a constant.
+        weight_decay: of groups that name none.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -43,6 +44,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     scales_with_loss: ClassVar[bool] = False
+    weight_decay: ClassVar[float] = 0.0
 
     kl_clip: float | None = setting(None, LIMIT, group=True)
     trust: float | None = setting(None, LIMIT, group=True)
@@ -65,6 +67,11 @@ class Rule(ABC):
             settings: of its group.
         """
         return grad
+
+    @property
+    def cautious_decay(self) -> bool:
+        """Whether only those entries of a weight decay that their step brings closer to zero."""
+        return False
 
     @property
     def gradient_power(self) -> float:

@@ -50,6 +50,7 @@ def apply(
     state: MutableMapping[Tensor, Any],
     moves: Moves,
     warmup: float,
+    cautious_decay: bool = False,
 ) -> None:
     """Move every parameter that has a move, in place.
 
@@ -58,6 +59,7 @@ def apply(
         state: the optimizer's state by parameter; holds the momentum buffers.
         moves: of the parameters.
         warmup: factor on every learning rate.
+        cautious_decay: whether only those entries decay that their step brings closer to zero.
     """
     trust = trust_factor(groups, moves, warmup)
     for group in groups:
@@ -68,8 +70,24 @@ def apply(
             if momentum > 0 and not moves.complete:
                 parts = _with_momentum(parameters, parts, state, momentum)
             if group["weight_decay"] > 0 and not moves.complete:
-                torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+                _decay(parameters, rate * group["weight_decay"], parts if cautious_decay else None)
             torch._foreach_add_(parameters, parts, alpha=-rate)
+
+
+def _decay(parameters: list[Tensor], share: float, steps: list[Tensor] | None) -> None:
+    """Take a share of every entry off it; with steps, of those alone that these make smaller.
+
+    Source: Loshchilov and Hutter 2019; Chen et al. 2025, Cautious weight decay (with steps).
+    """
+    if steps is None:
+        torch._foreach_mul_(parameters, 1 - share)
+        return
+    weights = [as_real(p) for p in parameters]
+    taken = torch._foreach_mul(weights, [as_real(step) for step in steps])
+    torch._foreach_sign_(taken)
+    torch._foreach_clamp_min_(taken, 0.0)
+    torch._foreach_mul_(taken, weights)
+    torch._foreach_sub_(weights, taken, alpha=share)
 
 
 def _with_momentum(

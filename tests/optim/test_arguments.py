@@ -165,7 +165,7 @@ def test_complex_parameters_are_as_in_torch(rule: str) -> None:
     other: Any = (
         torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
         if rule == "paper"
-        else torch.optim.Adam(theirs.parameters(), 0.1, betas=(0.9, 0.95))
+        else torch.optim.AdamW(theirs.parameters(), 0.1, betas=(0.9, 0.95), weight_decay=0.1)
     )
     assert "complex" in optimizer.coverage().fallback["mix.weight"]
     for _ in range(4):
@@ -300,7 +300,7 @@ def test_a_step_twice_takes_the_same_gradients_again(rule: str) -> None:
     ours, theirs = nn.LayerNorm(4).double(), nn.LayerNorm(4).double()
     settings: dict[str, Any] = {"kfac": {"kl_clip": 1e9}, "adam": {"cautious": False}}.get(rule, {})
     optimizer = SNOpt(ours, 0.1, rule=rule, warmup_steps=0, **settings)
-    other: Any = torch.optim.Adam(theirs.parameters(), 0.1, betas=(0.9, 0.95))
+    other: Any = torch.optim.AdamW(theirs.parameters(), 0.1, betas=(0.9, 0.95), weight_decay=0.1)
     if rule != "adam":
         other = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9 if rule == "kfac" else 0)
     x = torch.randn(6, 4, dtype=torch.float64)

@@ -15,7 +15,9 @@ def grad_along(layer: nn.Linear, values: list[float]) -> None:
 
 def stepped(cautious: bool, layer: nn.Linear, history: list[list[float]]) -> torch.Tensor:
     """The last step of a history of gradients."""
-    optimizer = SNOpt(layer, 0.1, warmup_steps=0, refresh_every=1, eps=1e-30, cautious=cautious)
+    optimizer = SNOpt(
+        layer, 0.1, warmup_steps=0, refresh_every=1, eps=1e-30, cautious=cautious, weight_decay=0
+    )
     for values in history:
         before = layer.weight.detach().clone()
         grad_along(layer, values)

@@ -147,7 +147,7 @@ def test_cycled_momentum_is_that_of_torch(rule: str, scheduler: str) -> None:
         theirs: Any = torch.optim.SGD(models[1].parameters(), 0.1, momentum=0.9)
         ours = SNOpt(models[0], 0.1, rule="paper", momentum=0.9)
     else:
-        theirs = torch.optim.AdamW(models[1].parameters(), 0.1, betas=(0.9, 0.95), weight_decay=0.0)
+        theirs = torch.optim.AdamW(models[1].parameters(), 0.1, betas=(0.9, 0.95), weight_decay=0.1)
         ours = SNOpt(models[0], 0.1, rule="adam", warmup_steps=0, cautious=False)
     for model, optimizer in zip(models, (ours, theirs), strict=True):
         cycle = (

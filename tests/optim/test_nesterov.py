@@ -34,8 +34,9 @@ def nadam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 def test_without_a_basis_it_is_nadam() -> None:
     ours, theirs = Bare(), Bare()
     optimizer = SNOpt(
-        ours, 0.02, rule="adam", betas=BETAS, nesterov=True, warmup_steps=0, cautious=False
-    )
+        ours, 0.02, rule="adam", betas=BETAS, nesterov=True, warmup_steps=0, cautious=False,
+        weight_decay=0,
+    )  # fmt: skip
     reference = nadam(list(theirs.parameters()))
     for _ in range(20):
         for model, step in ((ours, optimizer), (theirs, reference)):
@@ -51,7 +52,7 @@ def test_in_a_basis_it_is_nadam_there() -> None:
     theirs = copy.deepcopy(ours)
     optimizer = SNOpt(
         ours, 0.02, rule="adam", basis="gradient", betas=BETAS, nesterov=True, refresh_every=1,
-        warmup_steps=0, cautious=False,
+        warmup_steps=0, cautious=False, weight_decay=0,
     )  # fmt: skip
     reference = nadam(list(theirs.parameters()))
     for k in range(15):

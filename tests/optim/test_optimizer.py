@@ -210,7 +210,7 @@ def test_gradient_basis_of_a_convolution_is_that_of_its_modes() -> None:
     """Against Adam in a basis that is written out: channels by positions, the bias on its own."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 2).double()
-    optimizer = SNOpt(conv, 0.01, refresh_every=100, warmup_steps=0, cautious=False)
+    optimizer = SNOpt(conv, 0.01, refresh_every=100, warmup_steps=0, cautious=False, weight_decay=0)
     x = torch.randn(5, 3, 6, 6, dtype=torch.float64)
     mean, square, u_b, u_a = torch.zeros(4, 13).double(), torch.zeros(4, 13).double(), None, None
     for count in range(1, 4):

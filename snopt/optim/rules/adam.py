@@ -27,7 +27,8 @@ class Adam(EigenbasisRule):
         nesterov: look ahead with the first moment, as NAdam does.
         cautious: entries whose step would go against the step's own gradient do not move, and the
             others move further, by n over how many are left of n. Signs are compared in the
-            eigenbasis, or as they are for parameters without a layer.
+            eigenbasis, or as they are for parameters without a layer. Weight decay, too, takes only
+            from entries of a weight that the step brings closer to zero.
         normalize: gradients are divided by the whole gradient's norm to this power, in [0, 1],
             before anything else. Where a training set is fitted the norm falls as the loss does:
             with 1/2 what is descended is the loss' root, whose moments lag half as far behind.
@@ -36,10 +37,12 @@ class Adam(EigenbasisRule):
     from zero. The other settings are those of :class:`~snopt.optim.scaling.Scaling`.
 
     Source: Vyas et al. 2024 (SOAP); Kingma and Ba 2015; Dozat 2016 (``nesterov``);
-    Liang et al. 2024, Cautious optimizers (``cautious``).
+    Liang et al. 2024, Cautious optimizers, and Chen et al. 2025, Cautious weight decay
+    (``cautious``).
     """
 
     name: ClassVar[str] = "adam"
+    weight_decay: ClassVar[float] = 0.1
     follows: ClassVar[tuple[str, ...]] = ("curvature", "gradient", "both")
     keeps: ClassVar[frozenset[str]] = frozenset({"mean", "square", "count"})
 
@@ -53,6 +56,11 @@ class Adam(EigenbasisRule):
     carry_over: bool = setting(True, Flag())
     warmup_steps: int = setting(10, Count(0))
     averaging: float | None = setting(20.0, Number(optional=True))
+
+    @property
+    @override
+    def cautious_decay(self) -> bool:
+        return self.cautious
 
     @property
     @override
