@@ -80,9 +80,10 @@ def _draw(
     *,
     rises: bool = False,
 ) -> None:
-    every = (curve for curves in found.values() for curve in curves)
+    every = [curve for curves in found.values() for curve in curves]
     log = not rises and spans_decades(every, decades=0.7)
     lowest, highest = math.inf, -math.inf
+    longest = max((c.cpu_seconds.max() for c in every if len(c.steps)), default=0.0)
     for entry in entries:
         middle = band(found[entry.optim], "cpu_seconds", log=log)
         if not len(middle.x):
@@ -93,8 +94,10 @@ def _draw(
         axes.plot(
             middle.x, middle.median, color=entry.colour, lw=wide, ls=dashes, label=entry.optim
         )
-        later = middle.median[len(middle.median) // 12 :]
-        lowest, highest = min(lowest, later.min()), max(highest, later.max())
+        # The climb to a ceiling, and who diverged on it, would take most of the axis.
+        later = middle.median[middle.x > longest / (3 if rises else 12)]
+        if len(later):
+            lowest, highest = min(lowest, later.min()), max(highest, later.max())
     if log:
         axes.set_yscale("log")
     elif highest > lowest:
