@@ -54,8 +54,7 @@ def _heard(
     capture: weakref.ref[Capture], layer: Layer, passes: Passes, *args: Any
 ) -> Tensor | None:
     """A layer was called; nobody listens once the optimizer is gone."""
-    listening = capture()
-    return None if listening is None else listening._watch_output(layer, passes, *args)
+    return None if capture() is None else _watch_output(capture, layer, passes, *args)
 
 
 class Capture:
@@ -105,6 +104,7 @@ class Capture:
         self._passes: dict[str, Passes] = {}
         self._origins: dict[int, int] = {}
         self._handles: list[RemovableHandle] = []
+        weakref.finalize(self, _remove, self._handles).atexit = False
 
     @property
     def armed(self) -> bool:
@@ -161,8 +161,7 @@ class Capture:
 
     def disarm(self) -> None:
         """Remove every hook and observer; the sums are gone."""
-        for handle in self._handles:
-            handle.remove()
+        _remove(self._handles)
         self._handles.clear()
         for observer in self._observers:
             observer.block.observers.discard(observer)
@@ -299,32 +298,40 @@ class Capture:
             sums.rows += scale * shared * rows
             sums.samples += weight * batch if first else 0.0
 
-    def _watch_output(
-        self,
-        layer: Layer,
-        passes: Passes,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        output: Tensor,
-    ) -> Tensor | None:
-        if not output.requires_grad:
-            return None
-        output = hookable(output)
-        inside = current_pass() >= 0
-        z = input_of(args, kwargs).detach()
-        place = Place()
 
-        def record(g: Tensor) -> None:
-            if self.counts(layer, passes, inside):
-                with self.stopwatch.running(g.device):
-                    batch = 1 if layer.unbatched(z) else z.shape[0]
-                    self.count(passes, batch)
-                    for sign, c in place.answer(g, [] if self.replaying else [passes]):
-                        self.add(layer, z, c, batch=batch, weight=sign, first=False)
+def _watch_output(
+    capture: weakref.ref[Capture],
+    layer: Layer,
+    passes: Passes,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Tensor,
+) -> Tensor | None:
+    """Have the cotangent of a layer's output recorded; the graph keeps no capture alive."""
+    if not output.requires_grad:
+        return None
+    output = hookable(output)
+    inside = current_pass() >= 0
+    z = input_of(args, kwargs).detach()
+    place = Place()
 
-        output.register_hook(record)
-        return output
+    def record(g: Tensor) -> None:
+        listening = capture()
+        if listening is not None and listening.counts(layer, passes, inside):
+            with listening.stopwatch.running(g.device):
+                batch = 1 if layer.unbatched(z) else z.shape[0]
+                listening.count(passes, batch)
+                for sign, c in place.answer(g, [] if listening.replaying else [passes]):
+                    listening.add(layer, z, c, batch=batch, weight=sign, first=False)
+
+    output.register_hook(record)
+    return output
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def _of_entries(weights: Tensor, entries: int, layer: Layer) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -54,18 +55,29 @@ class Gathering(Protocol):
 
 
 class FieldObserver:
-    """Visits one block's field at the nodes of its backward solves."""
+    """Visits one block's field at the nodes of its backward solves.
+
+    A solve keeps it, and it keeps no capture alive: without one it is not active.
+    """
 
     def __init__(
         self, capture: Gathering, block: ODEBlock, layers: list[Layer], passes: Passes
     ) -> None:
-        self.capture, self.block, self.layers, self.passes = capture, block, layers, passes
+        self.block, self.layers, self.passes = block, layers, passes
+        self._capture = weakref.ref(capture)
+
+    @property
+    def capture(self) -> Gathering:
+        """What the uses of layers are for; asked while active alone."""
+        capture = self._capture()
+        assert capture is not None
+        return capture
 
     @property
     def active(self) -> bool:
         """Whether the backward pass that runs now counts."""
-        capture = self.capture
-        if not capture.armed or not (capture.active or capture.replaying):
+        capture = self._capture()
+        if capture is None or not capture.armed or not (capture.active or capture.replaying):
             return False
         known = any(capture.decided(x) for x in self.layers)
         if not known and kind_of_pass(x.weight for x in self.layers) is Pass.INNER:
@@ -75,8 +87,9 @@ class FieldObserver:
 
     def start(self, y0: Tensor) -> None:
         """See :class:`~snopt.curvature.capture.Capture`, ``starts``."""
-        if not self.capture.active:  # a replay will ask for it
-            self.capture.starts.append(y0)
+        capture = self._capture()
+        if capture is not None and not capture.active:  # a replay will ask for it
+            capture.starts.append(y0)
 
     def counted(self) -> list[Passes]:
         """See :class:`snopt.ode.gradients.Observer`."""

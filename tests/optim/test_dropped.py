@@ -1,0 +1,80 @@
+"""An optimizer that is dropped leaves the model at once, without waiting for a collection."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snopt import ODEBlock, SNOpt
+from tests.support import problems
+from tests.support.problems import GRADIENTS
+
+KINDS: dict[str, dict[str, Any]] = {
+    "adam": {},
+    "curvature": {"basis": "curvature"},
+    "paper": {"rule": "paper"},
+    "ggn": {"rule": "paper", "curvature": "ggn"},
+    "samples": {"rule": "gauss_newton"},
+    "outputs": {"rule": "gauss_newton", "rows": "outputs"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _uncollected() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def build(gradient: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    block = ODEBlock(problems.field(), method="rk4", options={"steps": 2}, gradient=gradient)
+    return nn.Sequential(nn.Linear(3, 3), block, nn.Linear(3, 1)).double()
+
+
+def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("stage", ["built", "called", "answered", "stepped"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_listens_to_a_model_without_its_optimizer(
+    kind: str, gradient: str, stage: str
+) -> None:
+    if kind == "samples" and gradient.startswith("adjoint"):
+        return  # refused when built
+    model, x = build(gradient), problems.data()[0]
+    optimizer = SNOpt(model, lr=0.0, **KINDS[kind])
+    out = loss = torch.zeros(())
+    if stage != "built":
+        out = model(x)
+        loss = out.square().mean()
+        if kind in ("ggn", "samples", "outputs"):
+            optimizer.curvature_pass(out, "gaussian", targets=torch.zeros_like(out), loss=loss)
+    if stage in ("answered", "stepped"):
+        loss.backward()
+    if stage == "stepped":
+        optimizer.step()
+    del optimizer
+
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    block = model[1]
+    assert isinstance(block, ODEBlock)
+    before = block.nfe_curvature
+    plain = build(gradient)
+    expected = gradients(plain, plain(x).square().mean())
+    if stage == "called":  # its graph is there still
+        torch.testing.assert_close(gradients(model, loss), expected)
+    torch.testing.assert_close(gradients(model, model(x).square().mean()), expected)
+    assert block.nfe_curvature == before
+    del out, loss
+    assert not block.observers
+    assert not block.listeners
