@@ -5,9 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks.common.checks import ConfigError
-from tasks.engine.config import composing
-
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -20,65 +17,6 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         text=True,
         timeout=120,
     )
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["task=digit"], r"task=digit: no such choice\. Did you mean digits\? Choices: .*mnist"),
-        (
-            ["optim=sdg"],
-            r"optim=sdg: no such choice\. Did you mean sgd\? Choices: adahessian, adam, ",
-        ),
-        (["trian.max_steps=3"], r"trian: no such key\. Did you mean train\? Keys: data, device"),
-        (["train.max_step=3"], r"train\.max_step: .*Did you mean max_steps\? Keys of train: "),
-        (["optim=sgd", "optim.momentun=0"], r"optim\.momentun: .*momentum\? Keys of optim: "),
-        (["train.max_steps=-1"], r"train\.max_steps=-1: must be at least 1"),
-        (["results=here"], r"results=here: results is a section; .*results\.root="),
-        (["train=5"], r"train=5: train is a section; .*train\.max_steps="),
-        (["seed=-1"], r"seed=-1: must be an integer, at least 0"),
-        (["threads=0"], r"threads=0: must be an integer, at least 1, or null"),
-        (["device=gpu"], r"device=gpu: no such choice\. .*Choices: auto, cpu, cuda"),
-        (["train.max_steps=("], r"train\.max_steps=\(: not an override\. Write key=value"),
-        (["seed=1,2"], r"seed=1,2: several values\. Add -m"),
-    ],
-)
-def test_mistakes_are_explained(overrides, message) -> None:
-    with pytest.raises(ConfigError, match=message):
-        composing.check_overrides(overrides)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["task=digits,mnits"], r"task=mnits: .*Did you mean mnist"),
-        (["optim=sgd,adam", "optim.momentum=0.5"], r"optim\.momentum: no such key"),
-        (["train.max_steps=5,-5"], r"train\.max_steps=-5"),
-    ],
-)
-def test_mistakes_in_a_later_job_of_a_sweep(overrides, message) -> None:
-    with pytest.raises(ConfigError, match=message):
-        composing.check_overrides(overrides, sweep=True)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["task=digits", "optim=adam", "seed=0,1,2", "hydra/launcher=joblib"],
-        ["task=digits", "optim=sgd,adam", "optim.lr=1e-3,1e-2", "tuned=none"],
-        ["optim=sgd", "+optim.maximize=true", "train.max_epochs=null", "train.max_seconds=3"],
-    ],
-)
-def test_what_is_right_passes(overrides) -> None:
-    composing.check_overrides(overrides, sweep=True)
-
-
-def test_check_does_not_import_torch() -> None:
-    code = (
-        "import sys, tasks.engine.cli as c; c.check_overrides(['task=digits']); print(*sys.modules)"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "torch" not in answer.stdout.split()
 
 
 @pytest.mark.parametrize(
