@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -93,9 +94,8 @@ def train(gradient: str, rule: str | None = None) -> list[Tensor]:
     block = ODEBlock(problems.field(), gradient=gradient, rtol=1e-8, atol=1e-8)
     model = problems.model(block)
     x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    if rule is not None:
-        SNOpt(model, 0.01, rule=rule)
-    model(x).square().sum().backward()
+    with nullcontext() if rule is None else SNOpt(model, 0.01, rule=rule):
+        model(x).square().sum().backward()
     return [p.grad for p in model.parameters()]
 
 

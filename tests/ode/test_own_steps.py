@@ -145,8 +145,10 @@ def test_the_first_samples_alone_enter_with_their_weights() -> None:
 
 def test_a_grid_for_all_samples_is_refused() -> None:
     block = ODEBlock(field(), SPAN, method=OwnHeun(COUNTS), gradient="checkpoint")
-    SNOpt(block, basis="curvature", sampling="grid", grid_points=5)
-    with pytest.raises(ValueError, match="steps of their own: choose sampling='steps'"):
+    with (
+        SNOpt(block, basis="curvature", sampling="grid", grid_points=5),
+        pytest.raises(ValueError, match="steps of their own: choose sampling='steps'"),
+    ):
         block(X).square().sum().backward()
 
 

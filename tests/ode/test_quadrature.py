@@ -39,8 +39,8 @@ def test_weights_add_up_to_the_interval(
     monkeypatch.setattr(FieldObserver, "_evaluate_node", spy)
     x, y = problems.data()
     block = ODEBlock(problems.field(), span, gradient=kind, **problems.SOLVERS[solver])
-    SNOpt(block, rule="paper", sampling=sampling, grid_points=30)
-    problems.squares(y)(block(x)).backward()
+    with SNOpt(block, rule="paper", sampling=sampling, grid_points=30):
+        problems.squares(y)(block(x)).backward()
     times, weights = [t for t, _ in seen], [w for _, w in seen]
     assert sum(weights) == pytest.approx(abs(span[1] - span[0]), abs=1e-12)
     assert min(weights) >= 0
@@ -62,9 +62,9 @@ def test_weights_of_a_trajectory_add_up(monkeypatch: pytest.MonkeyPatch) -> None
             )
             x, y = problems.data()
             block = ODEBlock(problems.field(), gradient=kind, **problems.SOLVERS[solver])
-            SNOpt(block, rule="paper")
-            states = block(x, [0.0, 0.3, 0.9, 1.5])
-            sum(problems.squares(y)(s) for s in states).backward()
+            with SNOpt(block, rule="paper"):
+                states = block(x, [0.0, 0.3, 0.9, 1.5])
+                sum(problems.squares(y)(s) for s in states).backward()
             assert sum(total) == pytest.approx(1.5, abs=1e-12)
 
 

@@ -174,8 +174,8 @@ def test_models_are_copied_and_pickled_while_they_are_watched(trained: bool) -> 
 
 def test_a_copy_does_not_carry_the_optimizer_along() -> None:
     model = Mixed()
-    SNOpt(model, 0.02, rule="paper")
-    assert b"Capture" not in pickle.dumps(model)
+    with SNOpt(model, 0.02, rule="paper"):
+        assert b"Capture" not in pickle.dumps(model)
 
 
 def test_a_second_optimizer_does_not_disturb_the_first() -> None:
