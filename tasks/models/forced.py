@@ -147,7 +147,9 @@ class DrivenNet(nn.Module):
         layers: hidden layers.
         family: the ``model`` configuration.
         solver: keyword arguments of :class:`snopt.ODEBlock`.
-        width: of the state, of which the first entry is the output.
+        width: of the state.
+        outputs: how many are read of state and input by a linear map, from a field that is zero at
+            first; None: the output is the state's first entry.
 
     Raises:
         ValueError: no such family.
@@ -162,19 +164,25 @@ class DrivenNet(nn.Module):
         family: Mapping[str, Any],
         solver: Mapping[str, Any],
         width: int = 2,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         record = find_family(family)
         wide = record.width(width)
-        self.field = DrivenField(Mlp([record.inputs(wide) + 1, *[hidden] * layers, wide], nn.Tanh))
+        net = Mlp([record.inputs(wide) + 1, *[hidden] * layers, wide], nn.Tanh)
+        self.field = DrivenField(net)
         self.told = nn.Linear(told, width)
         self.initial = record.initial(partial(nn.Linear, width, 2 * wide - width), wide - width)
         self.block = ODEBlock(build_field(family, self.field), (0.0, 1.0), **solver)
         self.first = FirstPart()
+        self.read = None if outputs is None else nn.Linear(wide + 1, outputs)
+        if self.read is not None:  # a large state that moves at random would not fit long windows
+            for p in net[-1].parameters():
+                nn.init.zeros_(p)
 
     def forward(
         self, past: Float[Tensor, "n told"], forcing: Float[Tensor, "n t"]
-    ) -> Float[Tensor, "n s 1"]:
+    ) -> Float[Tensor, "n s k"]:
         """Outputs at times 1, 2, ..., one for each sample of the input but the first.
 
         Args:
@@ -184,4 +192,8 @@ class DrivenNet(nn.Module):
         self.field.samples = forcing
         times = torch.arange(forcing.shape[1], dtype=torch.float64)
         states: Tensor = self.first(self.block(self.initial(self.told(past)), times))
-        return states[1:, :, :1].transpose(0, 1)
+        after = states[1:].transpose(0, 1)
+        if self.read is None:
+            return after[..., :1]
+        found: Tensor = self.read(torch.cat([after, forcing[:, 1:].unsqueeze(2)], dim=2))
+        return found
