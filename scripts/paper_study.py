@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not others:
         raise ConfigError("the folders hold no finished run of the paper's tasks.")
     pairs = solver_pairs(others)
-    checks = [slow for slow, _ in pairs]
+    uses = Counter((run.task, _solver(run)) for run in others)
+    # A task's other runs show which of the two solvers is the one to compare optimizers with.
+    checks = [min(pair, key=lambda run: uses[run.task, _solver(run)]) for pair in pairs]
     paths = {run.path for run in checks}
     comparisons = by_machine(run for run in others if run.path not in paths)
     horizons = compare(moved)
@@ -317,9 +319,12 @@ def _machine(run: Run) -> str:
 
 def _setting(series: Series) -> tuple[str, str]:
     """Solver and clock, without which seconds do not compare."""
-    config = series.runs[0].config
-    solver = {key: value for key, value in config["solver"].items() if value is not None}
-    return str(solver), str(config["train"].get("clock") or "wall")
+    run = series.runs[0]
+    return _solver(run), str(run.config["train"].get("clock") or "wall")
+
+
+def _solver(run: Run) -> str:
+    return str({key: value for key, value in run.config["solver"].items() if value is not None})
 
 
 def _where(comparison: Comparison) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.engine.config.identity import config_hash
 from tasks.engine.records.metrics import Key
 from tasks.engine.records.results import write_file
 from tasks.engine.records.runs import Run
@@ -21,7 +21,7 @@ from tasks.engine.report.summary import as_csv
 _LOSS: Key = ("train", "loss")
 _HEADS = (
     "task|optimizer|seed|epochs|largest difference of the training loss|train loss|faster solver"
-    "|test metric|faster solver|ms a step|faster solver"
+    "|test metric|faster solver"
 )
 _NOTE = (
     "The paper's solver and a faster one; all else is the same. Losses are compared after equal "
@@ -48,7 +48,7 @@ _ERROR_NOTE = (
 
 
 def solver_pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Runs with an adjoint solve, as the paper's, each with a twin that differs in its solver.
+    """Runs with an adjoint solve, as the paper's, each with its twin that differs in the solver.
 
     Args:
         runs: of any tasks; those without a twin are left aside.
@@ -121,7 +121,6 @@ def _row(slow: Run, fast: Run) -> list[str]:
         f"{100 * apart:.2g}%",
         *(number(float(values[-1])) for values in losses),
         *(show(float(values[-1])) for values in metrics),
-        *(number(1000 * run.seconds / run.steps) for run in (slow, fast)),
     ]
 
 
@@ -142,7 +141,8 @@ def _is_adjoint(run: Run) -> bool:
 
 
 def _apart_from_solver(run: Run) -> str:
-    """What twins share: the machine, the data, the network, the optimizer, the seed."""
-    parts = {name: run.config.get(name) for name in ("task", "model", "optim", "schedule", "dtype")}
-    where = run.environment.get("device_name"), run.provenance
-    return json.dumps([parts, run.seed, where], sort_keys=True, default=str)
+    """What twins share: the data, the network, the optimizer, the seed; not how long they train."""
+    names = ("task", "model", "optim", "schedule", "dtype")
+    shared = {name: run.config.get(name, {}) for name in names}
+    alike = config_hash({**shared, "solver": {}, "train": {}})
+    return f"{alike} {run.seed} {run.provenance} {run.environment.get('device_name')}"
