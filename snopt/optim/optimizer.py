@@ -53,8 +53,7 @@ class SNOpt(Optimizer):
             ``"kfac"`` (:class:`~snopt.optim.rules.Kfac`), the factored inverse;
             ``"gauss_newton"`` (:class:`~snopt.optim.rules.GaussNewton`), a solve with per-sample
             gradients, which needs :meth:`curvature_pass` in the loop; or an object of such a class.
-        weight_decay: decoupled, >= 0; for ``rule="gauss_newton"`` part of the solve. By default 0.1
-            for ``rule="adam"``, 0 for the others.
+        weight_decay: >= 0, decoupled or part of Gauss-Newton's solve. Default: 0.1 for adam, or 0.
         precondition: ``"all"`` layers, or only those inside ODE blocks (``"ode"``).
         fallback: update of all other parameters: ``"rule"`` (Adam for ``rule="adam"``, else SGD
             with momentum), or ``"adam"``.
