@@ -45,6 +45,5 @@ def averaged(old: Average | None, grad: Tensor, modes: Modes) -> Average:
 
 def gradient_average_factors(average: Average, samples: float) -> Factors:
     """Factors from averages, with N samples behind one gradient."""
-    unbias = 1 - DECAY**average.steps
-    right = tuple(tuple(factor / unbias for factor in term) for term in average.right)
-    return gradient_factors(average.left / unbias, right, samples)
+    seen = 1 - DECAY**average.steps  # the share of the means that is not their start at zero
+    return gradient_factors(average.left, average.right, samples, seen)

@@ -10,7 +10,7 @@ Source: Martens and Grosse 2015; George et al. 2018 (second moments in the eigen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -65,17 +65,16 @@ def times(matrix: Tensor, right: Sum) -> Tensor:
     parts = []
     sizes = [[factor.shape[-1] for factor in term] for term in right]
     for columns, term, shape in zip(
-        matrix.split([prod(shape) for shape in sizes], dim=2), right, sizes, strict=True
+        matrix.split_with_sizes([prod(shape) for shape in sizes], dim=2), right, sizes, strict=True
     ):
         if len(term) == 1:
             parts.append(columns @ term[0])
         else:
             # One factor after the other, each as one product of large matrices.
-            outer, inner = term
-            rows = matrix.shape[1]
-            mixed = outer.mT @ columns.unflatten(2, shape).transpose(1, 2).flatten(2)
-            mixed = mixed.unflatten(2, (rows, -1)).transpose(1, 2).flatten(1, 2) @ inner
-            parts.append(mixed.unflatten(1, (rows, -1)).flatten(2))
+            (outer, inner), (o, i), (groups, rows) = term, shape, matrix.shape[:2]
+            mixed = columns.reshape(groups, rows, o, i).transpose(1, 2).reshape(groups, o, -1)
+            mixed = (outer.mT @ mixed).reshape(groups, o, rows, i).transpose(1, 2)
+            parts.append((mixed.reshape(groups, -1, i) @ inner).reshape(groups, rows, -1))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
@@ -104,7 +103,9 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         FactorizationError: not finite, or no decomposition in float64 either.
     """
-    symmetric = _symmetric(matrix)
+    if not bool(torch.isfinite(matrix).all()):
+        raise FactorizationError("the factor is not finite")
+    symmetric = (matrix + matrix.mT) / 2
     for dtype in (torch.promote_types(matrix.dtype, torch.float32), torch.float64):
         try:
             values, vectors = torch.linalg.eigh(symmetric.to(dtype))
@@ -113,12 +114,6 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
         if bool(torch.isfinite(vectors).all()):
             return values.clamp_min(0).to(matrix.dtype), vectors.to(matrix.dtype)
     raise FactorizationError(f"no eigendecomposition of a {tuple(matrix.shape)} factor")
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    if not bool(torch.isfinite(matrix).all()):
-        raise FactorizationError("the factor is not finite")
-    return (matrix + matrix.mT) / 2
 
 
 def eigenbasis(factors: Factors) -> Basis:
@@ -156,14 +151,11 @@ def followed(factors: Factors, old: Basis | None) -> Basis:
     costs a fraction of an eigendecomposition.
 
     Args:
-        factors: as of now.
+        factors: as of now, all numbers finite.
         old: the basis to begin from; the identity without one.
 
     Returns:
-        The basis; in place of eigenvalues it has the factors' diagonals in it.
-
-    Raises:
-        FactorizationError: a factor is not finite.
+        The basis; in place of eigenvalues it has estimates that the iteration gives of them.
 
     Source: Golub and Van Loan 2013, section 7.3.2 (orthogonal iteration); Vyas et al., SOAP, 2024
     (one step of it a refresh); the shift is ours.
@@ -178,16 +170,29 @@ def followed(factors: Factors, old: Basis | None) -> Basis:
 
 
 def _turned(matrix: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The diagonal of a matrix (groups, d, d) in the turned basis, and that basis."""
-    matrix = _symmetric(matrix)
+    """Estimates of a matrix' (groups, d, d) eigenvalues, and the turned basis."""
+    if matrix.shape[-1] == 1:
+        return matrix[:, 0], torch.ones_like(matrix)
     if u is None:
         u = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         u = u.expand_as(matrix)
     largest = matrix.diagonal(dim1=1, dim2=2).amax(dim=1).clamp_min(torch.finfo(u.dtype).tiny)
     q, r = torch.linalg.qr(torch.baddbmm(u, matrix / largest[:, None, None], u, beta=_HELD))
     # QR is unique up to signs: those with a positive diagonal stay near the old directions.
-    u = q * torch.where(r.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0).unsqueeze(1)
-    return (u * (matrix @ u)).sum(dim=1).clamp_min(0), u
+    diagonal = r.diagonal(dim1=1, dim2=2)
+    values = diagonal.abs().sub_(_HELD).clamp_min_(0) * largest.unsqueeze(1)
+    return values, q * torch.where(diagonal < 0, -1.0, 1.0).unsqueeze(1)
+
+
+def not_finite(tensors: Mapping[str, Sequence[Tensor]]) -> set[str]:
+    """Which of several lists of tensors have numbers that are not finite, by one transfer."""
+    names = [name for name, those in tensors.items() for _ in those]
+    sums = [x.sum() for those in tensors.values() for x in those]
+    if not sums:
+        return set()
+    device = sums[0].device  # layers may live on several
+    sound = torch.isfinite(torch.stack([x.to(device) for x in sums])).tolist()
+    return {name for name, fine in zip(names, sound, strict=True) if not fine}
 
 
 def rotation(old: Basis, new: Basis) -> tuple[Tensor, Sum]:
@@ -229,18 +234,19 @@ def gradient_moments(grad: Tensor, modes: Modes) -> tuple[Tensor, Sum]:
     return grad @ grad.mT, tuple(terms)
 
 
-def gradient_factors(left: Tensor, right: Sum, samples: float) -> Factors:
+def gradient_factors(left: Tensor, right: Sum, samples: float, seen: float = 1.0) -> Factors:
     """Factors from running averages of G G^T and G^T G, scaled so that tr(A (x) B) = N E|G|^2.
 
     Args:
         left: E[G G^T], shape (groups, out, out).
         right: E[G^T G] as from :func:`gradient_moments`, over (groups, in, in).
         samples: N, the samples behind one gradient.
+        seen: what both averages are to be divided by.
 
     Source: Gupta et al., Shampoo, 2018; Vyas et al., SOAP, 2024.
     """
     tiny = torch.finfo(left.dtype).tiny
-    root = _trace(left).clamp_min(tiny).sqrt()
+    root = (seen * _trace(left)).clamp_min(tiny).sqrt()
     # Both matrices of a product have the trace of its term.
     terms = (
         (*(outer / _trace(outer).clamp_min(tiny) for outer in term[:-1]), term[-1] / root)

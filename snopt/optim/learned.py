@@ -66,10 +66,9 @@ class Learned:
             self.average = None
 
     @property
-    def broken(self) -> bool:
-        """Whether the rule's state is not finite: rotated, it would be carried over for ever."""
-        tensors = [x for x in self.state.values() if isinstance(x, Tensor)]
-        return not all(bool(torch.isfinite(x).all()) for x in tensors)
+    def state_tensors(self) -> list[Tensor]:
+        """The tensors of the rule's state."""
+        return [x for x in self.state.values() if isinstance(x, Tensor)]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, tensors in tuples."""

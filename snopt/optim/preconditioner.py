@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from snopt.curvature.kronecker import (
     condition_number,
     eigenbasis,
     followed,
+    not_finite,
 )
 from snopt.curvature.loss_hessian import gather, loss_hessian_sqrt_columns
 from snopt.curvature.processes import shared_basis
@@ -221,8 +223,8 @@ class Preconditioner(Method):
             if total:
                 self.micro_batches = batch / last if batch and last else 1.0
                 self._own, self.samples = float(batch), float(total)
-                for name, found in captured.items():
-                    self.learned[name].absent = found is None
+                for name, heard in captured.items():
+                    self.learned[name].absent = heard is None
         else:
             batch, last = self.tally.samples, self._last_batch()
             self.tally.stop()
@@ -231,12 +233,17 @@ class Preconditioner(Method):
             self._share_samples(device)
         if self.rule.basis != "curvature":
             self._average(grads)
-        for i, name in enumerate(due):
+        found = {name: self._factors(self.learned[name], captured.get(name)) for name in due}
+        broken = not_finite({n: [*chain(*x.a), x.b] for n, x in found.items() if x is not None})
+        lost = not_finite({n: self.learned[n].state_tensors for n in due})
+        for i, (name, factors) in enumerate(found.items()):
             learned = self.learned[name]
-            factors = self._factors(learned, captured.get(name))
             if factors is None:
                 if self.rule.basis != "gradient" and name in grads and learned.basis is None:
                     self._leave(name, self.capture.why.get(name, UNHEARD))
+                continue
+            if name in broken:
+                self._discard(name, "the factor is not finite")
                 continue
             try:
                 follows = self.rule.basis in self.rule.follows
@@ -246,7 +253,7 @@ class Preconditioner(Method):
                 self._discard(name, str(error))
                 continue
             old = learned.basis
-            if learned.broken:
+            if name in lost:  # rotated, it would be carried over for ever
                 old, learned.state = None, {}
             self.rule.refresh(learned.state, old, new)
             learned.factors, learned.basis = factors, new

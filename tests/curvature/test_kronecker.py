@@ -24,6 +24,7 @@ from snopt.curvature.kronecker import (
     followed,
     gradient_factors,
     gradient_moments,
+    not_finite,
     rotate_mean,
     rotate_square,
     rotation,
@@ -154,6 +155,13 @@ def test_a_basis_that_follows_arrives_at_the_eigenbasis() -> None:
     torch.testing.assert_close(inside, torch.diag_embed(basis.values_b))
 
 
+def test_a_basis_that_follows_has_nothing_to_turn_in_one_dimension() -> None:
+    one = torch.full((2, 1, 1), 3.0)
+    basis = followed(Factors(((one,),), one), None)
+    assert torch.equal(basis.u_b, torch.ones_like(one))
+    assert torch.equal(basis.values_b, one[:, 0])
+
+
 def test_a_basis_that_follows_stays_where_eigenvalues_are_equal() -> None:
     """A change of a billionth moves it as little, where eigenvectors turn freely."""
     flat = torch.diag(torch.tensor([3.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.float64)).unsqueeze(0)
@@ -166,11 +174,12 @@ def test_a_basis_that_follows_stays_where_eigenvalues_are_equal() -> None:
     torch.testing.assert_close(followed(still, ends[0]).u_b, ends[0].u_b)
 
 
-def test_a_basis_cannot_follow_what_is_not_finite() -> None:
-    pair = factors()
-    pair.b[0, 0, 0] = math.inf
-    with pytest.raises(FactorizationError, match="not finite"):
-        followed(pair, None)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_tensors_that_are_not_finite_are_named(value: float) -> None:
+    good, bad = torch.ones(2, 3), torch.ones(1, dtype=torch.float64)
+    bad[0] = value
+    assert not_finite({"a": [good], "b": [good, bad], "c": []}) == {"b"}
+    assert not_finite({"c": []}) == set()
 
 
 @pytest.mark.parametrize("modes", [((7,),), ((2, 3), (1,)), ((7, 1),)], ids=str)

@@ -124,5 +124,5 @@ def cautious(direction: Tensor, grad: Tensor) -> Tensor:
     Returns:
         The direction; what is kept is multiplied by n over how many are kept, of n entries.
     """
-    kept = (direction * grad > 0).to(direction)
-    return direction * kept * (kept.numel() / kept.sum().clamp_min(1))
+    kept = direction * grad > 0
+    return direction * kept * (kept.numel() / kept.sum().clamp_min_(1))
