@@ -226,10 +226,9 @@ def norm_ratio(directions: Mapping[Tensor, Tensor]) -> dict[str, float]:
     grads = [p.grad for p in directions if p.grad is not None]
     if not grads:
         return {}
-    gradient = torch.stack([g.norm() for g in grads]).norm()
-    direction = torch.stack([d.norm() for d in directions.values()]).norm()
+    gradient, direction = norm(grads), norm([*directions.values()])
     return {
-        "gradient_norm": float(gradient),
-        "direction_norm": float(direction),
-        "direction_over_gradient": float(direction / gradient.clamp_min(1e-30)),
+        "gradient_norm": gradient,
+        "direction_norm": direction,
+        "direction_over_gradient": direction / max(gradient, 1e-30),
     }
