@@ -1,4 +1,4 @@
-"""A task of one's own: which of two frequencies a short series has."""
+"""A task of your own: which of two frequencies a short series has."""
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ class Waves(Task):
     """Data, model, loss and metrics; ``run.py`` does the rest."""
 
     metric, higher_is_better = "accuracy", True
-    likelihood = "categorical"  # what rule="gauss_newton" needs to know of the loss
+    likelihood = "categorical"  # what rule="gauss_newton" needs to know about the loss
     provenance = "synthetic"  # the report prints it beside every number
 
     def __init__(self, *, width, batch_size, eval_batch_size):

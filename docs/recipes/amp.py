@@ -10,7 +10,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 dtype = torch.float16 if device == "cuda" else torch.bfloat16
 model = make_model().to(device)
 scaler = torch.amp.GradScaler(device, enabled=device == "cuda")
-optimizer = SNOpt(model, grad_scaler=scaler)  # it unscales what it sees of the backward pass
+optimizer = SNOpt(model, grad_scaler=scaler)  # it unscales what it reads from the backward pass
 
 losses = []
 for x, y in make_batches():

@@ -1,4 +1,4 @@
-"""Averaged weights: a copy of the model that has them is validated, kept and saved."""
+"""Averaged weights: a copy of the model that holds them is validated, kept and saved."""
 
 import copy
 
@@ -26,7 +26,7 @@ while waited < 3 and len(losses) < 400:  # early stopping
 
     optimizer.eval()  # the averages are in the model ...
     averaged = copy.deepcopy(model)
-    optimizer.train()  # ... and the weights are back, with which training goes on
+    optimizer.train()  # ... and the weights are back for training
     update_bn((x for x, _ in batches), averaged)  # BatchNorm's statistics were those of the weights
     averaged.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Save, load, and go on as if nothing had happened."""
+"""Save, load, and resume training as if it had not stopped."""
 
 import tempfile
 from pathlib import Path
@@ -28,7 +28,7 @@ optimizer = SNOpt(model)
 train(model, optimizer, batches[:5])
 
 file = Path(tempfile.mkdtemp()) / "checkpoint.pt"
-# The optimizer's state has the curvature in it, and goes by the names of parameters and layers.
+# The optimizer's state includes the curvature. Its keys are names of parameters and layers.
 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
 
 again = make_model()
@@ -38,4 +38,4 @@ again.load_state_dict(saved["model"])
 resumed.load_state_dict(saved["optimizer"])
 
 losses = train(again, resumed, batches[5:])
-assert losses == train(model, optimizer, batches[5:])  # to the bit
+assert losses == train(model, optimizer, batches[5:])  # bit for bit

@@ -1,4 +1,4 @@
-"""torch.compile of the whole model. The state goes by the same names as without it."""
+"""torch.compile of the whole model. State dicts have the same keys as without it."""
 
 import torch
 from problem import make_batches, make_model

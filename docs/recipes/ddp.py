@@ -1,4 +1,4 @@
-"""Two processes, each with a half of every batch: torchrun --nproc-per-node=2 ddp.py."""
+"""Two processes, each with half of every batch: torchrun --nproc-per-node=2 ddp.py."""
 
 import torch
 import torch.distributed as dist
@@ -21,10 +21,10 @@ for x, y in make_batches():
     optimizer.step()
     losses.append(loss.item())
 
-# Curvature was summed over processes as gradients were: all have the same weights.
+# Gradients and curvature were combined over the processes, so all have the same weights.
 mine = torch.cat([p.detach().flatten() for p in model.parameters()])
 everyones = [torch.empty_like(mine) for _ in range(world)]
 dist.all_gather(everyones, mine)
 assert all(torch.equal(mine, theirs) for theirs in everyones)
-dist.barrier()  # nobody leaves while another still needs it
+dist.barrier()  # no process leaves while another still needs it
 dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Train the head first, then everything. What is frozen costs nothing and is taken up later."""
+"""Train the head first, then everything. Frozen layers cost nothing and can be unfrozen later."""
 
 from problem import make_batches, make_model
 from torch.nn.functional import cross_entropy
@@ -14,7 +14,7 @@ losses = []
 for step, (x, y) in enumerate(make_batches()):
     if step == 10:
         assert all((p == old).all() for p, old in zip(body.parameters(), before, strict=True))
-        body.requires_grad_(True)  # nothing to tell the optimizer
+        body.requires_grad_(True)  # the optimizer need not be told
     optimizer.zero_grad()
     loss = cross_entropy(model(x), y)
     loss.backward()

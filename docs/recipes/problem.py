@@ -26,7 +26,7 @@ def make_model() -> nn.Sequential:
 
 
 def make_batches(number: int = 20, size: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of points and the largest of their first three coordinates."""
+    """Batches of points, labelled by the largest of their first three coordinates."""
     draw = torch.Generator().manual_seed(1)
     points = [torch.randn(size, 4, generator=draw) for _ in range(number)]
     return [(x, x[:, :3].argmax(1)) for x in points]

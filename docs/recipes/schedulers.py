@@ -1,4 +1,4 @@
-"""A learning-rate schedule of torch: up over a tenth of the steps, down to zero by a cosine."""
+"""A torch learning-rate schedule: a warm-up over a tenth of the steps, then a cosine to zero."""
 
 import torch
 from problem import make_batches, make_model

@@ -1,4 +1,4 @@
-"""Every sample takes steps of its own, by torchode: pip install torchode."""
+"""Every sample takes steps of its own, with torchode: pip install torchode."""
 
 import torch
 from problem import make_batches
