@@ -11,12 +11,12 @@ CONF = Path(__file__).parents[1] / "conf"
 GROUPS = {
     "task": "The data, the loss and the metric. `task=NAME`.",
     "model": "The ODE, or none. `model=NAME`.",
-    "arch": "Where a task has more than one network. `arch=NAME`.",
+    "arch": "Which network, for tasks that have more than one. `arch=NAME`.",
     "optim": "Optimizers and their defaults. `optim=NAME`, and `optim.lr=0.01` for one setting.",
     "solver": "How ODE blocks are solved and differentiated. `solver=NAME`.",
     "horizon": "Whether the integration time is trained. `horizon=NAME`.",
     "target": "Workloads of the benchmark: a task, its sizes, a budget. `target=NAME`.",
-    "logger": "Where rows go beside the run's own files. `logger=NAME`.",
+    "logger": "Where measurements go, in addition to the run's own files. `logger=NAME`.",
     "sweep": "Lists of runs for `python run.py -m +sweep=NAME`.",
 }
 
