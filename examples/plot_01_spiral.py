@@ -3,7 +3,7 @@ A spiral from its observations
 ==============================
 
 A trajectory of x' = A x³ is observed at 200 times. A Neural ODE learns the field behind it. This
-is torchdiffeq's demonstration, trained by SNOpt and by Adam from the same start, on the same
+is torchdiffeq's demonstration. SNOpt and Adam train it from the same initial weights, on the same
 batches, for the same number of steps.
 """
 
@@ -16,7 +16,7 @@ from snopt import ODEBlock, SNOpt
 # %%
 # The data
 # --------
-# A block with nothing to learn computes the true trajectory. ``block(x, t)`` has time first.
+# A block without parameters computes the true trajectory. ``block(x, t)`` has time first.
 
 
 class TrueField(nn.Module):
@@ -35,7 +35,7 @@ with torch.no_grad():
 # %%
 # The model
 # ---------
-# A sample is ten observations in a row: from the first one, the block has to reach the others.
+# A sample is ten observations in a row: from the first, the block has to predict the others.
 
 
 class Field(nn.Module):
@@ -81,8 +81,8 @@ def predict(block):
 # %%
 # Train
 # -----
-# Learning rates fall to zero by a cosine. Each optimizer has the rate (of 0.003, 0.01, 0.03 and
-# 0.1) that ended with the smallest error. This is one seed: an illustration.
+# Learning rates fall to zero by a cosine. Each optimizer has the rate, of 0.003, 0.01, 0.03 and
+# 0.1, that ended with the smallest error. This is one seed, so it is only an illustration.
 
 ours, our_errors = train(lambda block: SNOpt(block, lr=0.1))
 adam, adam_errors = train(lambda block: torch.optim.Adam(block.parameters(), lr=0.01))

@@ -2,8 +2,8 @@
 Handwritten digits
 ==================
 
-Images of 8 × 8 pixels in ten classes. The model is an encoder, an ODE block and a linear head.
-SNOpt trains it and averages its weights.
+The data are images of 8 × 8 pixels in ten classes. The model is an encoder, an ODE block and a
+linear head. SNOpt trains it and averages its weights.
 """
 
 import matplotlib.pyplot as plt
@@ -14,7 +14,7 @@ from torch import nn
 from snopt import ODEBlock, SNOpt
 
 # %%
-# 1400 images are for training, the others for testing. Pixels range from 0 to 16.
+# 1400 images are for training, the others for testing. Pixel values range from 0 to 16.
 
 images, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
 images = images.float() / 16

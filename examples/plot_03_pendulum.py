@@ -1,6 +1,6 @@
 """
-A pendulum by Gauss-Newton
-==========================
+A pendulum, with Gauss-Newton
+=============================
 
 Trajectories of a damped pendulum are measured without noise. Fitting them is a least-squares
 problem, on which Gauss-Newton needs far fewer steps than a first-order optimizer.
@@ -28,8 +28,8 @@ with torch.no_grad():
     truth = ODEBlock(Pendulum(), rtol=1e-9, atol=1e-9)(starts, times)
 
 # %%
-# A field with 162 parameters learns the pendulum's law. ``batch_dim=1`` tells ``curvature_pass``
-# that outputs have time first.
+# A field with 162 parameters learns the pendulum's equation of motion. ``batch_dim=1`` tells
+# ``curvature_pass`` that outputs have time first.
 
 
 class Field(nn.Module):
@@ -75,8 +75,8 @@ for _ in range(40):
 print(f"after 40 steps: Gauss-Newton {ours[-1]:.1e}, Adam {theirs[-1]:.1e}")
 
 # %%
-# This is one seed and one learning rate of Adam, and a Gauss-Newton step costs more than one of
-# Adam. But the gap is wide.
+# This is one seed, with one learning rate for Adam, and a Gauss-Newton step costs more than a step
+# of Adam. But the gap is wide.
 
 with torch.no_grad():
     long = torch.linspace(0.0, 12.0, 120, dtype=torch.float64)

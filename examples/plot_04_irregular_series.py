@@ -2,10 +2,10 @@
 An irregular series: an ODE-RNN
 ===============================
 
-Each series is a sine wave of one of two frequencies, observed at random times. A GRU cell takes in
-an observation, and an ODE block carries the state on to the next one. The gaps between observations
-differ from series to series. So the block runs over a unit interval, and the field is multiplied by
-each series' own gap.
+Each series is a sine wave of one of two frequencies, observed at random times. The task is to tell
+the frequencies apart. A GRU cell takes in an observation, and an ODE block carries the state on to
+the next one. The gaps between observations differ from series to series. So the block runs over a
+unit interval, and the field is multiplied by each series' own gap.
 """
 
 import matplotlib.pyplot as plt

@@ -2,9 +2,9 @@
 Two rings: a continuous normalising flow
 ========================================
 
-A flow moves points by an ODE and keeps track of their density. The state is the position and
-log p, whose slope is minus the divergence of the field. In the plane the divergence is a sum of two
-derivatives, computed exactly. The flow is trained by maximum likelihood.
+A flow moves points by an ODE and keeps track of their density p. The state is the position and
+log p, whose derivative is minus the divergence of the field. In the plane the divergence is a sum
+of two derivatives, computed exactly. The flow is trained by maximum likelihood.
 """
 
 import math

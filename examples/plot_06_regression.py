@@ -3,7 +3,7 @@ Regression: Gauss-Newton beside Adam and L-BFGS
 ===============================================
 
 There is no ODE here. A small network is fitted to 400 exact values of a smooth function. The three
-optimizers begin with the same weights and get the same processor time.
+optimizers start from the same weights and get the same processor time.
 """
 
 import time
@@ -84,8 +84,8 @@ curves = {
 }
 
 # %%
-# This is one seed, with two constant rates for Adam. With noise or a larger network the order can
-# differ (:doc:`when not to use it </without_an_ode>`).
+# This is one seed, with two constant rates for Adam. With noise or a larger network, the ranking
+# can differ (:doc:`when not to use Gauss-Newton </without_an_ode>`).
 
 for name, rows in curves.items():
     print(f"{name:22} {rows[-1][1]:.1e} on new points")

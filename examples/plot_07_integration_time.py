@@ -2,8 +2,8 @@
 The integration time as a parameter
 ===================================
 
-``Horizon`` trains the end T of the integration interval, with a penalty (c/2) T² on its length.
-Here T starts at three different values. The task is to classify two noisy half-moons.
+``Horizon`` trains the length T of the integration interval, with a penalty (c/2) T². Here T starts
+at three different values. The task is to classify two noisy half-moons.
 """
 
 import matplotlib.pyplot as plt

@@ -3,8 +3,8 @@ Second-order families: trajectories that cross
 ==============================================
 
 A first-order ODE in one dimension cannot swap two points, because their paths would have to cross.
-With a momentum it can. ``snopt.dynamics`` has such systems as fields for a block. Here they learn
-the map x -> -x.
+An ODE with a momentum can. ``snopt.dynamics`` has such systems as fields for a block. Here they
+learn the map x -> -x.
 """
 
 import matplotlib.pyplot as plt

@@ -2,9 +2,9 @@
 What the curvature looks like
 =============================
 
-SNOpt keeps two matrices for each layer: A of its inputs, and B of the cotangents at its outputs.
-Their spectra show how much the curvature differs between directions. ``kronecker_error`` says how
-well A ⊗ B describes the exact Gauss-Newton block.
+SNOpt keeps two matrices for each layer: A, the second moments of its inputs, and B, those of the
+gradients at its outputs. Their spectra show how much the curvature differs between directions.
+``kronecker_error`` measures how well A ⊗ B approximates the layer's exact Gauss-Newton matrix.
 """
 
 import matplotlib.pyplot as plt
@@ -34,7 +34,7 @@ x, y = torch.randn(64, 4), torch.randint(3, (64,))
 
 # %%
 # With ``basis="curvature"``, A and B are gathered during the backward solve. By default they are
-# averages over gradients.
+# running averages of Gᵀ G and G Gᵀ, where G is the gradient of the layer's weight.
 
 optimizer = SNOpt(model, lr=0.01, basis="curvature", refresh_every=1)
 for _ in range(20):
@@ -55,7 +55,7 @@ figure.tight_layout()
 # The largest eigenvalue is many times the smallest, so no single learning rate suits all
 # directions.
 #
-# How good is the approximation? An error of 0 would be exact. A cosine near 1 means that most of
+# How good is the approximation? It is exact if the error is 0. A cosine near 1 means that most of
 # the error is in the scale.
 
 print(snopt.kronecker_error(model, (x[:8], y[:8]), nn.functional.cross_entropy))

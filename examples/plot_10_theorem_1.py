@@ -3,8 +3,8 @@ Theorem 1 on one sample
 =======================
 
 The paper's Theorem 1 says that the first and second derivatives of the loss obey ODEs, which run
-backwards together with the state. ``snopt.exact`` solves them exactly, for small models. Here the
-results are compared with those of autograd through an accurate solve.
+backwards together with the state. ``snopt.exact`` solves these ODEs in full, for small models. Here
+the results are compared with those of autograd through an accurate solve.
 """
 
 import matplotlib.pyplot as plt
@@ -76,7 +76,7 @@ print("Gauss-Newton:", distance(found.q_theta_theta, J.T @ phi_xx @ J))
 print("Hessian:     ", distance(full.q_theta_theta, hessian(loss)(theta)))
 
 # %%
-# Proposition 2 gives the same matrix by vectors, with one adjoint solve each, without forming it.
+# Proposition 2 gives the same matrix as a sum of outer products, with one adjoint solve for each.
 
 q, p = low_rank(field, x1, (0.0, 1.0), torch.eye(3))
 print("low rank:    ", distance(p.T @ p, found.q_theta_theta))

@@ -2,8 +2,8 @@
 The preconditioner before another optimizer
 ===========================================
 
-``SNOptPreconditioner`` replaces gradients by preconditioned ones. Another optimizer makes a step of
-them, for example SGD with momentum, or Muon, which orthogonalises the update of each matrix.
+``SNOptPreconditioner`` replaces gradients with preconditioned ones. Another optimizer turns them
+into a step, for example SGD with momentum, or Muon, which orthogonalises the update of each matrix.
 """
 
 import matplotlib.pyplot as plt
@@ -42,8 +42,8 @@ def train(name, lr, precondition, steps=150):
 
 
 # %%
-# Each gets the best of eight learning rates, by the mean loss of the last 30 steps. With one seed
-# and the loss of training batches, this shows how to combine the two, not that it pays off.
+# Each gets the best of eight learning rates, by the mean loss of the last 30 steps. It is one seed,
+# and the loss is that of training batches: this shows how to combine the two, not that it pays off.
 
 
 def smooth(losses):

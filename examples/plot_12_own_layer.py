@@ -2,9 +2,9 @@
 A layer kind of your own
 ========================
 
-SNOpt preconditions linear layers and convolutions. Another kind of layer takes a class of a few
-lines and a row in a table. Here it is a linear layer whose weight is stored transposed, as some
-libraries do.
+SNOpt preconditions linear layers and convolutions. Another kind of layer needs a class of a few
+lines and a row in a table. Here it is a linear layer whose weight is stored transposed, as in some
+libraries.
 """
 
 import matplotlib.pyplot as plt
@@ -35,9 +35,9 @@ model = nn.Sequential(Conv1D(4, 16), nn.Tanh(), Conv1D(16, 3))
 print(SNOpt(model).coverage())
 
 # %%
-# SNOpt does not know this layer, so it takes Adam's update. A layer kind says how its weight reads
-# as a matrix of (groups, out, in), and how inputs and cotangents read as rows. The rows are those
-# of ``nn.Linear``.
+# SNOpt does not know this layer, so its parameters get Adam's update. A layer kind says how to read
+# the weight as matrices (groups, out, in), and the inputs and output gradients as rows. The rows
+# here are those of ``nn.Linear``.
 
 
 class Conv1DLayer(LinearLayer):
@@ -56,9 +56,9 @@ KINDS[Conv1D] = Conv1DLayer
 print(SNOpt(model).coverage())
 
 # %%
-# It now trains as ``nn.Linear`` does. Two models begin with the same weights and take 50 steps.
-# Cautious steps are off, because they look at the signs of entries, and some entries are zero up
-# to rounding.
+# The layer now trains as ``nn.Linear`` does. Two models start from the same weights and take 50
+# steps. Cautious steps are off, because they depend on the signs of entries, and some entries are
+# zero up to rounding.
 
 twin = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
 with torch.no_grad():
