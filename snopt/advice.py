@@ -27,11 +27,11 @@ GOOD_ENOUGH = 1e-3
 
 @dataclass(frozen=True)
 class GradientError:
-    """A block's gradient beside that of a tight solve in float64.
+    """A block's gradient compared with that of an accurate solve in float64.
 
     Attributes:
         parameters: |g - r| / |r| over the field's parameters.
-        state: likewise, with respect to the initial state.
+        state: the same with respect to the initial state.
         output: |x(t1) - reference| / |reference|.
         cosine: of the angle between the parameters' gradients.
     """
@@ -49,10 +49,10 @@ class Candidate:
     Attributes:
         arguments: of :class:`ODEBlock`.
         evaluations: of the field, forward and backward.
-        seconds: of a forward and a backward pass, the quickest of :data:`ROUNDS`.
-        memory: bytes kept between them, those of parameters and of the initial state left aside.
+        seconds: of a forward and a backward pass, the fastest of :data:`ROUNDS`.
+        memory: bytes kept between the two, without parameters and the initial state.
         error: of its gradient; ``None`` where the solve failed.
-        reason: why it failed.
+        reason: why the solve failed.
     """
 
     arguments: Mapping[str, Any]
@@ -64,14 +64,14 @@ class Candidate:
 
     @property
     def line(self) -> str:
-        """What to write."""
+        """The code to write."""
         parts = [f"{key}={value!r}" for key, value in self.arguments.items()]
         return f"ODEBlock(field, {', '.join(parts)})"
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Candidates, the quickest first; ``print`` shows them as a table.
+    """Candidates, the fastest first; ``print`` shows them as a table.
 
     Attributes:
         own: the block as it is.
@@ -85,7 +85,7 @@ class Advice:
 
     @property
     def best(self) -> Candidate:
-        """The quickest whose gradient is good enough; the block's own where none is."""
+        """The fastest whose gradient is good enough; the block's own if none is."""
         good = [c for c in (self.own, *self.candidates) if self._good(c)]
         return min(good, key=lambda c: c.seconds, default=self.own)
 
@@ -114,17 +114,17 @@ class Advice:
 def gradient_error(
     block: ODEBlock, x: State, t: Tensor | None = None, *, seed: int = 0
 ) -> GradientError:
-    """How far a block's gradient is from that of a tight solve.
+    """How far a block's gradient is from that of an accurate solve, in float64 at 1e-10.
 
-    The scalar that is differentiated is the product of the block's output with numbers that are
-    drawn once. The block, its counters and its gradients stay as they are. A field that draws
-    random numbers has no such error.
+    The scalar that is differentiated is the product of the block's output with fixed random
+    numbers. The block, its counters and its gradients stay as they are. For a field that draws
+    random numbers the result means nothing.
 
     Args:
-        block: in the state it has in training.
+        block: in the mode it has in training.
         x: initial state, as for the block.
         t: times, as for the block.
-        seed: of the numbers.
+        seed: of the fixed random numbers.
 
     Raises:
         SolverError: the block's solve failed, or the tight one.
@@ -143,16 +143,16 @@ def advise(
 ) -> Advice:
     """Measure other solvers and gradient methods on a block.
 
-    Seconds are those of this machine at this moment; evaluations and errors are repeatable. An
-    error at these weights says nothing about weights after training, which make fields stiffer.
+    Seconds belong to this machine at this moment; evaluations and errors are repeatable. Errors
+    belong to these weights: training makes fields stiffer, so measure again after some steps.
 
     Args:
         block: the block, which stays as it is.
         x: a batch of initial states like those of training.
         t: times, as for the block.
-        tolerance: gradient error that is good enough. Default: that of the block itself, at least
-            :data:`GOOD_ENOUGH`.
-        seed: of the numbers that the output is multiplied with.
+        tolerance: gradient error that is good enough. Default: that of the block itself, but at
+            least 1e-3.
+        seed: of the random numbers that the output is multiplied with.
 
     Raises:
         ValueError: ``tolerance`` is not positive.

@@ -19,11 +19,11 @@ from snopt.optim.selection import select_layers
 
 @dataclass(frozen=True)
 class LayerError:
-    """One layer's factored block K = A (x) B beside its exact Gauss-Newton block G.
+    """One layer's approximation K = A (x) B, compared with its exact Gauss-Newton matrix G.
 
     Attributes:
-        error: |K - G| / |G| in the Frobenius norm; 0 where factoring is exact.
-        cosine: of the angle between K and G; 1 where they differ in scale only.
+        error: |K - G| / |G| in the Frobenius norm; 0 if the factors are exact.
+        cosine: of the angle between K and G; 1 if they differ only in scale.
         scale: trace of K over trace of G.
     """
 
@@ -62,10 +62,10 @@ def kronecker_error(
         loss: ``loss(outputs, targets)``, the mean over samples, convex in the outputs.
 
     Returns:
-        The errors of every layer that could be preconditioned and takes part.
+        The errors of every layer that can be preconditioned and takes part in the forward pass.
 
     Raises:
-        ValueError: the model has no layer that could be preconditioned.
+        ValueError: the model has no layer that can be preconditioned.
 
     Source: Martens and Grosse 2015, section 3 (what the factoring leaves out).
     """

@@ -1,7 +1,7 @@
 """Systems of ODEs over an inner vector field f(t, h): how a Neural ODE's state moves.
 
-Each class is a field for :class:`snopt.ODEBlock`. Signs are the papers'; the docstrings say how
-the released code writes the same system.
+The systems are fields for :class:`snopt.ODEBlock`. Signs are those of the papers; the docstrings
+say how the released code writes the same system. An example::
 
     block = ODEBlock(HBNODE(f), t_span=(0.0, 1.0))
     model = nn.Sequential(InitialState(encoder, parts=2), block, FirstPart(), head)

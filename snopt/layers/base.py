@@ -46,13 +46,13 @@ class Layer(ABC):
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """The bias, where there is one and it is trained now."""
+        """The bias, if there is one and it is not frozen."""
         bias = self.module._parameters.get("bias")
         return bias if bias is not None and bias.requires_grad else None
 
     @property
     def trains(self) -> bool:
-        """Whether the weight is trained now; a frozen layer's curvature is not looked at."""
+        """Whether the weight is not frozen; the curvature of a frozen layer is not measured."""
         return self.weight.requires_grad
 
     @property
@@ -62,7 +62,7 @@ class Layer(ABC):
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The weight, and the bias where there is one."""
+        """The weight, and the bias if there is one."""
         bias = self.bias
         return [self.weight] if bias is None else [self.weight, bias]
 
@@ -74,7 +74,7 @@ class Layer(ABC):
 
     @property
     def input_factor_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """How ``in`` divides where gradient statistics are kept: whole, or as products of sizes."""
+        """How ``basis="gradient"`` splits ``in``, into terms that are products of sizes."""
         return ((self.shape[2],),)
 
     @abstractmethod

@@ -39,29 +39,29 @@ class ODEBlock(nn.Module):
     """The flow of ``x' = field(t, x)``, a layer like any other.
 
     Args:
-        field: a module called as ``field(t, x)``, t a scalar tensor of the state's dtype, x
-            a tensor or a tuple of tensors whose first dimension is the sample, (N,) for one number
-            per sample. It must treat samples alike and return x's shape(s) in x's dtype.
+        field: a module called as ``field(t, x)``. t is a scalar tensor of the state's dtype, x a
+            tensor or a tuple of tensors. The first dimension of each is the sample; (N,) is one
+            number per sample. It must treat samples alike and return x's shape(s) in x's dtype.
         t_span: start and end time; the end may lie before the start.
-        method: a method of torchdiffeq, ``"dopri5"`` by default, or of our own with ``steps``, a
-            row of :data:`snopt.ode.runge_kutta.TABLEAUS`; or a
-            :class:`snopt.ode.methods.Method`, such as ``Torchode()``.
-        rtol: relative tolerance, of the state's unit per unit.
+        method: the name of a method of torchdiffeq, or with ``steps`` also of a row of
+            :data:`snopt.ode.runge_kutta.TABLEAUS`; or a :class:`snopt.ode.methods.Method`, such as
+            ``Torchode()``.
+        rtol: relative tolerance.
         atol: absolute tolerance, in the state's unit. Loosen both to run faster, tighten them for
             better gradients.
         gradient: ``"adjoint"`` and ``"adjoint-seminorm"`` need O(1) memory in the number of steps,
             ``"checkpoint"`` stores one state per step and is exact for the discrete solve,
-            ``"direct"`` stores everything and is the fastest where memory allows.
-        options: the method's own, as torchdiffeq has them, and
+            ``"direct"`` stores everything and is the fastest if memory allows.
+        options: those of torchdiffeq's method, and
 
-            * ``steps``: that many equal steps per interval, without error control;
-            * ``max_steps``: tries after which a solve is given up, with error control a million
-              between two output times by default;
+            * ``steps``: number of equal steps per interval, without error control;
+            * ``max_steps``: attempted steps between two output times after which the solve fails;
+              a million by default, with error control;
             * ``warm_start``: start each adaptive solve with the longest step that the last one
-              kept, instead of searching for a first step; training and evaluation remember
-              apart (default False);
-            * ``compile``: compile the Runge-Kutta step (needs ``steps``; default False). Worth it
-              in long trainings: the first call takes a minute or so;
+              accepted, instead of searching for a first step; training and evaluation each
+              remember their own (default False);
+            * ``compile``: compile the Runge-Kutta step (needs ``steps``; default False). The first
+              call takes a minute or so, which pays off in long runs;
             * ``on_failure``: ``"raise"`` (default), or ``"partial"`` to return the state at the
               last time that was reached, with a warning.
 
@@ -69,9 +69,9 @@ class ODEBlock(nn.Module):
         nfe_forward: evaluations of the field in forward solves so far.
         nfe_backward: evaluations in backward solves so far, not counting curvature.
         nfe_curvature: evaluations made to measure curvature so far.
-        measured: whether the backward passes that run now are curvature's.
-        one_sample: whether the field's layers were seen to take the state, a vector, whole; without
-            such layers (N,) is one number for each sample.
+        measured: whether the backward passes that run now measure curvature.
+        one_sample: whether the field's layers were seen to take a state of shape (N,) as one
+            sample; otherwise it is one number for each of N samples.
 
     Raises:
         ValueError: an argument is outside its range; the message names the range.
@@ -135,16 +135,16 @@ class ODEBlock(nn.Module):
 
         Args:
             x: initial state, a floating-point tensor (N, ...) or a tuple of them.
-            t: times of shape (T,), strictly monotone, the first one that of ``x``. Without them the
-                block solves over ``t_span``.
+            t: times of shape (T,), strictly monotone; ``x`` is the state at the first. Without them
+                the block solves over ``t_span``.
 
         Returns:
-            x(t1), shaped like ``x``; with ``t`` the trajectory, (T, N, ...), ``x`` itself first.
+            x(t1), shaped like ``x``; with ``t`` the trajectory, (T, N, ...), starting with ``x``.
 
         Raises:
             SolverError: the solve failed.
-            TypeError: the state or a slope is of a type or dtype that cannot be solved.
-            ValueError: shapes or devices of the state's parts, a slope or ``t`` are wrong.
+            TypeError: the state or a slope has a type or dtype that cannot be solved.
+            ValueError: the shape or device of the state, a slope or ``t`` is wrong.
         """
         x = checked(x)
         layout, times = Layout.of(x), self._times(t)
@@ -383,7 +383,7 @@ def blocks(model: nn.Module) -> dict[str, ODEBlock]:
 
 
 def solver_state(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """:meth:`ODEBlock.solver_state` of every block, by module name."""
+    """Counters, warm start and interval of every block, by module name, for checkpoints."""
     return {name: block.solver_state() for name, block in blocks(model).items()}
 
 

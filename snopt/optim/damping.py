@@ -9,13 +9,13 @@ from typing import Any
 class LevenbergMarquardt:
     """Damping that falls while the quadratic model predicts well and rises while it does not.
 
-    The ratio of the loss's change to the predicted change is formed every ``every`` steps: above
-    3/4 the damping is multiplied by ``decay ** every``, below 1/4 divided by it.
+    Once in ``every`` steps, the change of the loss is divided by the predicted change. If this
+    ratio is above 3/4, the damping is multiplied by ``decay ** every``; below 1/4, divided by it.
 
     Args:
         initial: damping to start from, > 0.
         decay: factor per step, in (0, 1).
-        every: steps between two adaptations (each costs one more call of the closure).
+        every: steps between two adaptations, each of which may call the closure once more.
         floor: smallest damping.
         ceiling: largest damping.
 

@@ -44,26 +44,28 @@ class HorizonUpdate(NamedTuple):
 
 
 class Horizon:
-    """Moves the terminal time of an ODE block while any optimizer trains the weights.
+    """Moves the end time of an ODE block while any optimizer trains the weights.
 
-        horizon = Horizon(block, optimizer, "feedback")   # nothing to call in the loop
+    There is nothing to call in the training loop::
 
-    It listens to the block's output (for Φ_x) and to the optimizer's steps. Each backward pass then
-    costs one more evaluation of the field, which the block's counters leave out. Copies of the
-    block are not listened to.
+        horizon = Horizon(block, optimizer, "feedback")
+
+    It has hooks on the block's output (for Φ_x) and on the optimizer's steps. Each backward pass
+    then costs one more evaluation of the field, which the block's counters leave out. Copies of
+    the block have no hooks.
 
     Args:
-        block: a block whose model reads x(t1); calls with explicit times are not observed.
+        block: a block of which the model uses x(t1); calls with explicit times are not observed.
         optimizer: the optimizer of the block's parameters; it must be stepped once per update.
-        rule: ``"feedback"``: δT = -lr (Q_T + Q_Tθ δθ) / Q_TT with δθ the step the optimizer just
-            made; ``"first_order"``: δT = -lr Q_T; ``"fixed"``: T stays, Q_T and Q_TT are traced.
+        rule: ``"feedback"``: δT = -lr (Q_T + Q_Tθ δθ) / Q_TT, where δθ is the optimizer's last
+            step; ``"first_order"``: δT = -lr Q_T; ``"fixed"``: T stays, Q_T and Q_TT are traced.
         lr: step size η of T; 0.1 in the paper.
-        penalty: c, the price of long integration; 4e-4 to 6e-4 in the paper.
+        penalty: c of the penalty (c/2) T²; 4e-4 to 6e-4 in the paper.
         every: optimizer steps between updates of T; 50 to 100 in the paper.
         average: decay of the moving averages of Q_T and Q_TT, which are corrected for their start.
         floor: T never falls below it.
         max_change: largest |δT| of one update; None for no limit, as in the paper.
-        grad_scale: what the loss was multiplied by; ``scaler.get_scale`` with a ``GradScaler``.
+        grad_scale: returns the factor on the loss; ``scaler.get_scale`` with a ``GradScaler``.
         process_group: the processes that average their gradients, as for :class:`~snopt.SNOpt`.
 
     Attributes:
@@ -129,11 +131,11 @@ class Horizon:
         self.block.t_span = (start, start + value if end > start else start - value)
 
     def cost(self) -> float:
-        """The penalty (c/2) T², which belongs to the loss that T minimises."""
+        """The penalty (c/2) T²: T minimises the loss plus this."""
         return 0.5 * self.penalty * self.T**2
 
     def diagnostics(self) -> dict[str, float]:
-        """T and the derivatives as averaged now, for logging (reads from the device)."""
+        """T and the averaged derivatives, for logging (synchronises with the device)."""
         q_t, q_tt = self._averages()
         return {"horizon/T": self.T, "horizon/q_t": q_t, "horizon/q_tt": q_tt}
 

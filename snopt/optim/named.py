@@ -12,9 +12,9 @@ class GaussNewton(SNOpt):
     """Gauss-Newton for any ``nn.Module``: least-squares steps from the Jacobian of all outputs.
 
     Short for ``SNOpt(model, lr=1.0, rule="gauss_newton", rows="outputs", momentum=0.0,
-    damping=LevenbergMarquardt(0.01, decay=0.3, every=1, floor=1e-12))``: steps after which the loss
-    of the same data has risen are taken back. A loop over mini-batches calls ``step(closure)`` for
-    that, or leaves the damping as it is.
+    damping=LevenbergMarquardt(0.01, decay=0.3, every=1, floor=1e-12))``. A step is taken back if
+    the loss on the same data has risen after it. With mini-batches this needs ``step(closure)``;
+    without a closure, the damping stays as it is.
 
     Args:
         model: as for :class:`SNOpt`; no ODE is needed.
@@ -50,7 +50,7 @@ class GaussNewton(SNOpt):
 class KFAC(SNOpt):
     """K-FAC for any ``nn.Module``: short for ``SNOpt(model, rule="kfac")``.
 
-    Linear layers and convolutions are preconditioned, other parameters take SGD with momentum.
+    Linear layers and convolutions are preconditioned; other parameters get SGD with momentum.
 
     Args:
         model: as for :class:`SNOpt`; no ODE is needed.

@@ -32,20 +32,20 @@ Model = nn.Module | Iterable[Mapping[str, Any]]
 class SNOpt(Optimizer):
     """Second-order optimizer for models with ODE blocks, or without.
 
-    Gradients are scaled in the eigenbasis of a layer's curvature. With ``basis="gradient"``, the
-    default, that is of running averages of its gradients; with ``"curvature"``, as published, of
-    the layers' inputs and output cotangents, gathered while ``backward()`` runs on refresh steps.
-    The training loop is that of any torch optimizer, and so are the parameters that move: those
-    with a gradient. What is frozen belongs to the groups all the same, and is preconditioned from
-    the day it is thawed.
+    Gradients are scaled in an eigenbasis for each layer. With ``basis="gradient"``, the default, it
+    comes from running averages of products of the layer's gradients. With ``"curvature"``, as
+    published, it comes from the layer's inputs and output cotangents, gathered while ``backward()``
+    runs on refresh steps. The training loop is that of any torch optimizer. Frozen parameters may
+    be in the groups; they are preconditioned once they are unfrozen.
 
-    The default averages the weights for evaluation: ``optimizer.eval()`` puts the averages into the
-    model, ``optimizer.train()`` the weights back. A loop that calls neither evaluates the weights.
+    The default averages the weights for evaluation. ``optimizer.eval()`` puts the averages into the
+    model, and ``optimizer.train()`` puts the weights back. Without these calls, you evaluate the
+    weights themselves.
 
     Args:
         model: the model, or a list of parameter groups ``{"params": modules, "lr": ...}`` with a
-            module, a list of modules or a mapping of names to modules; what an earlier group has is
-            left out of later ones, so that ``[{"params": model.field, "lr": 1e-3}, {"params":
+            module, a list of modules or a mapping of names to modules. A later group leaves out
+            what an earlier one has, so that ``[{"params": model.field, "lr": 1e-3}, {"params":
             model}]`` gives the field a learning rate of its own.
         lr: learning rate, > 0.
         rule: how gradients become steps: ``"adam"`` (:class:`~snopt.optim.rules.Adam`), Adam in the
@@ -53,18 +53,18 @@ class SNOpt(Optimizer):
             ``"kfac"`` (:class:`~snopt.optim.rules.Kfac`), the factored inverse;
             ``"gauss_newton"`` (:class:`~snopt.optim.rules.GaussNewton`), a solve with per-sample
             gradients, which needs :meth:`curvature_pass` in the loop; or an object of such a class.
-        weight_decay: >= 0, decoupled or part of Gauss-Newton's solve. Default: 0.1 for adam, or 0.
+        weight_decay: >= 0; decoupled, or part of Gauss-Newton's solve. Default: 0.1 for
+            ``rule="adam"``, otherwise 0.
         precondition: ``"all"`` layers, or only those inside ODE blocks (``"ode"``).
         fallback: update of all other parameters: ``"rule"`` (Adam for ``rule="adam"``, else SGD
             with momentum), or ``"adam"``.
         grad_scaler: the loop's ``GradScaler``, so that captured cotangents can be unscaled.
         seed: of the draws for ``curvature="fisher"``.
         process_group: the processes that average their gradients. Default: those of the
-            ``DistributedDataParallel`` that holds the model, whenever it was wrapped. A group where
-            the loop averages them itself; ``False`` where every process trains its own model.
-        **settings: of the rule, by the names of its fields; what it lacks is refused with a list of
-            what it has. ``None`` stands for the rule's own default. With ``fallback="adam"``, also
-            Adam's ``betas``, ``eps`` and ``nesterov``.
+            ``DistributedDataParallel`` that holds the model. Pass a group if the loop averages them
+            itself, ``False`` if every process trains its own model.
+        **settings: the rule's, by name. ``None`` stands for the rule's own default. With
+            ``fallback="adam"``, also Adam's ``betas``, ``eps`` and ``nesterov``.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -122,14 +122,14 @@ class SNOpt(Optimizer):
         self._averages = Averages(self.rule.averaging, self.state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take in more modules.
+        """Add modules, as a further parameter group.
 
         Args:
             param_group: ``{"params": modules, "lr": ...}``, as in a list of groups.
 
         Raises:
             TypeError: it is not made of modules.
-            ValueError: a setting is wrong, nothing of it is new, or the rule takes no more groups.
+            ValueError: a setting is wrong, no module is new, or the rule takes no more groups.
         """
         if "method" not in self.__dict__:  # while the optimizer is made
             self._take(param_group)
@@ -191,7 +191,7 @@ class SNOpt(Optimizer):
         return False
 
     def directions(self) -> Step:
-        """What the method makes of the layers' gradients; for :class:`SNOptPreconditioner`.
+        """The step before momentum and learning rate; for :class:`SNOptPreconditioner`.
 
         Raises:
             RuntimeError: :meth:`curvature_pass` was not called and is needed.
@@ -222,14 +222,14 @@ class SNOpt(Optimizer):
     def eval(self) -> None:
         """Put the averaged weights into the model, to evaluate or to deploy it.
 
-        Without ``averaging`` nothing happens. ``model.state_dict()`` has the averages then; the
-        optimizer makes no step and saves no state before :meth:`train`.
+        ``model.state_dict()`` then has the averages. Before its next step, and before its state is
+        saved, the optimizer needs :meth:`train`. Without ``averaging``, nothing happens.
         """
         self._averages.place()
 
     @torch.no_grad()
     def train(self) -> None:
-        """Put the weights back that are trained, to the bit.
+        """Put the weights themselves back into the model, bit for bit.
 
         Raises:
             RuntimeError: the model was changed since :meth:`eval`.
@@ -237,7 +237,7 @@ class SNOpt(Optimizer):
         self._averages.replace()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients, and with them the curvature gathered beside them."""
+        """Clear gradients, and the curvature gathered with them."""
         super().zero_grad(set_to_none)
         self.method.clear()
 
@@ -252,35 +252,35 @@ class SNOpt(Optimizer):
     ) -> None:
         """Gather curvature from the model's predictive distribution, or the losses of the samples.
 
-        Call it between the forward pass and ``loss.backward()`` for ``curvature="fisher"`` (one
-        more backward pass on refresh steps) or ``"ggn"`` (one for each output), and on every step
-        for ``rule="gauss_newton"`` (none: it listens to the coming one). Gradients are left alone.
+        Call it between the forward pass and ``loss.backward()``; it leaves gradients alone. On
+        refresh steps, ``curvature="fisher"`` takes one more backward pass and ``"ggn"`` one for
+        each output. ``rule="gauss_newton"`` needs the call in every step, without further passes.
 
         Args:
             outputs: logits (N, K) for ``"categorical"``, means (N, ...) for ``"gaussian"``, logits
                 (N, ...) of independent outcomes for ``"binary"``.
-            likelihood: what the loss is a positive multiple of: ``"categorical"``:
-                ``cross_entropy``; ``"gaussian"``: ``mse_loss``; ``"binary"``:
-                ``binary_cross_entropy_with_logits``. Means over samples or over all numbers and
-                sums are told apart, and the factor is part of the loss.
-            targets: what the loss compares the outputs with. ``rule="gauss_newton"`` checks the
-                loss by it; a Gaussian without targets and loss is taken to be the mean over samples
-                of half the squared error summed over outputs, which ``mse_loss`` is not.
-            loss: the loss that ``backward()`` will be called on, to be checked in the same way;
-                for ``rows="outputs"`` it is needed, and targets tell masks and weights of entries.
-            batch_dim: the outputs' dimension of samples; 1 where time comes first. Layers that see
-                time first, or time and samples as one dimension, are then read so.
+            likelihood: names the loss, which may be any positive multiple of it: ``"categorical"``
+                is ``cross_entropy``, ``"gaussian"`` is ``mse_loss``, ``"binary"`` is
+                ``binary_cross_entropy_with_logits``. Means and sums are told apart.
+            targets: what the loss compares the outputs with. ``rule="gauss_newton"`` uses it to
+                check the loss. Without targets and loss, ``"gaussian"`` means half the squared
+                error, summed over outputs and averaged over samples; ``mse_loss`` is different.
+            loss: the loss that ``backward()`` will be called on, to be checked in the same way.
+                ``rows="outputs"`` needs it, and finds masks and weights with the help of targets.
+            batch_dim: the outputs' sample dimension; 1 if time comes first. Layers may then see
+                time first too, or time and samples flattened into one dimension.
 
         Raises:
-            ValueError: the loss, or the way to it, is not what the rule can take.
+            ValueError: the rule does not support this loss, or something between it and a layer.
         """
         choose("likelihood", likelihood, LIKELIHOODS)
         self.method.observe_outputs(Seen(outputs, likelihood, targets, loss, batch_dim))
 
     def close(self) -> None:
-        """Take all hooks and observers off the model, which then trains with any optimizer.
+        """Remove all hooks and observers from the model, which then trains with any optimizer.
 
-        A ``with SNOpt(model) as optimizer:`` block ends in it. Saving still works; steps do not.
+        Leaving a ``with SNOpt(model) as optimizer:`` block calls it. The optimizer can still be
+        saved, but makes no more steps.
         """
         self._closed = True
         self.method.close()
@@ -294,11 +294,11 @@ class SNOpt(Optimizer):
     # -- what it knows ----------------------------------------------------------------------------
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """(A, B) of every layer as of its last refresh, the bias in A's last row and column.
+        """The Kronecker factors (A, B) of every layer, as of its last refresh.
 
-        A has shape (in, in), B (out, out); with a leading dimension of groups for grouped
-        convolutions. docs/method.md says how they are normalised. With ``basis="gradient"``
-        A of a convolution is a product of one factor over channels and one over positions.
+        A has shape (in, in), with the bias last, and B (out, out). Grouped convolutions have a
+        leading dimension of groups. docs/method.md says how the factors are normalised. With
+        ``basis="gradient"``, a convolution's A is a product of factors over channels and positions.
         """
         found = {}
         for name, factors in self.method.factors.items():
@@ -324,7 +324,7 @@ class SNOpt(Optimizer):
     # -- saving -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs to go on, keyed by parameter and layer names."""
+        """Everything that resuming needs, keyed by parameter and layer names."""
         self._averages.require_weights("state_dict()")
         names = self.members.names
         state = {
@@ -340,12 +340,12 @@ class SNOpt(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, on this or a freshly built model.
 
-        What was saved as a number takes the place of the groups' settings, but for a damping that
-        is a function here. Tensors go to the parameters' device.
+        Saved numbers replace the groups' settings, except for a damping that is a function here.
+        Tensors go to the parameters' device.
 
         Raises:
-            ValueError: it belongs to a model with other parameters or groups, to another rule, or
-                is damaged; nothing has been changed then.
+            ValueError: the state belongs to a model with other parameters or groups, or to another
+                rule, or is damaged. Nothing has been changed then.
         """
         self._averages.require_weights("load_state_dict()")
         state_dict = made_whole(state_dict)

@@ -26,12 +26,13 @@ class Rule(ABC):
     """One way to turn gradients into steps.
 
     Args:
-        kl_clip: trust region: bound on lr^2 times the direction's product with the gradient; none
-            by default.
-        trust: largest norm of a group's update, over that of its parameters; none by default.
+        kl_clip: trust region: bound on lr^2 times the direction's product with the gradient;
+            ``None`` for no bound.
+        trust: bound on the norm of a group's update over that of its parameters; ``None`` for no
+            bound.
         warmup_steps: steps over which the learning rate rises linearly.
-        averaging: weights are averaged for evaluation, see :meth:`snopt.SNOpt.eval`, over about the
-            last 1 / (averaging + 1) of all steps; ``None`` for none. It does not touch training.
+        averaging: weights are averaged over about the last 1 / (averaging + 1) of all steps, for
+            evaluation (:meth:`snopt.SNOpt.eval`); ``None`` for no averages. Training is the same.
 
     Attributes:
         name: what it is called by.

@@ -23,23 +23,26 @@ class Scaling(Rule):
 
     Args:
         refresh_every: steps between two refreshes of the basis, >= 1.
-        basis: ``"curvature"``: eigenbases of the backward solve's factors; ``"gradient"``: of
-            running averages of G G^T and G^T G, without any capture; ``"both"``: of their mean.
-        curvature: ``"empirical"`` gradients, ``"fisher"`` (sampled from the model's predictive
-            distribution) or ``"ggn"``; the latter two need
-            :meth:`~snopt.SNOpt.curvature_pass` in the loop.
-        curvature_samples: samples of a batch that enter the factors, the first ones; default all.
+        basis: ``"curvature"``: eigenbases of the factors that the backward solve gathers;
+            ``"gradient"``: of running averages of G G^T and G^T G; ``"both"``: of their mean.
+        curvature: ``"empirical"``: from gradients of the loss; ``"fisher"``: from outcomes drawn
+            from the model's predictive distribution; ``"ggn"``: the generalised Gauss-Newton
+            matrix. The last two need :meth:`~snopt.SNOpt.curvature_pass` in the loop.
+        curvature_samples: how many samples of a batch, the first ones, enter the factors; ``None``
+            for all.
         sampling: ``"steps"``: quadrature on the solver's own steps; ``"grid"``: on ``grid_points``
             equally spaced times, as in the paper.
         grid_points: nodes of ``sampling="grid"``, both ends included.
-        carry_over: whether what was learned is rotated into a new basis.
-        stagger: refresh the layers one after another within the period, so that no step spikes.
+        carry_over: whether a layer's running averages are rotated into a new basis.
+        stagger: refresh one layer at a time, spread over the period, so that no single step is
+            slow.
 
     Attributes:
-        follows: bases whose refresh begins from the last one
-            (:func:`snopt.curvature.kronecker.followed`). Needed where a direction depends on which
+        follows: values of ``basis`` for which a refresh starts from the last basis
+            (:func:`snopt.curvature.kronecker.followed`). Needed if directions depend on which
             vectors span a space of equal eigenvalues.
-        counts: whether directions depend on N in every step, not only through the factors.
+        counts: whether directions depend on the number of samples in every step, not only through
+            the factors.
         keeps: names of the entries of a layer's state.
     """
 

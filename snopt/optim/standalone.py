@@ -19,15 +19,15 @@ _UPDATE = {"warmup_steps", "kl_clip", "trust", "backtrack", "fallback", "averagi
 class SNOptPreconditioner:
     """The preconditioner in front of any other torch optimizer.
 
-    Call :meth:`step` between ``backward()`` and the other optimizer's ``step()``: it replaces the
-    gradients of preconditioned layers by their directions and leaves all others alone.
+    Call :meth:`step` between ``backward()`` and the other optimizer's ``step()``. It replaces the
+    gradients of preconditioned layers with preconditioned ones and leaves all others alone.
 
     Args:
         model: as for :class:`SNOpt`.
-        **settings: the settings of :class:`SNOpt` and its rule that shape directions.
+        **settings: of :class:`SNOpt` and its rule, except those of the step itself.
 
     Raises:
-        TypeError: a setting belongs to the step, which is the other optimizer's (lr, momentum,
+        TypeError: a setting belongs to the step, which the other optimizer makes (lr, momentum,
             weight_decay, warmup_steps, kl_clip, trust, backtrack, fallback, averaging).
     """
 
@@ -53,7 +53,7 @@ class SNOptPreconditioner:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Replace the gradients of preconditioned layers by their directions."""
+        """Replace the gradients of preconditioned layers with preconditioned ones."""
         method = self._optimizer.method
         if all(p.grad is None for p in self._optimizer.members.by_id.values()):
             return

@@ -40,10 +40,10 @@ class Statistics:
 
 
 class Problem:
-    """One solve, as a method sees it: in its own time s, which always grows.
+    """One solve, as a method sees it: in a time s of its own, which always increases.
 
-    The field's time is ``sign * s``. Times and lengths that a method hands over are numbers or
-    scalar tensors, or (N,) where every sample has its own.
+    The field's time is ``sign * s``. Times and lengths that a method passes are numbers or scalar
+    tensors, or of shape (N,) if every sample has its own.
 
     Args:
         function: the right-hand side over one tensor, in the field's time.
@@ -136,7 +136,7 @@ class Problem:
         Args:
             s: where it began.
             y: the state there; with a graph, the very tensor that the step was taken from.
-            ds: its length; where every sample has its own, 0 for those that stay where they are.
+            ds: its length; if every sample has its own, 0 for samples that take no step.
         """
         # The length that was proposed, before the step was cut to land on an output time.
         self.statistics.longest = max(self.statistics.longest, abs(self._dt or 0.0))
@@ -144,7 +144,7 @@ class Problem:
             self.on_step(_plain(s) * self.sign, y, _plain(ds) * self.sign)
 
     def failure(self, reason: str, detail: str = "") -> SolverError:
-        """What to raise of a solve that cannot go on.
+        """The error to raise if a solve cannot go on.
 
         Args:
             reason: one of those of :class:`snopt.SolverError`.
@@ -195,21 +195,21 @@ def _most(x: Time) -> float:
 
 
 class Method(ABC):
-    """A way to solve initial value problems: what ``ODEBlock(method=...)`` takes beside a name.
+    """A way to solve initial value problems, for ``ODEBlock(method=...)``.
 
-    A subclass needs ``name`` and :meth:`solve`; what else it can, it says here.
+    A subclass needs ``name`` and :meth:`solve`. The attributes say what else it can do.
 
     Attributes:
         name: what messages call it.
-        adaptive: whether it chooses the lengths of its steps, by the tolerances.
-        tableau: its coefficients where every step is the explicit Runge-Kutta step of (t, dt, y),
-            so that ``gradient="checkpoint"`` may repeat it; else ``None``.
+        adaptive: whether it chooses the lengths of its steps by the tolerances.
+        tableau: its coefficients if every step is the explicit Runge-Kutta step of (t, dt, y), so
+            that ``gradient="checkpoint"`` can repeat it; otherwise ``None``.
         fsal: "first same as last": whether a step's first slope is the last one of the step before.
-        reports_steps: whether it calls ``attempt`` and ``accept``; without, no curvature of the
+        reports_steps: whether it calls ``attempt`` and ``accept``. Otherwise no curvature of the
             field can be measured.
         differentiable: whether its operations and the states it reports have a graph, so that
             ``gradient="direct"`` goes through them.
-        per_sample: whether samples may be at different times: the field is then called with t of
+        per_sample: whether samples may be at different times. The field is then called with t of
             shape (N,).
         options: names of the options it takes.
     """

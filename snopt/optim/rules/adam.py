@@ -19,19 +19,19 @@ from snopt.optim.settings import POSITIVE, Choice, Count, Decays, Flag, Number, 
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(EigenbasisRule):
-    """Adam's two moments kept in the eigenbasis, as SOAP does with gradient statistics.
+    """Adam in the eigenbasis of a layer, as in SOAP.
 
     Args:
         betas: decays of the two moments, each in [0, 1).
         eps: added to the root of the second moment.
         nesterov: look ahead with the first moment, as NAdam does.
-        cautious: entries whose step would go against the step's own gradient do not move, and the
-            others move further, by n over how many are left of n. Signs are compared in the
-            eigenbasis, or as they are for parameters without a layer. Weight decay, too, takes only
-            from entries of a weight that the step brings closer to zero.
-        normalize: gradients are divided by the whole gradient's norm to this power, in [0, 1],
-            before anything else. Where a training set is fitted the norm falls as the loss does:
-            with 1/2 what is descended is the loss' root, whose moments lag half as far behind.
+        cautious: entries that would move against the gradient of their own batch stay where they
+            are. If k of n entries of a layer are left, these move n / k times as far. Signs are
+            compared in the eigenbasis, or directly for parameters without a layer. Weight decay
+            then applies only to entries of a weight that the step brings closer to zero.
+        normalize: the gradient is divided by its norm to this power, in [0, 1]. When a training set
+            is fitted to the end, the norm falls as the loss does. With 1/2 the root of the loss is
+            descended, and the moments lag half as far behind.
 
     With ``carry_over`` (the default here) moments are rotated into a new basis instead of starting
     from zero. The other settings are those of :class:`~snopt.optim.scaling.Scaling`.

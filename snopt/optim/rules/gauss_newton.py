@@ -39,34 +39,34 @@ _ABOVE_ZERO = Number("a number > 0", least=sys.float_info.min, largest=math.inf)
 
 @dataclass(frozen=True, kw_only=True)
 class GaussNewton(Rule):
-    """No factors, but a least-squares solve in the gradients of residuals.
+    """Gauss-Newton steps: a least-squares solve with the gradients of residuals, without factors.
 
     Needs :meth:`~snopt.SNOpt.curvature_pass` in the loop. Weight decay is part of the solve and
     fades with the loss.
 
-    ``rows="samples"`` (:mod:`snopt.optim.least_squares`) has one residual a sample, the root of its
-    loss, and costs little more than a gradient; between ``zero_grad()`` and ``step()`` there must
-    be no other backward pass in training mode. ``rows="outputs"``
-    (:mod:`snopt.optim.output_least_squares`) has one for every number that a sample's output is
-    made of: the Gauss-Newton method of regression. It takes the ``loss`` in ``curvature_pass``,
-    all parameters take part, and every gradient method of a block will do.
+    ``rows="samples"`` (:mod:`snopt.optim.least_squares`) has one residual for each sample, the root
+    of its loss, and costs little more than a gradient. Between ``zero_grad()`` and ``step()`` there
+    must be no other backward pass in training mode. ``rows="outputs"``
+    (:mod:`snopt.optim.output_least_squares`) has one residual for each output of each sample: the
+    Gauss-Newton method of regression. It needs the ``loss`` in ``curvature_pass``. All parameters
+    take part, and it works with every gradient method of a block.
 
     Args:
         rows: ``"samples"`` or ``"outputs"``.
-        memory: bytes of the Jacobian up to which ``rows="outputs"`` solves exactly; beyond, it
-            takes conjugate gradients with vector products, through ``gradient="direct"`` or, in
+        memory: bytes of the Jacobian up to which ``rows="outputs"`` solves exactly. Beyond that it
+            uses conjugate gradients with vector products, through ``gradient="direct"`` or, in
             O(1) memory in the number of solver steps, through adjoint solves.
-        cg_iterations: at most, beyond.
-        momentum: how much of the last step the solve stays near, in [0, 1).
+        cg_iterations: largest number of iterations of conjugate gradients.
+        momentum: fraction of the last step that the solve stays near, in [0, 1).
         damping: added to the matrix of the solve: a number >= 0, a function of the step or, with
-            ``rows="outputs"``, a :class:`~snopt.LevenbergMarquardt`, which takes back steps after
-            which the loss has risen: by ``step(closure)``, or by the next pass' loss where that is
-            one of the same targets (full batch).
-        backtrack: standard errors by which the next batch's mean loss may exceed the last one's;
-            beyond, the last step is halved instead of taking another
-            (:mod:`snopt.optim.backtracking`). Infinity: steps always stand.
-        betas, eps, nesterov: Adam's, for parameters without a layer; they take a hundredth of the
-            learning rate.
+            ``rows="outputs"``, a :class:`~snopt.LevenbergMarquardt`. The last also takes back a
+            step that raised the loss. It learns this from ``step(closure)``, or from the next pass
+            if that has the same targets (full batch).
+        backtrack: standard errors by which the next batch's mean loss may exceed the last one's.
+            If it is higher, the last step is halved instead of taking another
+            (:mod:`snopt.optim.backtracking`). Infinity: steps are never halved.
+        betas, eps, nesterov: Adam's, for parameters without a layer, whose learning rate is a
+            hundredth of ``lr``.
 
     Source: see :mod:`snopt.optim.least_squares`.
     """

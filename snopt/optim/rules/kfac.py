@@ -18,12 +18,12 @@ from snopt.optim.settings import DAMPING, DECAY, LIMIT, setting
 
 @dataclass(frozen=True, kw_only=True)
 class Kfac(EigenbasisRule):
-    """The plain factored inverse with pi-damping.
+    """K-FAC: the factored inverse with pi-damping.
 
-    Steps shrink as the loss grows: give it a mean, not a sum.
+    Steps shrink as the loss is scaled up: use a mean, not a sum.
 
     Args:
-        momentum: of the direction, in [0, 1).
+        momentum: decay of a running sum of directions, in [0, 1).
         damping: added to the curvature: a number >= 0, a function of the step, or a
             :class:`~snopt.LevenbergMarquardt`.
 

@@ -18,12 +18,12 @@ from snopt.optim.settings import DAMPING, DECAY, setting
 
 @dataclass(frozen=True, kw_only=True)
 class Paper(EigenbasisRule):
-    """Ghat / (M + damping), M a running average of N Ghat^2.
+    """The published update: Ghat / (M + damping), where M is a running average of N Ghat^2.
 
-    Steps shrink as the loss grows: give it a mean, not a sum.
+    Steps shrink as the loss is scaled up: use a mean, not a sum.
 
     Args:
-        momentum: of the direction, in [0, 1).
+        momentum: decay of a running sum of directions, in [0, 1).
         damping: added to the curvature: a number >= 0, a function of the step, or a
             :class:`~snopt.LevenbergMarquardt`.
         alpha: decay of the second moment M, in [0, 1).
