@@ -230,3 +230,37 @@ def test_gradients_that_are_differentiated_again_say_what_to_use(kind: str) -> N
     (grad,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="use gradient='direct'"):
         grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("rule", ["adam", "paper"])
+def test_hooks_are_called_once_with_whole_gradients(kind: str, rule: str) -> None:
+    """Those on a parameter and on a context, and what the context retains."""
+    field, (x, _) = Told(), problems.data()
+    block = ODEBlock(field, rtol=1e-9, atol=1e-9, gradient=kind)
+    encoder = nn.Linear(3, 3).double()
+    weight = field.inner.inner.weight
+
+    def run() -> Tensor:
+        field.context = encoder(x)
+        return block(x).square().sum()
+
+    expected = torch.autograd.grad(run(), [weight, encoder.weight])
+    seen: dict[str, list[Tensor]] = {"weight": [], "context": []}
+
+    def triple(grad: Tensor) -> Tensor:
+        seen["weight"].append(grad.clone())
+        return 3 * grad
+
+    with SNOpt(block, rule=rule):
+        weight.register_hook(triple)
+        loss = run()
+        field.context.retain_grad()
+        field.context.register_hook(seen["context"].append)
+        loss.backward()
+    assert [len(calls) for calls in seen.values()] == [1, 1]
+    of_context = seen["context"][0]
+    assert torch.equal(field.context.grad, of_context)
+    found = [seen["weight"][0], of_context.T @ x]
+    torch.testing.assert_close(found, list(expected), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(weight.grad, 3 * expected[0], rtol=1e-7, atol=1e-9)

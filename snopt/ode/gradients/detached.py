@@ -10,6 +10,7 @@ from torch import Tensor
 
 from snopt.ode.gradients.again import Forth, first_order
 from snopt.ode.gradients.context import SolveContext
+from snopt.ode.gradients.held import unheard
 from snopt.ode.gradients.kept import Kept
 
 Forward = Callable[[SolveContext, Tensor, Tensor], Kept]
@@ -67,7 +68,7 @@ def _products(ctx: Any) -> Forth | None:
     kept, inputs = _saved(ctx)
 
     def forth(*changes: Tensor) -> Tensor:
-        with context.as_called():
+        with context.as_called(), unheard(inputs):
             return tangent(context, kept, inputs, changes)
 
     return forth
@@ -98,5 +99,5 @@ class _Detached(torch.autograd.Function):
         def backward(context: SolveContext, cotangent: Tensor) -> tuple[Tensor | None, ...]:
             return (None, None, None, *ctx.found_by[0](context, kept, inputs, cotangent))
 
-        with ctx.context.as_called():
+        with ctx.context.as_called(), unheard(inputs):
             return ctx.context.answer(backward, cotangent)  # type: ignore[no-any-return]

@@ -189,6 +189,26 @@ def _untraced(modules: Iterable[nn.Module], device: torch.device | None) -> Iter
             place.update(kept)
 
 
+@contextmanager
+def unheard(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, hooks on tensors are silent, and what retains its gradient keeps the one it has.
+
+    A way back finds gradients part by part. Hooks are called with the whole ones, by autograd.
+    """
+    tensors = list(tensors)
+    hooks = [(x._backward_hooks, dict(x._backward_hooks)) for x in tensors if x._backward_hooks]
+    retained = [(x, x.grad) for x in tensors if x.retains_grad]
+    for calls, _ in hooks:
+        calls.clear()
+    try:
+        yield
+    finally:
+        for calls, kept in hooks:
+            calls.update(kept)
+        for x, grad in retained:
+            x.grad = grad
+
+
 def generators(device: torch.device) -> list[Tensor]:
     """The states of the random generators that an evaluation on ``device`` may draw from."""
     states = [torch.get_rng_state()]
