@@ -179,11 +179,13 @@ def read_parameter(name: str, entry: Mapping[str, Any], p: Tensor) -> dict[str, 
     Raises:
         ValueError: it was saved for a parameter of another shape.
     """
-    for value in (*entry.values(), *entry.get("plain", {}).values()):
-        if isinstance(value, Tensor) and value.shape != p.shape:
+    real = (*p.shape, 2) if p.is_complex() else p.shape  # the fallback's numbers are real
+    plain = entry.get("plain", {}).values()
+    for value, shape in (*((x, p.shape) for x in entry.values()), *((x, real) for x in plain)):
+        if isinstance(value, Tensor) and value.shape != shape:
             raise ValueError(
                 f"the state was saved for another model: parameter {name!r} had shape "
-                f"{tuple(value.shape)} and has {tuple(p.shape)} here"
+                f"{tuple(value.shape)} and has {tuple(shape)} here"
             )
     found: dict[str, Any] = copied(entry, p.device)
     return found

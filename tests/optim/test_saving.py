@@ -91,6 +91,35 @@ def test_training_continues_bit_for_bit(settings: dict[str, Any], at: int) -> No
     assert left == right
 
 
+class Spectral(nn.Module):
+    """A complex parameter behind a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem = nn.Linear(5, 2)
+        self.modes = nn.Parameter(torch.randn(2, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(self.stem(x)) * self.modes, n=2)
+
+
+@pytest.mark.parametrize("rule", ["adam", "paper", "kfac"])
+@pytest.mark.parametrize("fallback", ["rule", "adam"])
+def test_training_continues_with_complex_parameters(rule: str, fallback: str) -> None:
+    one, two = Spectral(), Spectral()
+    optimizer = SNOpt(one, 0.02, rule=rule, fallback=fallback)
+    train(one, optimizer, 3)
+    saved = copy.deepcopy((one.state_dict(), optimizer.state_dict()))
+    train(one, optimizer, 3)
+    two.load_state_dict(saved[0])
+    fresh = SNOpt(two, 0.02, rule=rule, fallback=fallback)
+    fresh.load_state_dict(saved[1])
+    train(two, fresh, 3)
+    assert torch.equal(two.modes, one.modes)
+    assert torch.equal(two.stem.weight, one.stem.weight)
+
+
 def test_a_state_can_be_loaded_twice() -> None:
     """What was loaded is not trained on in place."""
     for rule in ("paper", "adam"):
