@@ -223,13 +223,21 @@ def test_tensors_that_the_field_does_not_hold_are_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", GRADIENTS[:3])
-def test_gradients_that_are_differentiated_again_say_what_to_use(kind: str) -> None:
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("wanted", ["state", "parameter"])
+def test_gradients_that_are_differentiated_again_say_what_to_use(
+    kind: str, square: bool, wanted: str
+) -> None:
+    """Also where the cotangent is a constant, and all that depends is inside the solve."""
     x, _ = problems.data()
-    block = ODEBlock(problems.field(), method="rk4", options={"steps": 2}, gradient=kind)
-    x.requires_grad_()
-    (grad,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+    field = problems.field()
+    block = ODEBlock(field, method="rk4", options={"steps": 2}, gradient=kind)
+    leaf = x.requires_grad_() if wanted == "state" else field.inner.weight
+    output = block(x)
+    energy = (output.square() if square else output).sum()
+    (grad,) = torch.autograd.grad(energy, leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="use gradient='direct'"):
-        grad.square().sum().backward()
+        (output.sum() + grad.square().sum()).backward()
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)

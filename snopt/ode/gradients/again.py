@@ -42,14 +42,18 @@ def first_order(products: Callable[[Any], Forth | None]) -> Callable[[Backward],
 
     def made(backward: Backward) -> Backward:
         def wrapped(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            again = torch.is_grad_enabled() and grad.requires_grad
+            again = torch.is_grad_enabled()
             with torch.no_grad():
                 found = backward(ctx, grad)
             if not again:
                 return found
             forth = products(ctx) if _asked else None
+            # Whoever asks for no more than the cotangent's share does not get the solve's refused.
+            depends = () if _asked else ctx.saved_tensors
             wanted = [x for x in found if x is not None]
-            gradients = iter(_Again.apply(forth, grad, *wanted))  # type: ignore[no-untyped-call]
+            gradients = iter(
+                _Again.apply(forth, len(wanted), *wanted, grad, *depends)  # type: ignore[no-untyped-call]
+            )
             return tuple(None if x is None else next(gradients) for x in found)
 
         return wrapped
@@ -58,12 +62,15 @@ def first_order(products: Callable[[Any], Forth | None]) -> Callable[[Backward],
 
 
 class _Again(torch.autograd.Function):
-    """Gradients, as a linear function of the cotangent that they were made of."""
+    """Gradients, as a linear function of the cotangent that they were made of.
+
+    Behind them stand the cotangent and what else they depend on, of which nothing is known.
+    """
 
     @staticmethod
-    def forward(ctx: Any, forth: Forth | None, grad: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
-        ctx.forth = forth
-        return tuple(x.view_as(x) for x in found)
+    def forward(ctx: Any, forth: Forth | None, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.forth, ctx.others = forth, len(tensors) - count - 1
+        return tuple(x.view_as(x) for x in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *moved: Tensor) -> tuple[Tensor | None, ...]:
@@ -73,4 +80,5 @@ class _Again(torch.autograd.Function):
                 "differentiated again (create_graph=True): use gradient='direct'"
             )
         with torch.no_grad():
-            return (None, ctx.forth(*moved), *[None] * len(moved))
+            change = ctx.forth(*moved)
+        return (None, None, *[None] * len(moved), change, *[None] * ctx.others)
