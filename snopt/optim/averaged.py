@@ -18,7 +18,9 @@ class Averages:
     After step t an average moves towards the weights by (k + 1) / (k + t): it is their mean over
     about the last 1 / (k + 1) of all steps, however many these are. Gradients are taken at the
     weights themselves. An average begins again where somebody else writes to a weight between two
-    steps, as ``load_state_dict`` does, so that it never mixes what does not belong together.
+    steps, as ``load_state_dict`` does, so that it does not mix what does not belong together. What
+    is written to ``p.data`` leaves no mark: it is averaged, as the projections after each step that
+    are often written so should be.
 
     Args:
         exponent: k, >= 0; ``None``: nothing is averaged.
@@ -36,24 +38,33 @@ class Averages:
         self.counts: dict[Tensor, int] = {}
         self._kept: dict[Tensor, Tensor] = {}
         self._marks: dict[Tensor, tuple[int, int]] = {}
+        self._due = False
 
     @property
     def placed(self) -> bool:
         """Whether the model has the averages in place of its weights."""
         return bool(self._kept)
 
-    def check(self) -> None:
-        """Before a step: let averages begin again of weights that somebody else has written to.
+    def settle(self, what: str) -> None:
+        """Take in the weights of the last step as they are now, which is where gradients are taken.
+
+        Averages begin again of weights that somebody else has written to.
+
+        Args:
+            what: is about to happen.
 
         Raises:
             RuntimeError: the model has the averages in place of its weights.
         """
-        self.require_weights("a step")
+        self.require_weights(what)
         for p in self._written():
             self._forget(p)
+        if self._due:
+            self._due = False
+            self._take_in()
 
     def update(self, parameters: Iterable[Tensor], moved: Set[Tensor]) -> None:
-        """After a step: move the averages.
+        """After a step: its weights are to come in.
 
         Args:
             parameters: all of the optimizer's.
@@ -61,26 +72,33 @@ class Averages:
         """
         if self.exponent is None:
             return
-        by_count: defaultdict[int, list[Tensor]] = defaultdict(list)
         for p in parameters:
             entry = self._state[p]
             if p in moved and "average" not in entry:
                 entry["average"], self.counts[p] = _precise(p).clone(), 0
             if "average" in entry:
-                follow(entry, _precise(p), "average")
-                self.counts[p] += 1
-                by_count[self.counts[p]].append(p)
+                self._marks[p] = _mark(p)
+        self._due = True
+
+    def _take_in(self) -> None:
+        assert self.exponent is not None  # or nothing would be due
+        by_count: defaultdict[int, list[Tensor]] = defaultdict(list)
+        for p in self._marks:
+            if "average" not in self._state[p]:  # the user has cleared the state
+                continue
+            follow(self._state[p], _precise(p), "average")
+            self.counts[p] += 1
+            by_count[self.counts[p]].append(p)
         for count, those in by_count.items():
             averages = [self._state[p]["average"] for p in those]
             weight = (self.exponent + 1) / (self.exponent + count)
             torch._foreach_lerp_(averages, [_precise(p) for p in those], weight)
-            self._marks.update((p, _mark(p)) for p in those)
 
     def place(self) -> None:
         """Put the averages into the model, and keep its weights aside."""
         if self.placed:
             return
-        self.check()
+        self.settle("eval()")
         for p, entry in self._state.items():
             if "average" in entry:
                 self._kept[p] = p.detach().clone()
@@ -93,7 +111,7 @@ class Averages:
         Raises:
             RuntimeError: somebody has written to them meanwhile.
         """
-        if self.placed and self._written():
+        if self.placed and (self._written() or not self._untouched()):
             raise RuntimeError(
                 "the model's weights were changed between optimizer.eval() and optimizer.train(), "
                 "which would now put the earlier ones back: change them after train()"
@@ -122,7 +140,7 @@ class Averages:
             counts: of the points in each average; those without begin again.
         """
         self._marks.clear()
-        self.counts = dict(counts)
+        self._due, self.counts = False, dict(counts)
         for p in self._state.keys() - counts.keys():
             self._forget(p)
 
@@ -134,6 +152,13 @@ class Averages:
     def _written(self) -> list[Tensor]:
         """Parameters that were written to since the last look."""
         return [p for p, mark in self._marks.items() if _mark(p) != mark]
+
+    def _untouched(self) -> bool:
+        """Whether the model has the averages to the bit: writes to ``p.data`` leave no mark."""
+        return all(
+            torch.allclose(p, self._state[p]["average"].to(p.dtype), 0.0, 0.0, equal_nan=True)
+            for p in self._kept
+        )
 
 
 def _mark(p: Tensor) -> tuple[int, int]:

@@ -166,7 +166,7 @@ class SNOpt(Optimizer):
             raise RuntimeError("this optimizer was closed; build another SNOpt on the model")
         if all(p.grad is None for p in self.members.by_id.values()):
             return loss
-        self._averages.check()
+        self._averages.settle("a step")
         method = self.method
         if not method.before_update(loss, closure):  # part of the last step was taken back instead
             method.prepare_next()
@@ -325,7 +325,7 @@ class SNOpt(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs, keyed by parameter and layer names."""
-        self._averages.require_weights("state_dict()")
+        self._averages.settle("state_dict()")
         names = self.members.names
         state = {
             "state": {names[id(p)]: dict(state) for p, state in self.state.items()},

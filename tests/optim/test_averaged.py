@@ -97,6 +97,69 @@ def test_weights_from_elsewhere_are_not_mixed_with_the_average(how) -> None:
     assert same(weights(model), after)
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_weights_that_are_projected_after_each_step_are_averaged_so(resumed) -> None:
+    model = net()
+    optimizer = SNOpt(model, 0.05, averaging=3.0)
+    expected: list[torch.Tensor] = []
+    for t in range(1, 12):
+        train(model, optimizer, 1, first=t)
+        for p in model.parameters():
+            p.data.clamp_(-0.2, 0.2)
+        share = 4.0 / (3.0 + t)
+        expected = expected or weights(model)
+        expected = [a.lerp(p, share) for a, p in zip(expected, weights(model), strict=True)]
+        if resumed and t == 6:
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer.close()
+            optimizer = SNOpt(model, 0.05, averaging=3.0)
+            optimizer.load_state_dict(state)
+    optimizer.eval()
+    torch.testing.assert_close(weights(model), expected, rtol=1e-12, atol=1e-14)
+    assert max(float(p.detach().abs().max()) for p in model.parameters()) <= 0.2
+
+
+def test_a_state_that_is_saved_after_loading_weights_has_no_average_of_others() -> None:
+    model, again = net(), net()
+    optimizer = SNOpt(model, 0.05)
+    train(model, optimizer, 5)
+    model.load_state_dict(net().state_dict())
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    fresh = SNOpt(again, 0.05)
+    again.load_state_dict(saved[0])
+    fresh.load_state_dict(saved[1])
+    for one in ((model, optimizer), (again, fresh)):
+        train(*one, 3, first=5)
+        one[1].eval()
+    assert same(weights(model), weights(again))
+
+
+def test_weights_that_are_written_at_the_averages_are_not_thrown_away_silently() -> None:
+    """``p.data`` leaves no mark on a parameter; a NaN in the averages is none either."""
+    model = net()
+    optimizer = SNOpt(model, 0.05)
+    train(model, optimizer, 3)
+    model[0].bias.data[0] = float("nan")
+    optimizer.eval()
+    assert model[0].bias[0].isnan()
+    optimizer.train()
+    optimizer.eval()
+    for p in model.parameters():
+        p.data.copy_(torch.ones_like(p))
+    with pytest.raises(RuntimeError, match=r"changed between optimizer.eval\(\)"):
+        optimizer.train()
+
+
+def test_a_cleared_state_begins_again() -> None:
+    model = net()
+    optimizer = SNOpt(model, 0.05)
+    train(model, optimizer, 3)
+    optimizer.state.clear()
+    (after,) = train(model, optimizer, 1, first=3)
+    optimizer.eval()
+    assert same(weights(model), after)
+
+
 def test_no_step_and_no_state_at_the_averages() -> None:
     model = net()
     optimizer = SNOpt(model, 0.05)
