@@ -45,6 +45,16 @@ def test_where_nothing_disagrees_nothing_changes() -> None:
     assert not cautious(direction, -direction).any()
 
 
+def test_what_is_kept_is_multiplied_as_precisely_as_it_is_given() -> None:
+    direction = torch.ones(12, dtype=torch.float64)
+    direction[7:] = -1.0
+    found = cautious(direction, torch.ones_like(direction))
+    expected = torch.full((7,), 12 / 7, dtype=torch.float64)
+    torch.testing.assert_close(found[:7], expected, rtol=1e-15, atol=0.0)
+    many = torch.ones(70_000, dtype=torch.float16)  # more than the largest number of this precision
+    assert torch.equal(cautious(many, many), many)
+
+
 def test_parameters_without_a_layer_are_cautious_too() -> None:
     bare = nn.LayerNorm(3, bias=False).double()
     optimizer = SNOpt(bare, 0.1, warmup_steps=0)

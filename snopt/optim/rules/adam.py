@@ -125,4 +125,6 @@ def cautious(direction: Tensor, grad: Tensor) -> Tensor:
         The direction; what is kept is multiplied by n over how many are kept, of n entries.
     """
     kept = direction * grad > 0
-    return direction * kept * (kept.numel() / kept.sum().clamp_min_(1))
+    # The count is exact whatever the precision; the quotient has the direction's, float32 at least.
+    count = kept.sum().clamp_min_(1).to(torch.promote_types(direction.dtype, torch.float32))
+    return direction * kept * (kept.numel() / count)
