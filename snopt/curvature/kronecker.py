@@ -181,7 +181,7 @@ def _turned(matrix: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
     # QR is unique up to signs: those with a positive diagonal stay near the old directions.
     diagonal = r.diagonal(dim1=1, dim2=2)
     values = diagonal.abs().sub_(_HELD).clamp_min_(0) * largest.unsqueeze(1)
-    return values, q * torch.where(diagonal < 0, -1.0, 1.0).unsqueeze(1)
+    return values, torch.where((diagonal < 0).unsqueeze(1), -q, q)
 
 
 def not_finite(tensors: Mapping[str, Sequence[Tensor]]) -> set[str]:

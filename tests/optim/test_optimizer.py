@@ -386,3 +386,25 @@ def test_bfloat16_autocast(kind: str, inside: bool) -> None:
             assert factor.dtype == torch.float32
             assert factor.isfinite().all()
             assert factor.abs().sum() > 0
+
+
+@pytest.mark.parametrize("rule", ["adam", "paper", "kfac"])
+@pytest.mark.parametrize("basis", ["curvature", "gradient", "both"])
+def test_the_default_dtype_is_not_that_of_the_model(rule: str, basis: str) -> None:
+    found = []
+    for default in (torch.float32, torch.float64, torch.bfloat16):
+        model = problems.model(ODEBlock(problems.field(), method="rk4", options={"steps": 2}))
+        model = model.float()
+        torch.set_default_dtype(default)
+        try:
+            optimizer = SNOpt(model, 0.02, rule=rule, basis=basis, refresh_every=2)
+            for _ in range(4):
+                optimizer.zero_grad()
+                problems.squares(YS.float())(model(XS.float())).backward()
+                optimizer.step()
+            optimizer.eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append(flat(model))
+    assert torch.equal(found[1], found[0])
+    assert torch.equal(found[2], found[0])
