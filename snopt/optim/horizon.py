@@ -18,7 +18,7 @@ from torch import Tensor
 from snopt.curvature.processes import Processes
 from snopt.ode.block import ODEBlock
 from snopt.ode.packing import batch_size
-from snopt.ode.passes import Pass, cleared, current_pass, kind_of_pass
+from snopt.ode.passes import Pass, current_pass, kind_of_pass
 
 RULES = ("feedback", "first_order", "fixed")
 
@@ -198,7 +198,7 @@ class Horizon:
         if kind is Pass.INNER or (kind is Pass.GRADIENTS and self._kind is Pass.LOSS):
             return
         another = kind is Pass.LOSS and current_pass() != self._number
-        if another and (self._kind is Pass.GRADIENTS or cleared(self._parameters())):
+        if another and (self._kind is Pass.GRADIENTS or self._thrown_away()):
             self._slope = None  # of a gradient that was returned, or has been thrown away
         self._kind, self._number = kind, current_pass()
         start, end = self.block.t_span
@@ -215,6 +215,11 @@ class Horizon:
         if self._slope is not None and not self._stepping:
             slope = slope + self._slope
         self._slope = slope
+
+    def _thrown_away(self) -> bool:
+        """Whether the field's gradient has been dropped or zeroed; this pass has yet to reach it."""
+        grads = [p.grad for p in self.block.field.parameters() if p.requires_grad]
+        return bool(grads) and not any(g is not None and bool(g.any()) for g in grads)
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for group in self._groups for p in group["params"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from snopt import Horizon, ODEBlock, SNOpt
 from snopt.dynamics import GHBNODE, FirstPart, InitialState
+from tests.support.problems import GRADIENTS
 
 
 class Field(nn.Module):
@@ -284,6 +285,27 @@ def test_only_the_loss_is_heard() -> None:
     (model(x) - 3 * y).square().mean().backward()
     horizon.discard()
     assert first_q_t(model, optimizer, horizon, x, y) == pytest.approx(alone, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_gradient_that_was_thrown_away_is_not_heard(kind: str, set_to_none: bool) -> None:
+    """Layers behind the block have a gradient again before the pass comes to it."""
+
+    def run(bad: bool) -> float:
+        model, block, x, y = model_and_batch((0.0, 1.0))
+        block.gradient = kind
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        horizon = Horizon(block, optimizer, every=1)
+        if bad:
+            (model(x[:2]) - 5 * y[:2]).square().mean().backward()
+            optimizer.zero_grad(set_to_none)
+        for half in (slice(0, 3), slice(3, None)):  # micro-batches still add up
+            ((model(x[half]) - y[half]).square().mean() / 2).backward()
+        optimizer.step()
+        return horizon.trace[0].q_t
+
+    assert run(bad=True) == pytest.approx(run(bad=False), rel=1e-12)
 
 
 def test_resuming_continues_bit_for_bit() -> None:
