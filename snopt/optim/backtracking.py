@@ -23,6 +23,30 @@ _IN_A_ROW = 3
 """Halvings after which the new losses are taken for what they are."""
 
 
+def length_since(before: Mapping[nn.Parameter, Tensor]) -> float:
+    """How far parameters have come, as the Euclidean norm of all numbers together.
+
+    Args:
+        before: where they were.
+    """
+    moves = [p.detach() - old.to(p) for p, old in before.items()]
+    return float(torch.stack(torch._foreach_norm(moves)).norm())
+
+
+def written_since(before: Mapping[nn.Parameter, Tensor], length: float) -> bool:
+    """Whether somebody has written to parameters after a step, with ``load_state_dict`` say.
+
+    They are further from where it began than it led, and the loss there is no fault of the step.
+
+    Args:
+        before: the parameters before the step.
+        length: of the step.
+    """
+    size = float(torch.stack(torch._foreach_norm([*before.values()])).norm())
+    rounding = max(torch.finfo(p.dtype).eps for p in before) * size
+    return length_since(before) > 1.01 * length + rounding
+
+
 class Backtracking:
     """Parameters before the last step, and the losses that they had.
 
@@ -65,16 +89,21 @@ class Backtracking:
         mean = float(losses.mean())
         if self._expected is not None and self._taken > 0 and self._in_a_row < _IN_A_ROW:
             past, error = self._expected
+            allowed = math.inf
+            if self.errors < math.inf:  # or a spread of zero would make it no number
+                allowed = self.errors * math.sqrt(spread + error)
             # A mean that is not a number compares false and goes back too.
-            if not mean - past <= self.errors * math.sqrt(spread + error):
-                for name, old in self._before.items():
-                    p = self.parameters[name]
-                    p.lerp_(old.to(p), 0.5)
-                self._taken /= 2
-                self._radius = self._taken
-                self._in_a_row += 1
-                self.halvings += 1
-                return True
+            if not mean - past <= allowed:
+                before = {self.parameters[name]: old for name, old in self._before.items()}
+                if not written_since(before, self._taken):
+                    for p, old in before.items():
+                        p.lerp_(old.to(p), 0.5)
+                    self._taken /= 2
+                    self._radius = self._taken
+                    self._in_a_row += 1
+                    self.halvings += 1
+                    return True
+                self._radius = math.inf
         self._in_a_row = 0
         if math.isfinite(mean + spread):
             self._expected = (mean, spread)
@@ -90,12 +119,11 @@ class Backtracking:
 
     def shorten(self) -> None:
         """After a step: cut the move to the radius."""
-        moved = {name: self.parameters[name] for name in self._before}
-        moves = [p.detach() - self._before[name] for name, p in moved.items()]
-        self._taken = float(torch.stack(torch._foreach_norm(moves)).norm())
+        before = {self.parameters[name]: old for name, old in self._before.items()}
+        self._taken = length_since(before)
         if self._taken > self._radius:
-            for name, p in moved.items():
-                p.lerp_(self._before[name], 1 - self._radius / self._taken)
+            for p, old in before.items():
+                p.lerp_(old, 1 - self._radius / self._taken)
             self._taken = self._radius
         self._radius *= _GROWTH
 

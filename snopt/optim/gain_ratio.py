@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
+from snopt.optim.backtracking import length_since, written_since
 from snopt.optim.damping import LevenbergMarquardt
+from snopt.optim.saving import copied, reading
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +42,15 @@ class Quadratic:
 class GainRatio:
     """Judges steps by the loss of the same batch after them.
 
+    Args:
+        parameters: the parameters by name.
+
     Attributes:
         rejections: steps that were taken back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
         self.rejections = 0
         self._told = False
         self.clear()
@@ -58,7 +65,7 @@ class GainRatio:
         self._before: dict[nn.Parameter, Tensor] = {}
         self._step: dict[nn.Parameter, Tensor] = {}
         self._model: Quadratic | None = None
-        self._loss = 0.0
+        self._loss = self._length = 0.0
         self._batch: Tensor | None = None
 
     def expect(
@@ -80,6 +87,11 @@ class GainRatio:
         self._step, self._model, self._loss = dict(step), model, loss
         self._batch = None if batch is None else batch.clone()
 
+    def made(self) -> None:
+        """After a step: the parameters have moved."""
+        if self.waiting:
+            self._length = length_since(self._before)
+
     def judge(self, controller: LevenbergMarquardt, loss: float) -> bool:
         """After a step: set the damping, and take the step back if the loss has not fallen.
 
@@ -91,6 +103,9 @@ class GainRatio:
             Whether the step was kept.
         """
         if self._model is None:
+            return True
+        if written_since(self._before, self._length):
+            self.clear()
             return True
         along = sum(float(d.square().sum()) for d in self._step.values())
         moved = sum(
@@ -130,3 +145,38 @@ class GainRatio:
                 "next batch's losses; call step(closure) to have it adapted"
             )
         return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that :meth:`load_state_dict` needs."""
+        names = {p: name for name, p in self.parameters.items()}
+        return {
+            "rejections": self.rejections,
+            "model": None if self._model is None else astuple(self._model),
+            "before": {names[p]: x for p, x in self._before.items()},
+            "step": {names[p]: x for p, x in self._step.items()},
+            "loss": self._loss,
+            "length": self._length,
+            "batch": self._batch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: it was saved for another model.
+        """
+        with reading():
+            found = []
+            for entry in (state["before"], state["step"]):
+                named = {self.parameters[name]: (name, x) for name, x in entry.items()}
+                for p, (name, x) in named.items():
+                    if x.shape != p.shape:
+                        raise ValueError(f"the state was saved for another model: see {name!r}")
+                found.append({p: copied(x, p.device) for p, (_, x) in named.items()})
+            model, batch = state["model"], state["batch"]
+            model = None if model is None else Quadratic(*map(float, model))
+            batch = None if batch is None else batch.clone()
+            rejections, loss, length = (state[name] for name in ("rejections", "loss", "length"))
+            self.rejections, self._loss, self._length = int(rejections), float(loss), float(length)
+        self._model, self._batch = model, batch
+        self._before, self._step = found

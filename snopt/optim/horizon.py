@@ -217,7 +217,7 @@ class Horizon:
         self._slope = slope
 
     def _thrown_away(self) -> bool:
-        """Whether the field's gradient has been dropped or zeroed; this pass has yet to reach it."""
+        """Whether the field's gradient has been dropped or zeroed, before this pass reaches it."""
         grads = [p.grad for p in self.block.field.parameters() if p.requires_grad]
         return bool(grads) and not any(g is not None and bool(g.any()) for g in grads)
 

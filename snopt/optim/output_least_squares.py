@@ -79,7 +79,7 @@ class OutputLeastSquares(Method):
         self.stopwatch = Stopwatch()
         self.rows = OutputRows(self.layers, self.blocks)
         self.backtracking = Backtracking(self.parameters, backtrack)
-        self.gain = GainRatio()
+        self.gain = GainRatio(self.parameters)
         self._steered = True
         self.steps = self.failures = 0
         self.refresh_every = 1
@@ -267,6 +267,7 @@ class OutputLeastSquares(Method):
     @override
     def after_update(self, loss: Any, closure: Closure | None) -> None:
         controller = self._controller
+        self.gain.made()
         if controller is None:
             self.backtracking.shorten()
         elif closure is not None and self.gain.waiting:
@@ -336,6 +337,7 @@ class OutputLeastSquares(Method):
             "failures": self.failures,
             "last": dict(self.last),
             "backtracking": self.backtracking.state_dict(),
+            "gain": self.gain.state_dict(),
         }
 
     @override
@@ -352,10 +354,13 @@ class OutputLeastSquares(Method):
         for name, last in saved.items():
             if name not in self.parameters or last.shape != self.parameters[name].shape:
                 raise ValueError(f"the state was saved for another model: see parameter {name!r}")
+        gain = GainRatio(self.parameters)
+        if "gain" in state:  # earlier versions left the last step unjudged
+            gain.load_state_dict(state["gain"])
         self.backtracking.load_state_dict(state["backtracking"])
         self.steps, self.failures = steps, failures
         self.last = {n: copied(d, self.parameters[n].device) for n, d in saved.items()}
-        self.gain.clear()
+        self.gain = gain
         self.prepare_next()
 
 

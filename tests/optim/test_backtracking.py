@@ -44,6 +44,32 @@ LOW = torch.linspace(0.9, 1.1, 8)
 """Mean 1, standard error 0.024."""
 
 
+@pytest.mark.parametrize("value", [-0.5, 0.3, 1.0])
+def test_what_is_nearer_than_the_step_led_is_judged_as_a_part_of_it(value: float) -> None:
+    p, search = stepped()
+    p.data.fill_(value)  # a projection, say
+    assert halve(search, LOW + 5)
+    assert p.detach().tolist() == [value / 2] * 3
+
+
+def test_parameters_that_were_written_to_stay() -> None:
+    p, search = stepped()
+    p.data.fill_(40.0)
+    assert not halve(search, LOW + 5)
+    assert p.detach().tolist() == [40.0] * 3
+    step(p, search, 2.0)  # the next step may have any length, and is judged as any other
+    assert p.detach().tolist() == [42.0] * 3
+    assert halve(search, LOW + 10)
+
+
+def test_an_infinite_limit_goes_back_for_no_rise() -> None:
+    p, search = searched(math.inf)
+    one = torch.ones(1)  # a single sample has no spread
+    assert not halve(search, one)
+    step(p, search, 1.0)
+    assert not halve(search, 3 * one)
+
+
 @pytest.mark.parametrize(
     ("losses", "halved"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import io
 import logging
 import math
 import re
@@ -229,6 +230,89 @@ def test_the_controllers_value_is_saved() -> None:
     again = GaussNewton(model)
     again.load_state_dict(saved)
     assert again.diagnostics()["damping"] == optimizer.diagnostics()["damping"] != 0.01
+
+
+@pytest.mark.parametrize("memory", [2.0**30, 0.0])
+@pytest.mark.parametrize("settings", [{}, {"damping": 0.1}, {"damping": 0.1, "momentum": 0.5}])
+def test_a_resumed_run_judges_the_last_step(memory: float, settings: dict[str, Any]) -> None:
+    ends = []
+    for resumed in (False, True):
+        model, x, y = problem()
+        optimizer = GaussNewton(model, memory=memory, **settings)
+        for _ in range(9):
+            evaluate(model, optimizer, x, y)
+            optimizer.step()
+            if resumed:
+                stream = io.BytesIO()
+                torch.save((model.state_dict(), optimizer.state_dict()), stream)
+                stream.seek(0)
+                weights, state = torch.load(stream, weights_only=True)
+                model, x, y = problem()
+                optimizer = GaussNewton(model, memory=memory, **settings)
+                optimizer.load_state_dict(state)
+                model.load_state_dict(weights)
+        found = optimizer.diagnostics()
+        ends.append((flat(model), found["damping"], found["steps_rejected"]))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert ends[0][1:] == ends[1][1:]
+
+
+def test_a_state_that_left_the_last_step_unjudged_loads() -> None:
+    model, x, y = problem()
+    optimizer = GaussNewton(model)
+    evaluate(model, optimizer, x, y)
+    optimizer.step()
+    state = optimizer.state_dict()
+    del state["preconditioner"]["gain"]
+    optimizer.load_state_dict(state)
+    evaluate(model, optimizer, x, y)
+    optimizer.step()
+
+
+def test_a_step_that_was_saved_for_another_model_is_refused() -> None:
+    model, x, y = problem()
+    optimizer = GaussNewton(model)
+    evaluate(model, optimizer, x, y)
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["preconditioner"]["gain"]["before"]["0.weight"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"another model: see '0\.weight'"):
+        optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("how", ["load_state_dict", "data"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"rows": "outputs", "damping": "steered"}, {"rows": "outputs"}, {"rows": "samples"}],
+)
+def test_weights_from_elsewhere_are_not_taken_back(how: str, settings: dict[str, Any]) -> None:
+    """Their loss is higher than it was before the last step, and no fault of that step."""
+    settings = {"momentum": 0.0, **settings}
+    if "damping" in settings:
+        settings["damping"] = controller(0.01)
+    model, x, y = problem()
+    optimizer = SNOpt(model, 0.5, rule="gauss_newton", **settings)
+    for _ in range(6):
+        evaluate(model, optimizer, x, y)
+        optimizer.step()
+    old, other = flat(model), problem()[0]
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(4.0)
+    if how == "data":
+        for p, new in zip(model.parameters(), other.parameters(), strict=True):
+            p.data.copy_(new)
+    else:
+        model.load_state_dict(other.state_dict())
+    loaded = flat(model)
+    first = evaluate(model, optimizer, x, y)
+    optimizer.step()
+    assert (flat(model) - loaded).norm() < 0.4 * (flat(model) - old).norm()
+    assert evaluate(model, optimizer, x, y) < first
+    names = ("steps_halved", "steps_rejected")
+    before = [optimizer.diagnostics().get(name) for name in names]
+    optimizer.step()
+    assert [optimizer.diagnostics().get(name) for name in names] == before
 
 
 def test_two_optimizers_do_not_share_a_controller() -> None:
