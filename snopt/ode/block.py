@@ -17,7 +17,7 @@ from snopt.ode.compiled import compiled_step
 from snopt.ode.field import FlatField, with_own_times
 from snopt.ode.gradients import GRADIENTS, Observer, SolveContext, solve, solve_to_end, together
 from snopt.ode.gradients.held import Held
-from snopt.ode.integrate import Solver
+from snopt.ode.integrate import OfSolver, Solver
 from snopt.ode.joining import Place
 from snopt.ode.methods import Method, Statistics, options_of
 from snopt.ode.methods.equal_steps import step_grid
@@ -81,8 +81,8 @@ class ODEBlock(nn.Module):
     that's not an ODE, 2021 (seminorm).
     """
 
-    one_sample = False
-    _asked = 0
+    rtol, atol, method, steps, max_steps, options = (OfSolver() for _ in range(6))
+    one_sample, _asked = False, 0
 
     def __init__(
         self,

@@ -97,6 +97,23 @@ class Solver:
         return MOST_STEPS * intervals if chooses else math.inf
 
 
+class OfSolver:
+    """A setting that a block has of its solver, to be read; a new value would have no effect."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, block: Any, owner: type) -> Any:
+        return self if block is None else getattr(block.solver, self.name)
+
+    def __set__(self, block: Any, value: Any) -> None:
+        raise AttributeError(
+            f"block.{self.name} = {value!r}: how a block solves is chosen when it is made; make "
+            "another one on the same field, ODEBlock(block.field, ...), or replace its solver: "
+            f"block.solver = dataclasses.replace(block.solver, {self.name}=...)"
+        )
+
+
 def integrate(
     function: Field,
     y0: Tensor,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +43,22 @@ def test_no_error_at_all_is_refused() -> None:
     block = ODEBlock(problems.field(), rtol=1e-200, atol=1e-200)
     with pytest.raises(SolverError, match=r"divided by atol=1e-200"):
         block(problems.data()[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rtol", 1e-9), ("atol", 1e-9), ("steps", 50), ("max_steps", 9), ("method", "rk4")],
+)
+def test_settings_that_would_have_no_effect_any_more(name: str, value: Any) -> None:
+    block = ODEBlock(problems.field())
+    old, x = getattr(block.solver, name), problems.data()[0]
+    with pytest.raises(AttributeError, match=rf"^block.{name} = .*replace\(block.solver, {name}="):
+        setattr(block, name, value)
+    assert getattr(block, name) == old
+    block.solver = dataclasses.replace(block.solver, **{name: value})
+    assert getattr(block, name) == value
+    expected = block(x)
+    assert torch.equal(copy.deepcopy(block)(x), expected)
 
 
 @pytest.mark.parametrize(

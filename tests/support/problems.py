@@ -80,14 +80,16 @@ def tight(module: nn.Module, span: tuple[float, float] = (0.0, 1.0), **options: 
 
 
 class Noisy(nn.Module):
-    """Dropout, or noise that no module tells of."""
+    """Dropout, or noise that no module tells of, drawn from a generator of its own perhaps."""
 
-    def __init__(self, dropout: bool) -> None:
+    def __init__(self, dropout: bool, own: bool = False) -> None:
         super().__init__()
         self.inner, self.dropout = field(), dropout
+        self.generator = torch.Generator().manual_seed(4) if own else None
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         slope = self.inner(t, x)
         if self.dropout:
             return nn.functional.dropout(slope, 0.3, self.training)
-        return slope * (1 + 0.01 * torch.randn_like(slope))
+        noise = torch.empty_like(slope).normal_(generator=self.generator)
+        return slope * (1 + 0.01 * noise)

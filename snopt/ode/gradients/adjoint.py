@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from snopt.ode.gradients.context import SolveContext, vjp
-from snopt.ode.gradients.held import drawn, generators
+from snopt.ode.gradients.held import drawn
 from snopt.ode.gradients.kept import Kept
 from snopt.ode.packing import Layout
 
@@ -16,11 +16,11 @@ from snopt.ode.packing import Layout
 def solved(context: SolveContext, y0: Tensor, t: Tensor) -> Kept:
     """The states alone."""
     held = context.held
-    before = None if held is None or held.calm else generators(y0.device)
+    before = None if held is None or held.calm else held.generators()
     states = context.integrate("forward", context.field, y0, t, norm=context.norm)
     if held is None or before is None:
         return Kept(t, states)
-    held.calm = not drawn(before, generators(y0.device))
+    held.calm = not drawn(before, held.generators())
     if not held.calm:
         warnings.warn(
             f"field {type(context.module).__name__} draws random numbers (dropout?) in each "

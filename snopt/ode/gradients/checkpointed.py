@@ -6,14 +6,13 @@ evaluation are kept too, and set again before it is repeated, until it is known 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from snopt.ode.gradients.context import SolveContext, vjp
-from snopt.ode.gradients.held import drawn, generators, set_generators
+from snopt.ode.gradients.held import Held, drawn
 from snopt.ode.gradients.kept import Kept, Step
 from snopt.ode.methods import Statistics
 from snopt.ode.methods.base import Time
@@ -26,8 +25,8 @@ def solved(context: SolveContext, y0: Tensor, t: Tensor) -> Kept:
     held = context.held
     assert held is not None  # set for every solve that is come back to
     # A second solve would draw and count once more: what may be random is recorded at once.
-    recorder = _Recorder(context, random=not held.calm)
-    before = [] if held.calm else generators(y0.device)
+    recorder = _Recorder(context, held)
+    before = [] if held.calm else held.generators()
     outputs: list[Tensor] = [y0]
     steps: list[list[Step]] = []
     for times in t.unfold(0, 2, 1):
@@ -45,7 +44,7 @@ def solved(context: SolveContext, y0: Tensor, t: Tensor) -> Kept:
         outputs.append(found[-1])
         steps.append(recorder.steps)
     if not held.calm:
-        held.calm = not drawn(before, generators(y0.device))
+        held.calm = not drawn(before, held.generators())
     if held.calm:
         steps = [[replace(step, generators=()) for step in row] for row in steps]
     elif context.solver.integrator.per_sample:
@@ -62,15 +61,16 @@ class _Recorder:
 
     Args:
         context: field and solver.
-        random: whether the states of random generators are recorded.
+        held: what the field holds; unless it is known to draw none, the states of random generators
+            are recorded.
 
     Attributes:
         starts: the states at which the steps began.
         steps: those of this interval.
     """
 
-    def __init__(self, context: SolveContext, random: bool) -> None:
-        self.context, self.random = context, random
+    def __init__(self, context: SolveContext, held: Held) -> None:
+        self.context, self.held, self.random = context, held, not held.calm
         self.starts: list[Tensor] = []
 
     @property
@@ -86,7 +86,7 @@ class _Recorder:
         self._first = 0
 
     def _recorded(self, t: Tensor, y: Tensor) -> Tensor:
-        self._states.append(generators(y.device))
+        self._states.append(self.held.generators())
         return self.context.field(t, y)
 
     def on_attempt(self) -> None:
@@ -157,10 +157,11 @@ def _repeat(
 def _stepped(context: SolveContext, step: Step, row: Tensor, y: Tensor) -> Tensor:
     if not step.generators:
         return context.step(row, step.dt, y)
-    states: Iterator[list[Tensor]] = iter(step.generators)
+    held, states = context.held, iter(step.generators)
+    assert held is not None  # set for every solve that is come back to
 
     def field(t: Tensor, y: Tensor) -> Tensor:
-        set_generators(y.device, next(states))
+        held.set_generators(next(states))
         return context.field(t, y)
 
     return runge_kutta_step(field, row, y, context.tableau, float(step.dt))

@@ -128,7 +128,7 @@ class Held:
                 replaced.append((place, name, place.get(name), name in place))
                 place[name] = held[name]
         try:
-            with _untraced(self._modules, None if self.calm else self.device):
+            with self._untraced():
                 yield
         finally:
             for place, name, value, there in reversed(replaced):
@@ -136,6 +136,42 @@ class Held:
                     place[name] = value
                 else:
                     del place[name]
+
+    @contextmanager
+    def _untraced(self) -> Iterator[None]:
+        """Inside, evaluations draw random numbers and count batches that nobody sees later."""
+        norms = [m for m in self._modules if isinstance(m, _NormBase) and m.track_running_stats]
+        buffers = [(m._buffers, dict(m._buffers)) for m in norms if m.training]
+        for place, kept in buffers:
+            place.update({name: x if x is None else x.clone() for name, x in kept.items()})
+        state = None if self.calm else self.generators()
+        try:
+            yield
+        finally:
+            if state is not None:
+                self.set_generators(state)
+            for place, kept in buffers:
+                place.update(kept)
+
+    def generators(self) -> list[Tensor]:
+        """The states of the random generators that an evaluation may draw from."""
+        states = [torch.get_rng_state(), *(own.get_state() for own in self._own_generators)]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return states
+
+    def set_generators(self, states: list[Tensor]) -> None:
+        """Set what :meth:`generators` returned."""
+        torch.set_rng_state(states[0])
+        for own, state in zip(self._own_generators, states[1:], strict=False):
+            own.set_state(state)
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(states[-1], self.device)
+
+    @property
+    def _own_generators(self) -> list[torch.Generator]:
+        """Those that the field holds."""
+        return [x for _, x in self._loose if isinstance(x, torch.Generator)]
 
     def _changed(self) -> list[tuple[Place, Place, list[str]]]:
         """Where something else is held now, and the names of what was."""
@@ -168,28 +204,6 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _untraced(modules: Iterable[nn.Module], device: torch.device | None) -> Iterator[None]:
-    """Inside, evaluations draw random numbers and count batches that nobody sees later.
-
-    Args:
-        modules: those of the field.
-        device: where numbers are drawn, if they are.
-    """
-    norms = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
-    buffers = [(m._buffers, dict(m._buffers)) for m in norms if m.training]
-    for place, kept in buffers:
-        place.update({name: x if x is None else x.clone() for name, x in kept.items()})
-    state = [] if device is None else generators(device)
-    try:
-        yield
-    finally:
-        if device is not None:
-            set_generators(device, state)
-        for place, kept in buffers:
-            place.update(kept)
-
-
-@contextmanager
 def unheard(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Inside, hooks on tensors are silent, and what retains its gradient keeps the one it has.
 
@@ -207,21 +221,6 @@ def unheard(tensors: Iterable[Tensor]) -> Iterator[None]:
             calls.update(kept)
         for x, grad in retained:
             x.grad = grad
-
-
-def generators(device: torch.device) -> list[Tensor]:
-    """The states of the random generators that an evaluation on ``device`` may draw from."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def set_generators(device: torch.device, states: list[Tensor]) -> None:
-    """Set what :func:`generators` returned."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
 
 
 def drawn(before: list[Tensor], after: list[Tensor]) -> bool:
