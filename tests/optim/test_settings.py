@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snopt import LevenbergMarquardt, SNOpt
+from snopt import KFAC, GaussNewton, LevenbergMarquardt, SNOpt
 from tests.support import problems
 from tests.support.training import XS, YS, flat, net, train
 
@@ -90,6 +90,26 @@ def test_group_specifications() -> None:
 def test_wrong_settings_name_value_and_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SNOpt(net(), **{"rule": "paper", **settings})
+
+
+def test_none_switches_off_what_may_be_none() -> None:
+    model = net()
+    optimizer = SNOpt(model, averaging=None)
+    assert not optimizer.averages
+    before = train(model, optimizer, 3)
+    optimizer.eval()
+    assert torch.equal(flat(model), before)
+    assert KFAC(net()).param_groups[0]["kl_clip"] == 1e-3
+    assert KFAC(net(), kl_clip=None).param_groups[0]["kl_clip"] is None
+    assert GaussNewton(net()).param_groups[0]["trust"] == 0.2
+    assert GaussNewton(net(), trust=None).param_groups[0]["trust"] is None
+
+
+def test_none_is_the_default_of_all_others() -> None:
+    plain = SNOpt(net())
+    for name, value in vars(plain.rule).items():
+        if name not in ("averaging", "kl_clip", "trust"):
+            assert getattr(SNOpt(net(), **{name: None}).rule, name) == value
 
 
 def test_learning_rate_schedulers() -> None:

@@ -45,7 +45,8 @@ def made(rule: str | Rule, asked: Mapping[str, Any]) -> Rule:
 
     Args:
         rule: a name, or a rule.
-        asked: settings by name; ``None`` stands for the rule's own default.
+        asked: settings by name; ``None`` stands for none where a setting may be that, else for the
+            rule's own default.
 
     Raises:
         TypeError: no rule has such a setting, or a rule was given and settings beside it.
@@ -67,7 +68,10 @@ def made(rule: str | Rule, asked: Mapping[str, Any]) -> Rule:
                 f"{name}={value!r}: rule={rule!r} has no such setting; its settings are "
                 + ", ".join(sorted(own))
             )
-    return kind(**{n: _plain(x) for n, x in asked.items() if n in own and x is not None})
+    none = {name for name, allowed in kinds(kind).items() if getattr(allowed, "optional", False)}
+    return kind(
+        **{n: _plain(x) for n, x in asked.items() if n in own and (x is not None or n in none)}
+    )
 
 
 def split(rule: str | Rule, asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
