@@ -53,6 +53,7 @@ class OutputRows:
 
     Attributes:
         active: whether calls are heard.
+        first_input: of the first layer that was called, if no parameters are behind it.
         alone: parameters whose every row takes a pass of its own.
     """
 
@@ -60,6 +61,7 @@ class OutputRows:
         self.blocks = blocks
         self.active = True
         self.alone: set[Tensor] = set()
+        self.first_input: Tensor | None = None
         self._calls: list[_Call] = []
         self._layouts: dict[str, dict[int, int]] = {name: {} for name in layers}
         self._made = 0
@@ -83,7 +85,7 @@ class OutputRows:
 
     def clear(self) -> None:
         """Forget the calls so far."""
-        self._calls = []
+        self._calls, self.first_input = [], None
 
     def hear(self, layer: Layer, z: Tensor, output: Tensor) -> Tensor | None:
         """A layer was called.
@@ -96,6 +98,8 @@ class OutputRows:
         if current_pass() >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
             return None
         kept = hookable(output)
+        if not self._calls and z.is_leaf and not isinstance(z, nn.Parameter):
+            self.first_input = z.detach()
         self._calls.append(_Call(layer, z.detach(), get_gradient_edge(kept), kept.numel()))
         return kept
 

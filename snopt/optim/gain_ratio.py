@@ -19,7 +19,7 @@ from snopt.optim.saving import copied, reading
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-3
-"""Relative difference below which targets are the same."""
+"""Relative difference below which targets, or inputs, are the same."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class GainRatio:
         self._model: Quadratic | None = None
         self._loss = self._length = 0.0
         self._batch: Tensor | None = None
+        self._inputs: Tensor | None = None
 
     def expect(
         self,
@@ -74,6 +75,7 @@ class GainRatio:
         model: Quadratic,
         loss: float,
         batch: Tensor | None,
+        inputs: Tensor | None = None,
     ) -> None:
         """Before a step.
 
@@ -82,10 +84,12 @@ class GainRatio:
             model: of the loss along it.
             loss: as it is now.
             batch: targets, to know the batch again.
+            inputs: likewise, where they are known.
         """
         self._before = {p: p.detach().clone() for p in step}
         self._step, self._model, self._loss = dict(step), model, loss
         self._batch = None if batch is None else batch.clone()
+        self._inputs = None if inputs is None else inputs.clone()
 
     def made(self) -> None:
         """After a step: the parameters have moved."""
@@ -122,26 +126,24 @@ class GainRatio:
         self.clear()
         return kept
 
-    def knows(self, batch: Tensor | None) -> bool:
+    def knows(self, batch: Tensor | None, inputs: Tensor | None = None) -> bool:
         """Whether a batch is the last step's, so that its loss judges the step; said once if not.
 
         Args:
             batch: targets.
+            inputs: where they are known: targets alone do not tell where they are all zero, say.
         """
         if self._model is None:
             return True
-        known = self._batch
-        if known is not None and batch is not None and known.shape == batch.shape:
-            # They may have been inferred, by way of rounding.
-            apart = (batch - known.to(batch)).nan_to_num(0.0).double().norm()
-            if float(apart) <= _ROUNDING * float(known.nan_to_num(0.0).double().norm()):
-                return True
+        told = batch is not None and self._batch is not None and _same(self._batch, batch)
+        if told and (inputs is None or self._inputs is None or _same(self._inputs, inputs)):
+            return True
         self.clear()
         if not self._told:
             self._told = True
             logger.warning(
                 "Levenberg-Marquardt damping compares losses of one batch before and after a step, "
-                "and the targets are others now: it stays as it is, and steps are judged by the "
+                "and it is another one now: it stays as it is, and steps are judged by the "
                 "next batch's losses; call step(closure) to have it adapted"
             )
         return False
@@ -157,6 +159,7 @@ class GainRatio:
             "loss": self._loss,
             "length": self._length,
             "batch": self._batch,
+            "inputs": self._inputs,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -173,10 +176,19 @@ class GainRatio:
                     if x.shape != p.shape:
                         raise ValueError(f"the state was saved for another model: see {name!r}")
                 found.append({p: copied(x, p.device) for p, (_, x) in named.items()})
-            model, batch = state["model"], state["batch"]
+            model, batch, inputs = state["model"], state["batch"], state["inputs"]
             model = None if model is None else Quadratic(*map(float, model))
             batch = None if batch is None else batch.clone()
+            inputs = None if inputs is None else inputs.clone()
             rejections, loss, length = (state[name] for name in ("rejections", "loss", "length"))
             self.rejections, self._loss, self._length = int(rejections), float(loss), float(length)
-        self._model, self._batch = model, batch
+        self._model, self._batch, self._inputs = model, batch, inputs
         self._before, self._step = found
+
+
+def _same(known: Tensor, now: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding, by way of which targets are inferred."""
+    if known.shape != now.shape:
+        return False
+    apart = (now - known.to(now)).nan_to_num(0.0).double().norm()
+    return float(apart) <= _ROUNDING * float(known.nan_to_num(0.0).double().norm())

@@ -52,6 +52,7 @@ class _Batch(NamedTuple):
     gradient: Tensor | None = None
     step: Tensor | None = None
     model: Quadratic | None = None
+    inputs: Tensor | None = None
 
     @property
     def targets(self) -> Tensor | None:
@@ -130,7 +131,8 @@ class OutputLeastSquares(Method):
             targets,
             float(loss.detach()),
         )
-        batch = _Batch(float(loss.detach()), found, self._trained)
+        inputs = self.rows.first_input
+        batch = _Batch(float(loss.detach()), found, self._trained, inputs=inputs)
         if found is None:
             return batch
         numbers = sum(p.numel() for p in batch.parameters)
@@ -171,7 +173,7 @@ class OutputLeastSquares(Method):
         batch = self._batch
         if batch is None:  # what is missing is said by the step
             return True
-        self._steered = closure is not None or self.gain.knows(batch.targets)
+        self._steered = closure is not None or self.gain.knows(batch.targets, batch.inputs)
         controller = self._controller
         if controller is None:
             kept = not self._halved(batch)
@@ -221,7 +223,7 @@ class OutputLeastSquares(Method):
             and model is not None
             and (self.steps - 1) % controller.every == 0
         ):
-            self.gain.expect(found, model, batch.loss, batch.targets)
+            self.gain.expect(found, model, batch.loss, batch.targets, batch.inputs)
         return Step({}, complete=True, parameters={p: x * largest for p, x in found.items()})
 
     def _solved(self, batch: _Batch) -> tuple[Tensor, Quadratic | None]:

@@ -232,6 +232,27 @@ def test_the_controllers_value_is_saved() -> None:
     assert again.diagnostics()["damping"] == optimizer.diagnostics()["damping"] != 0.01
 
 
+@pytest.mark.parametrize("leaf", [True, False])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_batches_with_the_same_targets_are_told_apart_by_their_inputs(
+    fresh: bool, leaf: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Residuals at points that are drawn anew for each step, and are to be zero at all."""
+    model, x, _ = problem()
+    optimizer = GaussNewton(model)
+    for step in range(6):
+        points = x + 0.5 * step if fresh else x.clone()
+        optimizer.zero_grad()
+        outputs = model(points.requires_grad_(leaf)) - torch.sin(2 * points)
+        loss = outputs.square().mean()
+        optimizer.curvature_pass(outputs, "gaussian", targets=torch.zeros_like(x), loss=loss)
+        loss.backward()
+        optimizer.step()
+    adapted = optimizer.diagnostics()["damping"] != 0.01
+    assert adapted is not fresh
+    assert ("it is another one now" in caplog.text) is fresh
+
+
 @pytest.mark.parametrize("memory", [2.0**30, 0.0])
 @pytest.mark.parametrize("settings", [{}, {"damping": 0.1}, {"damping": 0.1, "momentum": 0.5}])
 def test_a_resumed_run_judges_the_last_step(memory: float, settings: dict[str, Any]) -> None:
