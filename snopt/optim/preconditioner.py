@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -231,6 +232,8 @@ class Preconditioner(Method):
             self.micro_batches = batch / last if batch and last else 1.0
             self._own = float(batch or last)
             self._share_samples(device)
+            if self.samples == 1.0 and not self._own and self.rule.scales_with_loss:
+                self._warn_of_samples()
         if self.rule.basis != "curvature":
             self._average(grads)
         found = {name: self._factors(self.learned[name], captured.get(name)) for name in due}
@@ -259,6 +262,17 @@ class Preconditioner(Method):
             learned.factors, learned.basis = factors, new
             self.left_to_fallback.pop(name, None)
             self.refreshes += 1
+
+    def _warn_of_samples(self) -> None:
+        if not self._told_of_samples:
+            self._told_of_samples = True
+            warnings.warn(
+                f"rule={self.rule.name!r} with basis='gradient' is told by ODE blocks how many "
+                "samples are behind a gradient, and none took part. They are taken for one, so "
+                "that damping is too large by their number: choose basis='curvature', for which "
+                "all layers tell",
+                stacklevel=8,
+            )
 
     def _tell_of_samples(self) -> None:
         counts = self.capture.disagreement

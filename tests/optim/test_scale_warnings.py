@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 from snopt import SNOpt
 from snopt.optim.rules import RULES
@@ -53,3 +54,17 @@ def test_what_is_fitted_is_not() -> None:
     y = model(XS).detach() + 1e-6
     train(model, SNOpt(model, 0.02, rule="paper", refresh_every=2), 6, XS, y)
     assert torch.isfinite(flat(model)).all()
+
+
+@pytest.mark.parametrize("rule", ["paper", "kfac"])
+@pytest.mark.parametrize("basis", ["gradient", "curvature", "both"])
+@pytest.mark.parametrize("block", [True, False])
+def test_samples_that_nobody_tells_of_are_told_once(rule: str, basis: str, block: bool) -> None:
+    """Blocks tell how many are behind a gradient, and all layers where curvature is heard."""
+    model = net() if block else nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    optimizer = SNOpt(model, 1e-3, rule=rule, basis=basis, refresh_every=2)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        train(model, optimizer, 5)
+    unknown = basis == "gradient" and not block
+    assert ["none took part" in str(x.message) for x in heard] == [True] * unknown
