@@ -158,10 +158,8 @@ class SNOpt(Optimizer):
         Returns:
             The closure's loss, ``None`` without one.
         """
-        loss: Any = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss: Any = None if closure is None else closure()
         if self._closed:
             raise RuntimeError("this optimizer was closed; build another SNOpt on the model")
         if all(p.grad is None for p in self.members.by_id.values()):
@@ -169,6 +167,7 @@ class SNOpt(Optimizer):
         self._averages.settle("a step")
         method = self.method
         if not method.before_update(loss, closure):  # part of the last step was taken back instead
+            self._averages.update(self.members.by_id.values(), set())
             method.prepare_next()
             return loss
         warmup = min(1.0, (method.steps + 1) / max(1, self.rule.warmup_steps))

@@ -119,6 +119,29 @@ def test_weights_that_are_projected_after_each_step_are_averaged_so(resumed) -> 
     assert max(float(p.detach().abs().max()) for p in model.parameters()) <= 0.2
 
 
+@pytest.mark.parametrize("rows", ["samples", "outputs"])
+def test_a_step_that_is_taken_back_is_a_point_of_the_path(rows) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).unsqueeze(1)
+    y = torch.sin(2 * x)
+    settings = {"rows": rows, "damping": 1e-6, "trust": 1e9, "averaging": 3.0}
+    optimizer = SNOpt(model, 2.0, rule="gauss_newton", **settings)
+    expected: list[torch.Tensor] = []
+    for t in range(1, 13):
+        optimizer.zero_grad()
+        outputs = model(x)
+        loss = nn.functional.mse_loss(outputs, y)
+        optimizer.curvature_pass(outputs, "gaussian", targets=y, loss=loss)
+        loss.backward()
+        optimizer.step()
+        expected = expected or weights(model)
+        expected = [a.lerp(p, 4 / (3 + t)) for a, p in zip(expected, weights(model), strict=True)]
+    assert optimizer.diagnostics()["steps_halved"] > 0
+    optimizer.eval()
+    torch.testing.assert_close(weights(model), expected, rtol=1e-10, atol=1e-12)
+
+
 def test_a_state_that_is_saved_after_loading_weights_has_no_average_of_others() -> None:
     model, again = net(), net()
     optimizer = SNOpt(model, 0.05)
