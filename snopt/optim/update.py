@@ -211,7 +211,9 @@ def _along_gradient(parameters: list[Tensor], parts: list[Tensor], rate: float) 
 
 def norm(tensors: list[Tensor]) -> float:
     """The Euclidean norm of all numbers together."""
-    return float(torch.stack(torch._foreach_norm(tensors)).norm())
+    lengths = torch._foreach_norm(tensors)
+    device = lengths[0].device  # a model may live on several
+    return float(torch.stack([x.to(device) for x in lengths]).norm())
 
 
 def gradient_scale(parameters: Iterable[Tensor], power: float) -> float:

@@ -177,7 +177,7 @@ def test_every_variant_of_snopt_is_measured():
     rows = time_rows(workload, workload.model().state_dict(), 1, "own", VARIANTS)
     assert [row[2] for row in rows] == list(VARIANTS)
     periods = {row[2]: row[7] for row in rows}
-    assert (periods["paper"], periods["adam, gradient basis"], periods["gauss_newton"]) == (
+    assert (periods["paper"], periods["the default"], periods["gauss_newton"]) == (
         100,
         2,
         1,
