@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from scripts.ranking.scores import TAUS, Entry, Standing, area, optims, profile
 from scripts.ranking.workloads import Target, Workload
@@ -82,7 +84,7 @@ def _draw(
 ) -> None:
     every = [curve for curves in found.values() for curve in curves]
     log = not rises and spans_decades(every, decades=0.7)
-    lowest, highest = math.inf, -math.inf
+    shown: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     longest = max((c.cpu_seconds.max() for c in every if len(c.steps)), default=0.0)
     for entry in entries:
         middle = band(found[entry.optim], "cpu_seconds", log=log)
@@ -94,19 +96,37 @@ def _draw(
         axes.plot(
             middle.x, middle.median, color=entry.colour, lw=wide, ls=dashes, label=entry.optim
         )
-        # The climb to a ceiling, and who diverged on it, would take most of the axis.
-        later = middle.median[middle.x > longest / (3 if rises else 12)]
-        if len(later):
-            lowest, highest = min(lowest, later.min()), max(highest, later.max())
+        shown.append((middle.median, middle.median[middle.x > longest / (3 if rises else 12)]))
     if log:
         axes.set_yscale("log")
-    elif highest > lowest:
-        margin = 0.06 * (highest - lowest)
-        axes.set_ylim(lowest - margin, highest + margin)
+    values = _of_interest(shown, rises)
+    if len(values) and values.max() > values.min():
+        ends = np.array([values.min(), values.max()])
+        ends = np.log(ends) if log else ends
+        ends += 0.06 * (ends[1] - ends[0]) * np.array([-1, 1])
+        axes.set_ylim(*(np.exp(ends) if log else ends))
     axes.set_xlim(left=0)
     axes.set_xlabel("training time, seconds on one processor", fontsize=9)
     axes.set_ylabel(f"{name}{' (log)' if log else ''}", fontsize=9)
     _plain(axes)
+
+
+def _of_interest(
+    shown: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], rises: bool
+) -> NDArray[np.float64]:
+    """What an axis has to show: the later parts of those curves that get anywhere.
+
+    The climb to a ceiling, and a curve that ends nearer to its start than to the best end, as where
+    training diverged, would take most of it.
+
+    Args:
+        shown: medians of each optimizer, whole and later on.
+        rises: whether higher is better.
+    """
+    ends = [median[-1] for median, _ in shown if np.isfinite(median[-1])]
+    best = (max if rises else min)(ends, default=math.nan)
+    near = [y for all_, y in shown if abs(all_[-1] - best) < abs(all_[-1] - all_[0])]
+    return np.concatenate(near) if near else np.empty(0)
 
 
 def _plain(axes: Axes) -> None:

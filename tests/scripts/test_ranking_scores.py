@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from scripts.ranking.drawing import _of_interest
 from scripts.ranking.outcomes import NEVER, Outcome, merit
 from scripts.ranking.scores import (
     TAUS,
@@ -135,3 +136,12 @@ def test_profile_counts_workloads_within_a_factor_of_the_fastest() -> None:
 def test_geometric_mean() -> None:
     assert geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
     assert math.isnan(geometric_mean([]))
+
+
+def test_who_diverged_does_not_stretch_the_axis() -> None:
+    good, flat, wild = (np.array(x) for x in ([2.0, 0.5, 0.1], [2.0, 1.0, 0.9], [2.0, 1e9, 1e21]))
+    lost = np.array([2.0, np.nan, np.nan])
+    shown = [(y, y[1:]) for y in (good, flat, wild, lost)]
+    assert _of_interest(shown, rises=False).tolist() == [0.5, 0.1, 1.0, 0.9]
+    assert _of_interest([(1 - y, (1 - y)[1:]) for y in (good, wild)], rises=True).max() == 0.9
+    assert len(_of_interest([(lost, lost)], rises=False)) == 0
