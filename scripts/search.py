@@ -200,8 +200,9 @@ class Space:
                 "optim.field_lr": _round(lr * FIELD_RATIO.at(second)),
                 **{key: values.at(unit) for (key, values), unit in units},
             }
+            name = {**changes, **self.given}["schedule.name"]
             changes = {key: value for key, value in changes.items() if key not in self.given}
-            if changes.get("schedule.name") == "constant":
+            if name not in ("linear", "cosine"):
                 for key in OF_COSINE:
                     changes.pop(key, None)
             drawn.append(changes)

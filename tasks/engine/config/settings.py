@@ -142,6 +142,26 @@ class ScheduleSettings(Section):
         self._at_least(0, "gamma", strictly=True)
         if any(epoch < 1 for epoch in self.milestones):
             raise ValueError(f"milestones={list(self.milestones)}: epochs must be at least 1.")
+        self._require_effect()
+
+    def _require_effect(self) -> None:
+        """Raise a :class:`ValueError` for a setting of another schedule than the one chosen."""
+        falling, default = ("linear", "cosine"), ScheduleSettings
+        owners = {
+            "milestones": ("multistep",),
+            "gamma": ("multistep",),
+            "final_factor": falling,
+            "end": falling,
+            "total_steps": SCHEDULES if self.warmup else falling,
+        }
+        for key, names in owners.items():
+            value = getattr(self, key)
+            if value != getattr(default, key) and self.name not in names:
+                shown = list(value) if isinstance(value, tuple) else value
+                whose = " and ".join(f"name={name}" for name in names)
+                raise ValueError(f"{key}={shown}: is of {whose}, and name={self.name} here.")
+        if self.name == "multistep" and not self.milestones:
+            raise ValueError("milestones=[]: multistep falls at these epochs, so name some.")
 
 
 @dataclass(frozen=True)

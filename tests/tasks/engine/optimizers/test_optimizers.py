@@ -138,6 +138,22 @@ def test_multistep_counts_epochs() -> None:
     assert course == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"milestones": (10, 20)}, r"milestones=\[10, 20\]: is of name=multistep"),
+        ({"name": "cosine", "gamma": 0.1}, r"gamma=0\.1: is of name=multistep"),
+        ({"name": "multistep"}, r"milestones=\[\]: multistep falls at these epochs"),
+        ({"end": 0.5}, r"end=0\.5: is of name=linear and name=cosine"),
+        ({"warmup": 0.1, "final_factor": 0.1}, r"final_factor=0\.1: is of name=linear"),
+        ({"total_steps": 10}, r"total_steps=10: is of name=linear and name=cosine"),
+    ],
+)
+def test_settings_of_another_schedule_are_refused(settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScheduleSettings(**settings)
+
+
 def test_warmup_as_a_share_of_the_run() -> None:
     course = factors(21, total=20, name="linear", warmup=0.2)
     assert course[:5] == pytest.approx([0.1, 0.25, 0.5, 0.75, 1.0])
