@@ -60,6 +60,7 @@ KEPT = ("optim.", "schedule.", "task.batch_size")
 SEARCHED = {
     "optim.lr": "is what is searched: leave it out, or train with run.py",
     "train.max_seconds": "is that of each trial: say --seconds=...",
+    "train.target": "ends a trial before its seconds, which are the same for all: leave it out",
     "train.eval_every_seconds": "follows from --seconds: leave it out",
     "train.eval_splits": "is the split that scores: say --select=...",
 }
