@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tasks.common.checks import ConfigError
 from tasks.engine.config.composing import CONF, plain
 from tasks.engine.config.settings import Settings
-from tasks.engine.records.record import FINISHED, RecordError, read_record
+from tasks.engine.records.record import FINISHED, Outcome, RecordError, read_record
 from tasks.engine.records.results import run_folder
 
 #: Seconds of a step of the paper's experiments, and samples of an epoch, measured once: for the
@@ -111,13 +111,16 @@ def plan(
 def chosen(trials: Sequence[Job], seeds: Sequence[int]) -> list[Job]:
     """The best trial of every task, model and optimizer, with the seeds to report.
 
-    The lowest training loss at the end is best; trials that diverged are not in it.
+    The lowest training loss at the end is best; trials that diverged or failed are not in it.
     """
     best: dict[tuple[str, ...], tuple[float, Job]] = {}
     for job in trials:
-        loss = (job.record.get("final") or {}).get("train", {}).get("loss")
+        record = job.record
+        loss = (record.get("final") or {}).get("train", {}).get("loss")
         names = tuple(job.config[part].get("name") for part in ("task", "model", "optim"))
-        if isinstance(loss, (int, float)) and math.isfinite(loss):
+        # What is final of a run that did not end well was measured before.
+        ended = record.get("outcome") in FINISHED and record["outcome"] != Outcome.DIVERGED
+        if ended and isinstance(loss, (int, float)) and math.isfinite(loss):
             best[names] = min(best.get(names, (math.inf, job)), (loss, job), key=lambda x: x[0])
     return [replace(_seeded(job, s), trial=False) for s in seeds for _, job in best.values()]
 
