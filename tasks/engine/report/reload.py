@@ -69,6 +69,8 @@ def rebuild(
         if state is None:
             raise FileNotFoundError(f"{run.path} has no checkpoint.pt")
         model.load_state_dict(state.get("averaged", state["model"]))
+        for name, block in blocks(model).items():  # where a horizon has put its end
+            block.t_span = state["solver"][name]["t_span"]
     return Rebuilt(task, splits, model, run.seed)
 
 

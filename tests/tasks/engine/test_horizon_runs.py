@@ -8,11 +8,14 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 import snopt
+from snopt.ode.block import blocks
 from tasks.common.checks import ConfigError
 from tasks.engine import experiment
 from tasks.engine.config import composing
 from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
+from tasks.engine.records.runs import read_run
+from tasks.engine.report.reload import rebuild
 from tests.support import fake
 from tests.tasks.engine.config.test_config import CHOICES, ONE_STEP, TINY
 
@@ -51,6 +54,16 @@ def test_the_trace_is_logged(tmp_path, rule) -> None:
         if rule == "first_order":
             assert (first, feedback[step]) == (pytest.approx(-0.1 * q_t[step], rel=1e-5), 0.0)
         before = T[step]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rebuilt_model_is_solved_to_the_time_that_its_run_ended_with(tmp_path, rule) -> None:
+    changes = {"horizon": {**HORIZON, "rule": rule}}
+    summary = fake.train(tmp_path, **changes)
+    run = read_run(fake.folder(tmp_path, **changes))
+    block = blocks(rebuild(run).model)["1"]
+    assert block.t_span == (0.0, summary["horizon"])
+    assert block.nfe_forward == 0  # what a solve costs is counted anew
 
 
 def test_nothing_is_built_unless_asked(tmp_path) -> None:
