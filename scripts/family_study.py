@@ -10,7 +10,8 @@ import argparse
 import csv
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from scripts.entry import status
 from scripts.published_families import LOGGED, SILVERBOX, Logged
 from tasks.common.checks import ConfigError
 from tasks.common.figures import png
+from tasks.engine.config.identity import config_hash
 from tasks.engine.records.metrics import Key
 from tasks.engine.records.results import write_file
 from tasks.engine.records.runs import Run, read_runs
@@ -114,8 +116,7 @@ def write_study(runs: Sequence[Run], folder: Path) -> str:
         Markdown; empty where no task was run with several families.
     """
     parts = []
-    for task in sorted({run.task for run in runs}):
-        members = [run for run in runs if run.task == task]
+    for task, members in _studies(runs):
         if len({run.model for run in members}) < 2:
             continue
         if len({run.optim for run in members}) > 1:
@@ -129,6 +130,32 @@ def write_study(runs: Sequence[Run], folder: Path) -> str:
             # Weights of a run that diverged are those before it did: nothing to show.
             write_file(folder / f"{name}.png", png(draw(_ended(members))))
     return "\n".join(parts)
+
+
+def _studies(runs: Sequence[Run]) -> Iterator[tuple[str, list[Run]]]:
+    """Runs by task and all that families share in a comparison.
+
+    Raises:
+        ConfigError: a family has runs with several settings, which are no seeds of one another.
+    """
+    found: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        # Both forcings of Silverbox are in one study.
+        task = {key: value for key, value in run.config["task"].items() if key != "forcing"}
+        shared = {**run.config, "task": task, "model": {}, "optim": {}}
+        found[run.task, run.provenance, config_hash(shared)].append(run)
+    for (task, *_), members in sorted(found.items()):
+        settings: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+        for run in members:
+            forcing = str(run.config["task"].get("forcing"))
+            settings[run.model, run.optim, forcing].add(run.config_hash)
+        for (model, optim, _), hashes in settings.items():
+            if len(hashes) > 1:
+                raise ConfigError(
+                    f"task {task}, {model} with {optim}: has runs of {len(hashes)} settings, which "
+                    "are no seeds of one another. Give folders with one of them alone."
+                )
+        yield task, members
 
 
 _FIGURES: dict[str, tuple[str, Callable[[Sequence[Run]], Any]]] = {
@@ -168,7 +195,7 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
                 str(members[0].record.get("parameters", "")),
                 str(len(members)),
                 number(min(r.steps / max(1, r.steps_per_epoch) for r in members)),
-                _result(members, study.key),
+                result(members, study.key),
                 _early(members, study.key),
                 late_evaluations(members),
                 *(measured[_shown(members).path.name, t] for t in study.tolerances),
@@ -186,7 +213,13 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
     return _table(title, heads, rows) + NOTE.format(study.samples, machines) + "\n"
 
 
-def _result(members: Sequence[Run], key: Key) -> str:
+def result(members: Sequence[Run], key: Key) -> str:
+    """What runs end with, over seeds; one that diverged has the worst there can be.
+
+    Args:
+        members: runs of one configuration.
+        key: split and metric.
+    """
     found = [run for run in members if key in run.curves]
     worst = -math.inf if members[0].higher_is_better and key[1] != "loss" else math.inf
     finals = [run.curves[key].final if run.outcome != "diverged" else worst for run in found]
@@ -296,8 +329,8 @@ def _optimizers(task: str, runs: Sequence[Run]) -> str:
             own = [run for run in members if run.optim == optim]
             rates = sorted({f"{run.config['optim']['lr']:g}" for run in own})
             cells += [
-                _result(own, ("train", "loss")),
-                _result(own, ("test", metric)),
+                result(own, ("train", "loss")),
+                result(own, ("test", metric)),
                 ", ".join(rates),
                 spread(Spread.of(1000 * run.seconds / run.steps for run in own)),
             ]

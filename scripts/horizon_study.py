@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from scripts.family_study import result
 from tasks.engine.records.runs import Run
-from tasks.engine.report.formatting import metric_style, number, spread
+from tasks.engine.report.formatting import number, spread
 from tasks.engine.report.horizon_figure import start_of
 from tasks.engine.report.markdown import markdown_table
 from tasks.engine.report.nfe import per_step
@@ -18,7 +19,7 @@ _T = ("train", "horizon/T")
 
 
 def horizon_markdown(runs: Sequence[Run]) -> str:
-    """T at both ends of training, and what it cost and gave, one row a rule and start.
+    """T at both ends of training, and what it cost and gave, one row a configuration.
 
     Args:
         runs: all runs of an experiment; those without an integration time are left aside.
@@ -26,23 +27,24 @@ def horizon_markdown(runs: Sequence[Run]) -> str:
     Returns:
         Markdown; empty where no run has one.
     """
-    groups: dict[tuple[str, str, float, str], list[Run]] = defaultdict(list)
+    groups: dict[tuple[str, str, float, str, str], list[Run]] = defaultdict(list)
     for run in runs:
         if _T in run.curves:
             settings = run.config.get("horizon", {})
             bound = "none" if settings.get("max_change") is None else str(settings["max_change"])
-            groups[run.provenance, str(settings.get("rule")), start_of(run), bound].append(run)
+            data = f"{run.provenance}; {run.task} with {run.optim}"
+            rule = str(settings.get("rule"))
+            groups[data, rule, start_of(run), bound, run.config_hash].append(run)
     if not groups:
         return ""
-    metric = next(iter(groups.values()))[0].metric
-    show = metric_style(metric)
+    metrics = {run.metric for members in groups.values() for run in members}
     heads = (
         "data|steps|T0|rule|bound of an update|seeds|T at the end"
         "|evaluations a step, first and last tenth|s a step|train loss"
-        f"|test {metric}|machine"
+        f"|test {metrics.pop() if len(metrics) == 1 else 'metric'}|machine"
     ).split("|")
     rows: list[tuple[str, ...]] = []
-    for (data, rule, start, bound), members in sorted(groups.items(), key=lambda g: -g[0][2]):
+    for (data, rule, start, bound, _), members in sorted(groups.items(), key=lambda g: -g[0][2]):
         cells = (
             data,
             " / ".join(sorted({str(run.steps) for run in members})),
@@ -53,8 +55,8 @@ def horizon_markdown(runs: Sequence[Run]) -> str:
             spread(Spread.of(run.curves[_T].final for run in members)),
             " to ".join(number(part) for part in _evaluations(members)),
             spread(Spread.of(run.seconds / run.steps for run in members if run.steps)),
-            spread(Spread.of(run.curves["train", "loss"].final for run in members)),
-            spread(Spread.of(run.curves["test", metric].final for run in members), show),
+            result(members, ("train", "loss")),
+            result(members, ("test", members[0].metric)),
             " / ".join(sorted({str(run.environment.get("device_name")) for run in members})),
         )
         rows.append(cells)

@@ -61,6 +61,11 @@ def test_the_best_rate_of_each_pair_goes_on_to_the_reported_seeds(tmp_path: Path
             identity = {**names, "seed": TRIAL_SEED, "config_hash": job.folder.name[:8]}
             record = {**identity, "outcome": "completed", "final": {"train": {"loss": loss}}}
             (job.folder / "run.json").write_text(json.dumps(record))
+    # What was measured before a run diverged or broke off is no result.
+    for job, loss, outcome in zip(own, (0.01, 0.02), ("diverged", "error"), strict=False):
+        record = json.loads((job.folder / "run.json").read_text())
+        record |= {"outcome": outcome, "final": {"train": {"loss": loss}}}
+        (job.folder / "run.json").write_text(json.dumps(record))
     found = chosen(trials, [0, 1])
     assert [
         (job.config["seed"], job.config["model"]["name"], job.config["optim"]["lr"])
@@ -204,3 +209,31 @@ def test_folders_of_runs_are_drawn_with_what_is_missing_said(tmp_path: Path, mon
         ["5", "97.94 ± 0.13%", "94.80 ± 1.54%"],
     ]
     assert "on made-up, which" in text
+
+
+def made_up_families(root: Path, settings: dict[str, float], **more) -> list[Run]:
+    """One run of two families for each hash, with settings of the task or the optimizer."""
+    for config_hash, batch in settings.items():
+        for model in ("node", "hbnode"):
+            digest = f"{config_hash}{len(model):06d}"
+            made_up_run(root, model=model, config_hash=digest, **more)
+            config = root / "digits" / model / "adam" / f"{digest}-s0" / "config.yaml"
+            config.write_text(config.read_text().replace("name: digits", f"batch_size: {batch}"))
+    return read_runs(root)[0]
+
+
+def test_runs_of_two_studies_of_a_task_never_share_a_table(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(family_study, "evaluations", lambda *_: (14, 20))
+    monkeypatch.setitem(family_study.STUDIES, "digits", family_study.STUDIES["mnist"])
+    text = write_study(made_up_families(tmp_path, {"aa": 16, "bb": 64}), tmp_path / "out")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| node")]
+    assert [row[2] for row in rows] == ["1", "1"]  # seeds
+
+
+def test_several_settings_of_a_family_are_no_seeds_of_one(tmp_path: Path) -> None:
+    runs = made_up_families(tmp_path, {"aa": 16})
+    other = dataclasses.replace(
+        runs[0], config_hash="cc", config={**runs[0].config, "optim": {"name": "adam", "lr": 0.1}}
+    )
+    with pytest.raises(family_study.ConfigError, match="node with adam: has runs of 2 settings"):
+        write_study([*runs, other], tmp_path / "out")

@@ -15,12 +15,12 @@ from tests.support.made_up_runs import made_up_run
 PARTS = ("T", "q_t", "q_tt", "open", "feedback")
 
 
-def with_horizon(root, rule, start, seed=0, config_hash="0a1b2c3d"):
+def with_horizon(root, rule, start, seed=0, config_hash="0a1b2c3d", task="mnist", optim="adam"):
     curves = {("train", f"horizon/{name}"): lambda step: 0.5 + 1e-3 * step for name in PARTS}
     curves["train", "horizon/T"] = lambda step: start - (1e-4 * step if rule != "fixed" else 0)
     settings = {"rule": rule, "T0": start, "max_change": 0.1 if rule == "feedback" else None}
     folder = made_up_run(
-        root, task="mnist", optim="adam", seed=seed, config_hash=config_hash, extra=curves
+        root, task=task, optim=optim, seed=seed, config_hash=config_hash, extra=curves
     )
     config = folder / "config.yaml"
     config.write_text(config.read_text() + f"horizon: {settings}\n".replace("None", "null"))
@@ -88,3 +88,16 @@ def test_evaluations_of_a_step_come_from_the_counters(tmp_path):
     found = per_step(run)
     assert found.steps.tolist() == [20, 40, 60, 80, 100]
     assert found.parts.tolist() == [[14.0] * 5, [16.0] * 5]
+
+
+def test_tasks_optimizers_and_settings_are_no_seeds_of_each_other(tmp_path):
+    with_horizon(tmp_path, "feedback", 1.0, config_hash="aaaaaaaa")
+    with_horizon(tmp_path, "feedback", 1.0, config_hash="bbbbbbbb")  # another batch size, say
+    with_horizon(tmp_path, "feedback", 1.0, config_hash="aaaaaaaa", optim="sgd")
+    with_horizon(tmp_path, "feedback", 1.0, config_hash="aaaaaaaa", task="cifar10", optim="sgd")
+    rows = horizon_markdown(read_runs(tmp_path)[0]).splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[5] for row in cells] == ["1"] * 4
+    assert sorted(row[0].split("; ")[1] for row in cells) == [
+        *("cifar10 with sgd", "mnist with adam", "mnist with adam", "mnist with sgd")
+    ]
