@@ -56,6 +56,11 @@ class Run:
     warnings: tuple[str, ...] = field(default=())
 
     @property
+    def identity(self) -> tuple[str, str, str, str, int]:
+        """What tells it from all other runs."""
+        return self.task, self.model, self.optim, self.config_hash, self.seed
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch; 0 where the run did not say."""
         return int(self.record.get("steps_per_epoch") or 0)
@@ -98,13 +103,12 @@ def read_runs(
             continue
         if wanted is not None and run.task not in wanted:
             continue
-        identity = (run.task, run.model, run.optim, run.config_hash, run.seed)
         if not partial and run.outcome not in FINISHED:
             skipped.append(SkippedRun(folder, _unfinished(run)))
-        elif identity in runs:
-            skipped.append(SkippedRun(folder, f"the same run as {runs[identity].path}"))
+        elif run.identity in runs:
+            skipped.append(SkippedRun(folder, f"the same run as {runs[run.identity].path}"))
         else:
-            runs[identity] = run
+            runs[run.identity] = run
     return [runs[key] for key in sorted(runs)], skipped
 
 

@@ -73,7 +73,8 @@ def write_report(
     runs, skipped = read_runs(root, tasks=tasks, partial=partial)
     if beside is not None:
         others, more = read_runs(beside, tasks={run.task for run in runs}, partial=partial)
-        runs += [run for run in others if is_first_order(run)]
+        known = {run.identity for run in runs}
+        runs += [run for run in others if is_first_order(run) and run.identity not in known]
         skipped += more
     return write_runs(runs, skipped, root, root if out is None else out, metric=metric)
 

@@ -311,3 +311,13 @@ def test_names_of_what_else_was_logged_keep_to_their_panels(tmp_path) -> None:
 
 
 LONG = [f"direction_over_gradient_{number}" for number in range(9)]
+
+
+def test_a_run_that_lies_in_both_folders_counts_once(tmp_path):
+    for root in ("half", "full"):
+        made_up_run(tmp_path / root, optim="adam")
+        made_up_run(tmp_path / root, optim="sgd", seed=int(root == "full"))
+    for root in (tmp_path / "half", tmp_path):
+        write_report(root, tmp_path / "out", beside=tmp_path / "full")
+        rows = read_csv(tmp_path / "out" / "summary.csv")
+        assert {row["optimizer"]: row["seeds"] for row in rows} == {"adam": "0", "sgd": "0 1"}
