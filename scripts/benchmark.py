@@ -111,7 +111,7 @@ class Benchmark:
         return self._run([pair for pair in self.missing() if pair[0].workload.target is not None])
 
     def entries(self, track: str, workload: Workload) -> list[Entry]:
-        """Everybody whose runs are all there."""
+        """Everybody whose runs are all there; nobody where a first-order optimizer's are not."""
         found = []
         for entrant in self.entrants(track, workload):
             folders = entrant.finals(range(self._options.seeds or SEEDS[track]))
@@ -120,6 +120,8 @@ class Benchmark:
                 outcomes = tuple(map(Outcome.read, folders))
                 first = entrant.about.first_order
                 found.append(Entry(entrant.label, first, entrant.colour, choice.settings, outcomes))
+            elif entrant.about.first_order:  # it may be the one that ratios are over
+                return []
         return found
 
     def price(self, pairs: Sequence[tuple[Entrant, int]]) -> float:

@@ -156,14 +156,22 @@ class Entrant:
         }
 
     def _conditions(self) -> dict[str, Any]:
-        """What a choice holds for: the target, and the configuration before anything is chosen."""
-        return {"target": self.workload.goal, "base": run_folder(self.settings({}, 0)).name}
+        """What a choice holds for: the target, the configuration before, and what it was among."""
+        about = self.about
+        default = {"rates": [*about.rates], "schedule": about.schedule}
+        return {
+            "target": self.workload.goal,
+            "base": run_folder(self.settings({}, 0)).name,
+            "among": default if self.track == "default" else about.search,
+        }
 
     def choice(self) -> Choice | None:
         """What was chosen for target and configuration as they stand, or ``None``."""
         try:
             kept = json.loads(self.chosen.read_text(encoding="utf-8"))
-            if all(kept.get(key) == value for key, value in self._conditions().items()):
+            holds = self._conditions()
+            kept.setdefault("among", holds["among"])  # earlier choices do not say
+            if all(kept.get(key) == value for key, value in holds.items()):
                 trials = kept["trials"]
                 return Choice(
                     tuple(Tried(t["settings"], t["seed"], tuple(t["merit"])) for t in trials)

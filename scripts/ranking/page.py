@@ -78,15 +78,16 @@ def write(results: Results, folder: Path) -> list[str]:
 
 
 def _score(track: str, found: Sequence[Standing]) -> str:
-    means = ", ".join(
-        f"{optim} {number(geometric_mean(_ratios(found, optim)))}" for optim in optims(found)
-    )
+    means = ", ".join(f"{optim} {mean_ratio(found, optim)}" for optim in optims(found))
     workloads = f"{len(found)} workload{'s' if len(found) > 1 else ''}"
     return f"{track} track, {workloads}, geometric mean of the ratios: {means}"
 
 
-def _ratios(found: Sequence[Standing], optim: str) -> list[float]:
-    return [row.ratio for one in found if (row := one.row(optim)) is not None]
+def mean_ratio(found: Sequence[Standing], optim: str) -> str:
+    """The geometric mean of an optimizer's ratios, and over how many workloads if not over all."""
+    ratios = [row.ratio for one in found if (row := one.row(optim)) is not None]
+    mean = number(geometric_mean(ratios))
+    return mean if len(ratios) == len(found) else f"{mean} ({len(ratios)} of {len(found)})"
 
 
 def _cells(track: str, found: Sequence[Standing]) -> list[dict[str, Cell]]:
@@ -145,7 +146,7 @@ def _markdown(standings: Mapping[str, Sequence[Standing]]) -> str:
             assert base is not None
             cells = [one.workload.name, number(one.target.loss), one.baseline, _seconds(base)]
             parts.append(_line([*cells, *(_ratio(one.row(name)) for name in names)]))
-        means = [number(geometric_mean(_ratios(found, name))) for name in names]
+        means = [mean_ratio(found, name) for name in names]
         areas = [f"{area(profile(found, name)):.2f}" for name in names]
         parts += [_line(["geometric mean", "", "", "", *means])]
         parts += [_line(["area of the profile", "", "", "", *areas]), ""]

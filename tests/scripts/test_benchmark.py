@@ -183,6 +183,33 @@ def test_a_choice_for_another_target_or_other_defaults_is_made_again(toy) -> Non
     assert Entrant("default", Workload.read("toy"), "adamw", toy / "results").choice() is None
 
 
+def test_a_choice_among_other_rates_is_made_again(toy) -> None:
+    entrant = Entrant("default", Workload.read("toy"), "adamw", toy / "results")
+    make(entrant, [], lambda line: None)
+    path = composing.CONF / "optim" / "adamw.yaml"
+    rates = "rates: [3e-3, 1e-2, 3e-2, 0.1]"
+    assert rates in path.read_text()
+    path.write_text(path.read_text().replace(rates, "rates: [3e-2, 0.1, 0.3, 1.0]"))
+    other = Entrant("default", Workload.read("toy"), "adamw", toy / "results")
+    assert entrant.choice() is not None
+    assert other.choice() is None
+    kept = json.loads(entrant.chosen.read_text())
+    del kept["among"]  # as choices were kept that were made before
+    entrant.chosen.write_text(json.dumps(kept))
+    assert entrant.choice() is not None
+
+
+def test_a_workload_without_all_of_its_first_order_optimizers_is_left_out(toy, capsys) -> None:
+    workloads.fix(Workload.read("toy"), fixed())
+    flags = ["--track=default", f"--results={toy / 'results'}", f"--out={toy / 'out'}"]
+    flags += ["--seeds=1", "--draw-only"]
+    make(Entrant("default", Workload.read("toy"), "sgd", toy / "results"), [0], lambda line: None)
+    assert benchmark.main([*flags, "--optims=sgd,adam"]) == 0  # adam may be the faster one
+    assert "nothing to draw yet" in capsys.readouterr().out
+    assert benchmark.main([*flags, "--optims=sgd,snopt"]) == 0
+    assert "geometric mean" in capsys.readouterr().out
+
+
 def test_it_draws_what_is_there_by_name_or_class(toy, mine, capsys) -> None:
     workloads.fix(Workload.read("toy"), fixed())
     flags = ["--track=default", f"--results={toy / 'results'}", f"--out={toy / 'out'}"]

@@ -8,6 +8,7 @@ import pytest
 
 from scripts.ranking.drawing import _of_interest
 from scripts.ranking.outcomes import NEVER, Outcome, merit
+from scripts.ranking.page import mean_ratio
 from scripts.ranking.scores import (
     TAUS,
     Entry,
@@ -131,6 +132,20 @@ def test_profile_counts_workloads_within_a_factor_of_the_fastest() -> None:
     assert area(np.ones_like(TAUS)) == pytest.approx(1.0)
     assert area(adam) == pytest.approx((1 * 2 / 3 + 2 * 1) / 3, abs=0.01)
     assert optims(tables) == ["adam", "ours"]
+
+
+def test_a_mean_over_fewer_workloads_than_there_are_says_so() -> None:
+    adam = entry("adam", outcome([2, 0.5], 1.0), first_order=True)
+    slow, fast = (entry("ours", outcome([2, 0.5], s)) for s in (4.0, 0.5))
+    other = entry("other", outcome([2, 0.5], 2.0))
+    names = ("a", "b", "c")
+    tables = [
+        standing(workload(n), [adam, o, other])
+        for n, o in zip(names, (slow, fast, fast), strict=True)
+    ]
+    assert [mean_ratio(tables, name) for name in ("adam", "ours")] == ["1", "1"]
+    tables[0] = standing(workload("a"), [adam, other])  # the one that ours is slow on
+    assert [mean_ratio(tables, name) for name in ("other", "ours")] == ["2", "0.5 (2 of 3)"]
 
 
 def test_geometric_mean() -> None:
