@@ -1,5 +1,6 @@
 """Job lists, skipping, resuming, and published numbers beside ours, on a made-up configuration."""
 
+import dataclasses
 import math
 
 import pytest
@@ -118,6 +119,16 @@ def test_runs_what_is_missing_skips_what_is_finished_and_draws(conf, trained, tm
     assert command(tmp_path, "--seeds", "0,1,2") == 0
     assert len(trained) == 6
     assert capsys.readouterr().out.count("finished before") == 4
+
+
+def test_seconds_are_those_of_the_clock_of_the_runs(conf, trained, tmp_path, monkeypatch):
+    def on_its_clock(run):
+        return dataclasses.replace(run, seconds=0.321 * run.steps)
+
+    monkeypatch.setattr(reproduce, "on_its_clock", on_its_clock)
+    assert command(tmp_path, "--seeds", "0") == 0
+    text = (tmp_path / "results/reproduced/paper-flows/table.md").read_text()
+    assert "| adam | 321 |" in text.partition("### Seconds of a training step")[2]
 
 
 def test_dry_run_trains_nothing_and_estimates_from_earlier_runs(conf, trained, tmp_path, capsys):
