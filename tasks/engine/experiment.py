@@ -195,6 +195,7 @@ def train(settings: Settings, cache: DatasetCache | None = None) -> Mapping[str,
         ResultsError: the run's files cannot be written or read.
         DataError: the data are missing or not what they should be.
     """
+    threads = torch.get_num_threads()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     world = World.join(settings.device)
@@ -220,6 +221,8 @@ def train(settings: Settings, cache: DatasetCache | None = None) -> Mapping[str,
                 folder.close()
     finally:
         world.leave()
+        if settings.threads is not None:  # the next run of this process has its own
+            torch.set_num_threads(threads)
 
 
 def _finished(folder: RunFolder | None, settings: Settings) -> dict[str, Any] | None:

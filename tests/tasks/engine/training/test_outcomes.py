@@ -22,6 +22,15 @@ def test_completed_after_epochs(tmp_path) -> None:
     assert sorted(set(steps(folder, "loss"))) == [0, 7, 14]
 
 
+def test_threads_of_one_run_are_not_those_of_the_next(tmp_path, monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    fake.train(tmp_path, threads=2)
+    fake.train(tmp_path, threads=None)
+    assert given == [2, 5]
+
+
 def test_budget_is_of_the_training_clock(tmp_path) -> None:
     summary = fake.train(tmp_path, train={"max_steps": None, "max_seconds": 0.05})
     assert summary["outcome"] == "budget"
