@@ -121,6 +121,9 @@ def cut(times: Array, states: Array, length: int | None, overlapping: bool = Tru
                 ended = row + length - 1
         fitting = np.array(kept, dtype=np.int64)
     after = fitting[:, None] + np.arange(1, length)
+    if not overlapping:  # nothing measured would be no error
+        measured = np.isfinite(states[after]).any(axis=(1, 2))
+        fitting, after = fitting[measured], after[measured]
     return Segments(states[fitting], times[after] - times[fitting, None], states[after])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,18 @@ def test_only_the_test_goes_beyond(name: str) -> None:
         assert 0 < late.sum() < len(late)
         expected = physical[:, late].square().flatten(1).mean(1).sqrt()
         torch.testing.assert_close(zero[2]["rmse_beyond"], expected)
+
+
+@pytest.mark.parametrize("name", ["lotka_volterra", "pendulum"])
+def test_what_nothing_was_measured_of_is_not_validated(name: str) -> None:
+    changes = {"points": 40, "segment": 2, "missing": 0.5, "unseen": 8}
+    splits = loaded(task := small(name, **changes))
+    *_, targets, weights = splits.valid
+    errors = task.measure(torch.zeros_like(targets), splits.valid)["rmse"]
+    squares = (targets * targets.new_tensor(task.units.scale)).square() * (weights > 0)
+    alone = [float((s.sum() / (w > 0).sum()).sqrt()) for s, w in zip(squares, weights, strict=True)]
+    assert not any(math.isnan(one) for one in alone)
+    assert float(errors.mean()) == pytest.approx(sum(alone) / len(alone))
 
 
 @pytest.mark.parametrize("name", ALL)
