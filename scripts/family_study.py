@@ -245,20 +245,21 @@ def _ended(members: Sequence[Run]) -> list[Run]:
 
 
 def _measured(study: Study, runs: Sequence[Run], file: Path) -> dict[tuple[str, float], str]:
-    """Evaluations by run and tolerance, measured once and kept in ``file``."""
+    """Evaluations by run and tolerance, measured once and kept in ``file`` till a run goes on."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     if file.is_file():
         with file.open(encoding="utf-8", newline="") as lines:
             kept = csv.DictReader(lines)
-            rows = {(r["model"], r["run"], r["tolerance"]): dict(r) for r in kept}
+            rows = {(r["model"], r["run"], r["tolerance"]): {"steps": "", **r} for r in kept}
     for members in by_model(runs).values():
         run = _shown(members)
         for tolerance in study.tolerances:
             key = (run.model, run.path.name, f"{tolerance:g}")
-            if key not in rows:
+            if rows.get(key, {"steps": None})["steps"] not in ("", str(run.steps)):
                 forward, backward = evaluations(run, tolerance, study.samples)
                 rows[key] = {
                     **dict(zip(("model", "run", "tolerance"), key, strict=True)),
+                    "steps": str(run.steps),
                     "samples": str(study.samples),
                     "forward": str(forward),
                     "backward": str(backward),

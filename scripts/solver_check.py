@@ -87,7 +87,9 @@ def error_markdown(runs: Sequence[Run], file: Path) -> str:
         if _is_adjoint(run) or not (run.path / "checkpoint.pt").is_file():
             continue
         name = f"{run.task}/{run.optim}/{run.path.name}"
-        rows.append(kept.get(name) or {"run": name, **_errors(run)})
+        known = kept.get(name, {})  # of a run that may have gone on since
+        same = known.get("epochs") == _epochs(run)
+        rows.append(known if same else {"run": name, **_errors(run)})
     if not rows:
         return ""
     write_file(file, as_csv(rows).encode())
@@ -102,10 +104,14 @@ def _errors(run: Run) -> dict[str, str]:
         "task": run.task,
         "optimizer": _optimizer(run),
         "seed": str(run.seed),
-        "epochs": number(run.steps / max(1, run.steps_per_epoch)),
+        "epochs": _epochs(run),
         "own": number(float((own - exact).norm() / exact.norm())),
         "papers": number(float((papers - exact).norm() / exact.norm())),
     }
+
+
+def _epochs(run: Run) -> str:
+    return number(run.steps / max(1, run.steps_per_epoch))
 
 
 def _row(slow: Run, fast: Run) -> list[str]:

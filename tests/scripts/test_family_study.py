@@ -151,6 +151,10 @@ def test_a_study_is_tabulated_and_drawn(cloud: list[Run], tmp_path: Path, monkey
     # What was measured once is not measured again.
     monkeypatch.setattr(family_study, "evaluations", lambda *_: pytest.fail("measured again"))
     assert write_study(cloud, tmp_path) == text
+    # But for a run that went on since then.
+    monkeypatch.setattr(family_study, "evaluations", lambda *_: (7, 9))
+    further = dataclasses.replace(cloud[0], steps=cloud[0].steps + 1)
+    assert write_study([further, cloud[1]], tmp_path).count("7/9") == 3
 
 
 def test_a_run_that_diverged_is_told_and_not_drawn(

@@ -1,16 +1,20 @@
 """Runs with the paper's solver beside their twins with a faster one."""
 
+import dataclasses
+
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_dir
 
 from scripts import paper_study, solver_check
 from scripts.jobs import plan
 from scripts.solver_check import error_markdown, solver_markdown, solver_pairs
 from tasks.engine import experiment
+from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 from tasks.engine.records.runs import read_runs
-from tasks.engine.report.reload import rebuild
+from tasks.engine.report.reload import rebuild, training_gradient
 from tests.support.made_up_runs import made_up_run
 
 LOSSES = [2.0, 1.0, 0.5, 0.25, 0.125]
@@ -76,6 +80,29 @@ def test_a_check_is_drawn_apart_from_runs_with_the_usual_solver(tmp_path, usual,
     assert table.count("| cifar10 | made-up | adam |") == 2  # one in each of two tables
     assert "| cifar10 | adam | 0 | 4 | 0% |" in check
     assert len((out / "runs.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("divergence", ["rademacher", "gaussian"])
+def test_gradients_in_float64_have_the_noise_of_the_run(tmp_path, divergence):
+    given = ["task=circle", f"task.divergence={divergence}", "task.hidden=4", "task.batch_size=64"]
+    given += ["train.max_epochs=null", "train.max_steps=1", "train.eval_splits=[valid]"]
+    given += [f"results.root={tmp_path}", "logger.progress=off", "train.eval_valid_samples=8"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        experiment.train(Settings.read(composing.plain(compose("config", overrides=given))))
+    (run,) = read_runs(tmp_path)[0]
+    own, exact = (training_gradient(run, 8, dtype=dtype) for dtype in (None, "float64"))
+    torch.testing.assert_close(own, exact, rtol=1e-3, atol=1e-4)
+
+
+def test_what_was_measured_before_a_run_went_on_is_measured_again(tmp_path, monkeypatch):
+    solved(tmp_path, "direct")
+    (run,) = read_runs(tmp_path)[0]
+    (run.path / "checkpoint.pt").touch()
+    monkeypatch.setattr(solver_check, "training_gradient", lambda *_, **__: torch.ones(2))
+    for steps in (100, 200):
+        going = dataclasses.replace(run, steps=steps)
+        row = error_markdown([going], tmp_path / "errors.csv").splitlines()[2]
+        assert row.split(" | ")[3] == str(steps // 100)
 
 
 def test_errors_are_those_of_the_gradient_at_the_end(tmp_path, monkeypatch):

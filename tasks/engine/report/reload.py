@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from tasks.engine.experiment import build_model, build_task, load_splits
 from tasks.engine.records import checkpoint
 from tasks.engine.records.runs import Run
 from tasks.engine.training.parallel import World
+from tasks.engine.training.probe import DrawnIn
 from tasks.task import Batch, Splits, Task
 
 
@@ -28,10 +30,15 @@ class Rebuilt:
     splits: Splits
     model: nn.Module
     seed: int
+    drawn: torch.dtype
+    """Of the run, whose noise it was drawn in."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The model's outputs for a batch, as in an evaluation."""
-        return self.task.forward(self.model, batch, stream(self.seed, "noise", batch[0].device))
+        noise = stream(self.seed, "noise", batch[0].device)
+        dtype = next(self.model.parameters()).dtype
+        with nullcontext() if dtype is self.drawn else DrawnIn(self.drawn):
+            return self.task.forward(self.model, batch, noise)
 
 
 def rebuild(
@@ -71,7 +78,7 @@ def rebuild(
         model.load_state_dict(state.get("averaged", state["model"]))
         for name, block in blocks(model).items():  # where a horizon has put its end
             block.t_span = state["solver"][name]["t_span"]
-    return Rebuilt(task, splits, model, run.seed)
+    return Rebuilt(task, splits, model, run.seed, getattr(torch, run.config["dtype"]))
 
 
 def evaluations(run: Run, tolerance: float, samples: int) -> tuple[int, int]:

@@ -98,7 +98,7 @@ class GradientProbe:
             block.on_failure = "raise"
         model.zero_grad()
         double = tuple(x.double() if x.is_floating_point() else x for x in batch)
-        with _DrawnIn(dtype):
+        with DrawnIn(dtype):
             outputs = self._task.forward(model, double, self._noise)
         self._task.loss(outputs, double).backward()
         parameters = list(model.parameters())
@@ -135,7 +135,7 @@ def compare(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     return float((difference / wanted).sqrt()), float(product / (found * wanted).sqrt())
 
 
-class _DrawnIn(TorchDispatchMode):
+class DrawnIn(TorchDispatchMode):
     """Draws random numbers in another dtype than they are asked for in, and converts them.
 
     A generator gives other numbers in float64 than in float32; the reference needs those that
