@@ -158,7 +158,15 @@ def _markdown(standings: Mapping[str, Sequence[Standing]]) -> str:
             metrics.append([one.workload.name, metric, *tests])
         parts += ["Test metric where the validation loss is lowest, mean over seeds:", ""]
         parts += [*map(_line, metrics), ""]
+        parts += [f"{one.workload.name}:{note}" for one in found if (note := _parts(one))]
     return "\n".join(parts)
+
+
+def _parts(one: Standing) -> str:
+    """What to know of test values of which some are of a part of the split."""
+    train = one.rows[0].entry.outcomes[0].run.config["train"]
+    size = train.get("eval_test_samples")
+    return f" Test values before the last are of {size} samples, the last of all." if size else ""
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -207,6 +215,7 @@ def _workload(track: str, one: Standing, pictures: Mapping[str, bytes]) -> dict[
         "about": (
             f"{one.workload.about} Budget {number(one.workload.seconds)} s. Target: validation "
             f"loss {number(one.target.loss)}, of {one.target.optim}, {one.target.date}."
+            f"{_parts(one)}"
         ),
         "grid": _grid(one),
         "figure": pictures[f"{name}.png"],

@@ -226,7 +226,9 @@ def test_it_draws_what_is_there_by_name_or_class(toy, mine, capsys) -> None:
     rows = (toy / "out" / "ratios.csv").read_text().splitlines()
     assert {row.split(",")[2] for row in rows[1:]} == {"adamw", "signum"}
     assert "signum" in page
-    assert "geometric mean" in (toy / "out" / "summary.md").read_text()
+    summary = (toy / "out" / "summary.md").read_text()
+    assert "geometric mean" in summary
+    assert "toy: Test values before the last are of 50 samples, the last of all." in summary
     assert "default track, 1 workload" in capsys.readouterr().out
 
 
