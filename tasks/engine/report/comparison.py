@@ -217,6 +217,12 @@ def _notes(members: Sequence[Run]) -> list[str]:
     if parts:
         sizes = " / ".join(str(size) for size in sorted(parts))
         notes.append(f"Test values before the last are of {sizes} test samples, the last of all.")
+    batches = {r.optim for r in members if find_curve(r, TRAIN_LOSS[:1]) is None}
+    if batches:
+        notes.append(
+            f"Training losses of {', '.join(sorted(batches))} are of single batches, not of the "
+            "split, and so are times to them: train.eval_splits leaves out train."
+        )
     commits = sorted({str(r.environment.get("snopt")) for r in members})
     if len(commits) > 1:
         notes.append(f"Not made by the same version of the code: {' / '.join(commits)}.")

@@ -321,3 +321,17 @@ def test_a_run_that_lies_in_both_folders_counts_once(tmp_path):
         write_report(root, tmp_path / "out", beside=tmp_path / "full")
         rows = read_csv(tmp_path / "out" / "summary.csv")
         assert {row["optimizer"]: row["seeds"] for row in rows} == {"adam": "0", "sgd": "0 1"}
+
+
+def test_training_losses_of_single_batches_are_called_so(tmp_path):
+    note = "Training losses of {} are of single batches, not of the split"
+    for optim, seed in (("adam", 0), ("sgd", 1)):
+        folder = made_up_run(tmp_path, optim=optim, seed=seed)
+        (comparison,) = compare(read_runs(tmp_path)[0])
+        assert not any("single batches" in one for one in comparison.notes)
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    measured = '"split": "train", "metric": "loss"'
+    path.write_text("".join(line for line in lines if measured not in line))
+    (comparison,) = compare(read_runs(tmp_path)[0])
+    assert any(one.startswith(note.format("sgd")) for one in comparison.notes)
