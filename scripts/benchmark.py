@@ -229,6 +229,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(
             "an optimizer of your own: --optims adamw,custom optim._target_=package.module.Class"
         )
+    if any(f"{key}.".startswith("optim.about.search.") for key in given):
+        raise ConfigError("optim.about.search is read from conf/optim/custom.yaml: set it there.")
     if options.budget is not None and options.budget <= 0:
         raise ConfigError(f"--budget={options.budget:g}: seconds, above 0.")
 

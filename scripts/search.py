@@ -174,12 +174,18 @@ class Space:
             given: settings that are not searched.
 
         Raises:
-            ConfigError: an optimizer without a range.
+            ConfigError: an optimizer without a range, or with too many.
         """
         require_choice("optim", optim, ranges())
         lr, *own = ranges()[optim].items()
         if lr[0] != "lr" or not isinstance(lr[1], LogUniform):
             raise ConfigError(f"conf/optim/{optim}.yaml: about.search begins with a range of lr.")
+        most = COORDINATES - 2 - len(SCHEDULE)
+        if len(own) > most:
+            raise ConfigError(
+                f"conf/optim/{optim}.yaml: about.search: lists {len(own)} settings beside lr, and "
+                f"points have coordinates for {most}."
+            )
         return cls(lr[1], {f"optim.{key}": values for key, values in own}, dict(given or {}))
 
     def draw(self, count: int, seed: int) -> list[dict[str, Any]]:
@@ -194,7 +200,7 @@ class Space:
         drawn = []
         for first, second, *rest in sequence.draw(count).tolist():
             lr = self.lr.at(first)
-            units = zip(further.items(), rest, strict=False)
+            units = zip(further.items(), rest, strict=False)  # the others stay unused
             changes = {
                 "optim.lr": lr,
                 "optim.field_lr": _round(lr * FIELD_RATIO.at(second)),

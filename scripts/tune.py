@@ -135,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("say what to tune: task=digits optim=adam.")
         for key in SEARCHED.keys() & given.keys():
             raise ConfigError(f"{key} {SEARCHED[key]}.")
+        if any(f"{key}.".startswith("optim.about.") for key in given):
+            raise ConfigError("optim.about is read from conf/optim/<name>.yaml: set it there.")
         if not 0 < options.seconds < math.inf:
             raise ConfigError(f"--seconds={options.seconds:g}: must be positive.")
         options.seeds = read_seeds(options.seeds)

@@ -242,6 +242,9 @@ def test_what_is_still_missing_is_left_out(toy, capsys) -> None:
     assert not (toy / "results").exists()
 
 
+OWN = ["--optims=custom", "optim._target_=torch.optim.Rprop"]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -249,6 +252,7 @@ def test_what_is_still_missing_is_left_out(toy, capsys) -> None:
         (["--optims=custom"], "optim._target_=package.module.Class"),
         (["optim._target_=torch.optim.Rprop"], "--optims adamw,custom"),
         (["--budget=0"], "above 0"),
+        ([*OWN, "optim.about.search.lr.to=1"], "optim.about.search is read from"),
         (["--workloads=toi"], "toi: no such choice"),
     ],
 )

@@ -69,6 +69,14 @@ def test_settings_that_are_given_are_not_searched() -> None:
     assert "lr 0.001..0.1; field_lr / lr 0.01..1;" in str(space)
 
 
+def test_more_settings_than_points_have_coordinates_are_refused(monkeypatch) -> None:
+    rates = search.LogUniform(1e-3, 0.1)
+    own = {f"a{number}": rates for number in range(11)}
+    monkeypatch.setattr(search, "ranges", lambda: {"adam": {"lr": rates, **own}})
+    with pytest.raises(ConfigError, match=r"about\.search: lists 11 settings beside lr.* 10"):
+        search.Space.of("adam")
+
+
 def test_a_closed_range_is_not_widened() -> None:
     whole_step = search.Space.of("snopt_gauss_newton")
     assert whole_step.widened({"optim.lr": 1.0, "optim.damping": 0.03}) == whole_step

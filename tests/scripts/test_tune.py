@@ -361,6 +361,7 @@ def test_dry_run_says_what_it_will_cost(tmp_path, monkeypatch, capsys) -> None:
         (["optim=adam"], "say what to tune"),
         (["task=digits", "optim=adam", "optim.lr=1"], "optim.lr is what is searched"),
         (["task=digits", "optim=adam", "train.max_seconds=9"], "say --seconds="),
+        (["task=digits", "optim=adam", "optim.about.search.lr.to=1"], "optim.about is read from"),
         (["task=digits", "optim=adam", "train.target=0.9"], "train.target ends a trial"),
         (["task=digits", "optim=adam", "train.eval_splits=[test]"], "say --select="),
         (["task=digits", "optim=adan"], "Did you mean adam"),
