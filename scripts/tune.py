@@ -135,8 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("say what to tune: task=digits optim=adam.")
         for key in SEARCHED.keys() & given.keys():
             raise ConfigError(f"{key} {SEARCHED[key]}.")
-        if any(f"{key}.".startswith("optim.about.") for key in given):
-            raise ConfigError("optim.about is read from conf/optim/<name>.yaml: set it there.")
+        if any(f"{key}.".startswith("optim.about.search.") for key in given):
+            raise ConfigError(
+                "optim.about.search is read from conf/optim/<name>.yaml: set it there."
+            )
         if not 0 < options.seconds < math.inf:
             raise ConfigError(f"--seconds={options.seconds:g}: must be positive.")
         options.seeds = read_seeds(options.seeds)
@@ -214,7 +216,8 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
     """Search for one pair, in this process."""
     out, err = console(), console(stderr=True)
     given = parsed(options.overrides)
-    space = Space.of(optim, {key: given[key] for key in given if key.startswith(KEPT)})
+    kept = [k for k in given if k.startswith(KEPT) and not k.startswith("optim.about.")]
+    space = Space.of(optim, {key: given[key] for key in kept})
     name = label(optim, options.overrides)
 
     def configure(changes: Changes) -> Mapping[str, Any]:

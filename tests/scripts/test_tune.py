@@ -319,6 +319,7 @@ def test_settings_of_a_class_from_outside_are_its_alone(tmp_path, monkeypatch) -
 
     monkeypatch.setattr(tune, "search", found)
     asked = ["task=digits", "optim=custom", "optim._target_=torch.optim.Rprop", "optim.rho=0.9"]
+    asked += ["optim.about.first_order=true"]
     assert tune.main([*asked, "--seconds=7", "--results", str(tmp_path / "results")]) == 0
     assert [path.name for path in (conf / "tuned" / "digits").iterdir()] == ["rprop.yaml"]
     text = (conf / "tuned" / "digits" / "rprop.yaml").read_text()
@@ -330,6 +331,7 @@ def test_settings_of_a_class_from_outside_are_its_alone(tmp_path, monkeypatch) -
             for more in (["tuned=digits/rprop"], ["optim._target_=torch.optim.NAdam"])
         )
     assert (tuned._target_, tuned.rho, tuned.lr) == ("torch.optim.Rprop", 0.9, 0.5)
+    assert tuned.keys() - other.keys() == {"rho"}  # about.first_order is no setting of the class
     assert other.lr == 1e-3  # of conf/optim/custom.yaml
 
 
@@ -361,7 +363,10 @@ def test_dry_run_says_what_it_will_cost(tmp_path, monkeypatch, capsys) -> None:
         (["optim=adam"], "say what to tune"),
         (["task=digits", "optim=adam", "optim.lr=1"], "optim.lr is what is searched"),
         (["task=digits", "optim=adam", "train.max_seconds=9"], "say --seconds="),
-        (["task=digits", "optim=adam", "optim.about.search.lr.to=1"], "optim.about is read from"),
+        (
+            ["task=digits", "optim=adam", "optim.about.search.lr.to=1"],
+            "optim.about.search is read from",
+        ),
         (["task=digits", "optim=adam", "train.target=0.9"], "train.target ends a trial"),
         (["task=digits", "optim=adam", "train.eval_splits=[test]"], "say --select="),
         (["task=digits", "optim=adan"], "Did you mean adam"),
