@@ -122,6 +122,7 @@ def test_a_layer_under_no_grad_in_a_model(rule: str) -> None:
     assert torch.equal(flat(model.features), before)
 
 
+@pytest.mark.filterwarnings("ignore:rule=.* is told by ODE blocks")
 @pytest.mark.parametrize("basis", ["curvature", "gradient", "both"])
 @pytest.mark.parametrize("rule", ["paper", "adam", "kfac"])
 def test_an_empty_first_batch_teaches_nothing(rule: str, basis: str) -> None:

@@ -214,6 +214,7 @@ def test_layers_whose_weight_is_made_anew_are_named() -> None:
             torch.testing.assert_close(p.detach(), before[key] - 0.1 * p.grad)
 
 
+@pytest.mark.filterwarnings("ignore:rule=.* is told by ODE blocks")
 def test_attention_uses_its_last_layer_without_calling_it() -> None:
     class Attends(nn.Module):
         def __init__(self) -> None:
