@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt.optim.saving import copied, reading
+from snopt.optim.update import norm
 
 _GROWTH = 1.5
 """How much longer the next step may be than the one before, once a step has been taken back."""
@@ -29,8 +30,7 @@ def length_since(before: Mapping[nn.Parameter, Tensor]) -> float:
     Args:
         before: where they were.
     """
-    moves = [p.detach() - old.to(p) for p, old in before.items()]
-    return float(torch.stack(torch._foreach_norm(moves)).norm())
+    return norm([p.detach() - old.to(p) for p, old in before.items()])
 
 
 def written_since(before: Mapping[nn.Parameter, Tensor], length: float) -> bool:
@@ -42,8 +42,7 @@ def written_since(before: Mapping[nn.Parameter, Tensor], length: float) -> bool:
         before: the parameters before the step.
         length: of the step.
     """
-    size = float(torch.stack(torch._foreach_norm([*before.values()])).norm())
-    rounding = max(torch.finfo(p.dtype).eps for p in before) * size
+    rounding = max(torch.finfo(p.dtype).eps for p in before) * norm([*before.values()])
     return length_since(before) > 1.01 * length + rounding
 
 
