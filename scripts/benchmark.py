@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from scripts.entry import MISTAKES, at_least, status
+from scripts.entry import MISTAKES, at_least, require_ranges_of_files, status
 from scripts.pool import INTERRUPTED, run_all
 from scripts.ranking import workloads
 from scripts.ranking.entrants import TRACKS, Entrant
@@ -229,8 +229,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(
             "an optimizer of your own: --optims adamw,custom optim._target_=package.module.Class"
         )
-    if any(f"{key}.".startswith("optim.about.search.") for key in given):
-        raise ConfigError("optim.about.search is read from conf/optim/custom.yaml: set it there.")
+    require_ranges_of_files(given)
     if options.budget is not None and options.budget <= 0:
         raise ConfigError(f"--budget={options.budget:g}: seconds, above 0.")
 

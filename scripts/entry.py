@@ -1,10 +1,10 @@
-"""How the scripts read numbers, and report errors: a sentence and an exit code."""
+"""How the scripts read what they are given, and report errors: a sentence and an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -53,3 +53,16 @@ def at_least(low: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def require_ranges_of_files(given: Iterable[str]) -> None:
+    """Refuse ranges on the command line, which nobody would read.
+
+    Args:
+        given: dotted keys.
+
+    Raises:
+        ConfigError: a range is among them.
+    """
+    if any(f"{key}.".startswith("optim.about.search.") for key in given):
+        raise ConfigError("optim.about.search is read from conf/optim/<name>.yaml: set it there.")

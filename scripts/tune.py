@@ -30,7 +30,7 @@ from typing import Any
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 
-from scripts.entry import MISTAKES, at_least, status
+from scripts.entry import MISTAKES, at_least, require_ranges_of_files, status
 from scripts.pool import INTERRUPTED, run_all
 from scripts.search import (
     MOST_WIDENINGS,
@@ -135,10 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("say what to tune: task=digits optim=adam.")
         for key in SEARCHED.keys() & given.keys():
             raise ConfigError(f"{key} {SEARCHED[key]}.")
-        if any(f"{key}.".startswith("optim.about.search.") for key in given):
-            raise ConfigError(
-                "optim.about.search is read from conf/optim/<name>.yaml: set it there."
-            )
+        require_ranges_of_files(given)
         if not 0 < options.seconds < math.inf:
             raise ConfigError(f"--seconds={options.seconds:g}: must be positive.")
         options.seeds = read_seeds(options.seeds)
