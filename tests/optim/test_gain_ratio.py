@@ -278,27 +278,20 @@ def test_a_resumed_run_judges_the_last_step(memory: float, settings: dict[str, A
     assert ends[0][1:] == ends[1][1:]
 
 
-def test_a_state_that_left_the_last_step_unjudged_loads() -> None:
+def test_a_state_of_one_step_loads_without_a_judgement_but_not_into_another_model() -> None:
     model, x, y = problem()
     optimizer = GaussNewton(model)
     evaluate(model, optimizer, x, y)
     optimizer.step()
     state = optimizer.state_dict()
-    del state["preconditioner"]["gain"]
-    optimizer.load_state_dict(state)
-    evaluate(model, optimizer, x, y)
-    optimizer.step()
-
-
-def test_a_step_that_was_saved_for_another_model_is_refused() -> None:
-    model, x, y = problem()
-    optimizer = GaussNewton(model)
-    evaluate(model, optimizer, x, y)
-    optimizer.step()
-    state = optimizer.state_dict()
-    state["preconditioner"]["gain"]["before"]["0.weight"] = torch.zeros(3)
+    gain = state["preconditioner"].pop("gain")
+    optimizer.load_state_dict(state)  # earlier versions left the last step unjudged
+    gain["before"]["0.weight"] = torch.zeros(3)
+    state["preconditioner"]["gain"] = gain
     with pytest.raises(ValueError, match=r"another model: see '0\.weight'"):
         optimizer.load_state_dict(state)
+    evaluate(model, optimizer, x, y)
+    optimizer.step()
 
 
 @pytest.mark.parametrize("how", ["load_state_dict", "data"])
