@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for run in read_runs(root, partial=root in options.partial)[0]:
             if run.task in PUBLISHED and run.config["task"].get("_target_") != FAMILIES:
                 identity = run.task, run.optim, run.config_hash, run.seed, _machine(run)
-                runs[identity] = on_its_clock(run)
+                runs[identity] = run
     moved = [run for run in runs.values() if MOVED in run.curves]
     others = [run for run in runs.values() if MOVED not in run.curves]
     if not others:
@@ -107,20 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_file(options.out / name, content)
     console().print("wrote " + ", ".join(str(options.out / name) for name in files))
     return 0
-
-
-def on_its_clock(run: Run) -> Run:
-    """The run with all its seconds on the clock that its settings name, wall or processors."""
-    cpu = float(run.record.get("cpu_seconds") or math.nan)
-    if run.config["train"].get("clock") != "cpu" or math.isnan(cpu):
-        return run
-    share = cpu / run.seconds if run.seconds else 1.0
-    return replace(
-        run,
-        seconds=cpu,
-        buckets={name: share * seconds for name, seconds in run.buckets.items()},
-        curves={key: replace(c, seconds=c.cpu_seconds) for key, c in run.curves.items()},
-    )
 
 
 def by_machine(runs: Iterable[Run]) -> list[Comparison]:

@@ -22,7 +22,7 @@ from scripts.entry import status
 from scripts.family_study import write_study
 from scripts.horizon_study import horizon_markdown
 from scripts.jobs import Job, chosen, estimate, experiments, plan, wall_factor
-from scripts.paper_study import by_machine, on_its_clock, paper_markdown
+from scripts.paper_study import by_machine, paper_markdown
 from scripts.pool import INTERRUPTED, run_all
 from scripts.seeds import read_seeds
 from tasks.common.checks import ConfigError
@@ -128,13 +128,13 @@ def _draw(jobs: Sequence[Job], root: Path, folder: Path) -> Report:
         try:
             if not job.finished:
                 raise UnreadableRunError("not finished")
-            runs.append(read_run(job.folder))
+            runs.append(read_run(job.folder).on_its_clock())
         except UnreadableRunError as error:
             skipped.append(SkippedRun(job.folder, str(error)))
     report = write_runs(runs, skipped, root, folder)
     if report.tables:
         text = write_study(runs, folder) or horizon_markdown(runs)
-        text = text or paper_markdown(by_machine(map(on_its_clock, runs)))
+        text = text or paper_markdown(by_machine(runs))
         write_file(folder / "table.md", text.encode())
     return report
 

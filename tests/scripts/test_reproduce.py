@@ -1,6 +1,5 @@
 """Job lists, skipping, resuming, and published numbers beside ours, on a made-up configuration."""
 
-import dataclasses
 import math
 
 import pytest
@@ -52,10 +51,16 @@ def in_turn(run):
     return run_all
 
 
+class Commands(list):
+    """What was trained; runs are limited by processor seconds where these are a share of all."""
+
+    processors = None
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """Replaces training: made-up runs in the folders that the jobs ask for."""
-    commands = []
+    commands = Commands()
 
     def run(command):
         commands.append(command[2:])
@@ -69,6 +74,7 @@ def trained(monkeypatch):
             config_hash=job.folder.name.rpartition("-")[0],
             metric="nll",
             higher_is_better=False,
+            processors=commands.processors,
         )
         return 0
 
@@ -121,14 +127,13 @@ def test_runs_what_is_missing_skips_what_is_finished_and_draws(conf, trained, tm
     assert capsys.readouterr().out.count("finished before") == 4
 
 
-def test_seconds_are_those_of_the_clock_of_the_runs(conf, trained, tmp_path, monkeypatch):
-    def on_its_clock(run):
-        return dataclasses.replace(run, seconds=0.321 * run.steps)
-
-    monkeypatch.setattr(reproduce, "on_its_clock", on_its_clock)
+def test_seconds_are_those_of_the_clock_of_the_runs(conf, trained, tmp_path):
+    trained.processors = 0.25
     assert command(tmp_path, "--seeds", "0") == 0
-    text = (tmp_path / "results/reproduced/paper-flows/table.md").read_text()
-    assert "| adam | 321 |" in text.partition("### Seconds of a training step")[2]
+    folder = tmp_path / "results/reproduced/paper-flows"
+    costs = (folder / "table.md").read_text().partition("### Seconds of a training step")[2]
+    assert "| adam | 25 |" in costs
+    assert "Seconds are those on processors" in (folder / "report.html").read_text()
 
 
 def test_dry_run_trains_nothing_and_estimates_from_earlier_runs(conf, trained, tmp_path, capsys):

@@ -39,12 +39,14 @@ def made_up_run(
     optim_settings=None,
     shares=None,
     extra=None,
+    processors=None,
     **overrides,
 ):
     """Write one run and return its folder.
 
     ``losses`` gives the training loss at 0, every, 2 * every, ... steps; without it, an exponential
-    decay to ``floor`` at ``rate`` a step, a little different for every seed.
+    decay to ``floor`` at ``rate`` a step, a little different for every seed. ``processors`` is the
+    share of the seconds that were spent on processors, of a run that is limited by those.
     """
     marks = range(0, steps + 1, every)
     if losses is None:
@@ -73,6 +75,7 @@ def made_up_run(
                 "value": value if math.isfinite(value) else None,
                 "seconds": step * step_seconds,
                 "wall": step * step_seconds * 1.3,
+                **({"cpu_seconds": step * step_seconds * processors} if processors else {}),
                 "nfe_forward": 14 * step,
                 "nfe_backward": 16 * step,
             }
@@ -97,6 +100,7 @@ def made_up_run(
         "environment": {"device_name": "made-up", "threads": 2, "snopt": "0123abc"},
         "final": {},
         "best": None,
+        **({"cpu_seconds": last * step_seconds * processors} if processors else {}),
         **overrides,
     }
     (folder / "run.json").write_text(json.dumps(record))
@@ -107,7 +111,7 @@ def made_up_run(
         "model": {"name": model},
         "optim": {"name": optim, "lr": 0.01, **(optim_settings or {})},
         "solver": {"method": "dopri5", "rtol": 1e-3},
-        "train": {"max_seconds": 40},
+        "train": {"max_seconds": 40, **({"clock": "cpu"} if processors else {})},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder

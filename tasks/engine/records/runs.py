@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Run:
 
     Attributes:
         provenance: what the data was ("complete", "first 5000 images", "synthetic").
+        seconds: training clock at the end, on the wall; see :meth:`on_its_clock`.
+        cpu_seconds: seconds on processors while it ran; NaN in files without them.
         metric: the task's headline metric.
         curves: every metric that was logged, by split and name.
         record: all that ``run.json`` holds, for what has no attribute here.
@@ -45,6 +47,7 @@ class Run:
     message: str
     steps: int
     seconds: float
+    cpu_seconds: float
     buckets: Mapping[str, float]
     environment: Mapping[str, Any]
     provenance: str
@@ -70,6 +73,27 @@ class Run:
         """Field evaluations of the whole run, forward and backward."""
         return max((float(c.nfe[-1]) for c in self.curves.values() if len(c.nfe)), default=math.nan)
 
+    @property
+    def by_processors(self) -> bool:
+        """Whether the run was limited by seconds on processors, not by those on the wall."""
+        return (self.config.get("train") or {}).get("clock") == "cpu"
+
+    def on_its_clock(self) -> Run:
+        """The run with all its seconds on the clock that limited it, wall or processors.
+
+        Other work on the machine stretches the seconds on the wall of a run that ends by those on
+        processors. Runs without a count of the latter stay as they are.
+        """
+        if not self.by_processors or math.isnan(self.cpu_seconds):
+            return self
+        share = self.cpu_seconds / self.seconds if self.seconds else 1.0
+        return replace(
+            self,
+            seconds=self.cpu_seconds,
+            buckets={name: share * seconds for name, seconds in self.buckets.items()},
+            curves={key: replace(c, seconds=c.cpu_seconds) for key, c in self.curves.items()},
+        )
+
 
 @dataclass(frozen=True)
 class SkippedRun:
@@ -82,7 +106,7 @@ class SkippedRun:
 def read_runs(
     root: Path, *, tasks: Iterable[str] | None = None, partial: bool = False
 ) -> tuple[list[Run], list[SkippedRun]]:
-    """Read every run below a folder.
+    """Read every run below a folder, each with its seconds on its own clock.
 
     Args:
         root: a results folder, or any folder inside one.
@@ -97,7 +121,7 @@ def read_runs(
     skipped: list[SkippedRun] = []
     for folder in run_folders(root):
         try:
-            run = read_run(folder)
+            run = read_run(folder).on_its_clock()
         except UnreadableRunError as error:
             skipped.append(SkippedRun(folder, str(error)))
             continue
@@ -122,7 +146,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run.
+    """Read one run; its ``seconds`` are those on the wall, as in its files.
 
     Raises:
         UnreadableRunError: a file is missing or damaged, or the run measured nothing.
@@ -151,6 +175,7 @@ def read_run(folder: Path) -> Run:
             message=str(record.get("message") or ""),
             steps=int(record.get("steps") or 0),
             seconds=number(record.get("seconds")),
+            cpu_seconds=number(record.get("cpu_seconds")),
             buckets={str(k): number(v) for k, v in (record.get("buckets") or {}).items()},
             environment=dict(record.get("environment") or {}),
             provenance=str(record.get("provenance") or UNKNOWN_PROVENANCE),

@@ -213,6 +213,8 @@ def _notes(members: Sequence[Run]) -> list[str]:
     for name in _differing(machines):
         values = sorted({str(row.get(name)) for row in machines})
         notes.append(f"Seconds may not compare: {name} = {' / '.join(values)}.")
+    if all(run.by_processors for run in members):
+        notes.append("Seconds are those on processors, by which these runs were limited.")
     parts = {_get(r.config, "train", "eval_test_samples") for r in members} - {None}
     if parts:
         sizes = " / ".join(str(size) for size in sorted(parts))

@@ -187,3 +187,25 @@ def test_selected_metric_is_the_test_value_at_the_best_validation_step(tmp_path)
     one = row(table(tmp_path), "adam")
     assert one.selected_metric.median == pytest.approx(1 / 1.25)
     assert one.test_metric.median == pytest.approx(1 / 1.5)
+
+
+def test_seconds_of_runs_limited_by_processors_are_those_on_processors(tmp_path):
+    for optim, share in (("adam", 0.25), ("snopt", 0.5)):
+        made_up_run(tmp_path, optim=optim, processors=share)
+    found = table(tmp_path)
+    # 400 steps of 0.1 s on the wall, each.
+    assert row(found, "adam").seconds.median == pytest.approx(10)
+    assert row(found, "snopt").seconds.median == pytest.approx(20)
+    assert row(found, "snopt").step_seconds.median == pytest.approx(
+        2 * row(found, "adam").step_seconds.median
+    )
+    # The curves are the same, step by step.
+    assert row(found, "snopt").time_to_loss.ratio.median == pytest.approx(2)
+    assert any("on processors" in note for note in found.comparison.notes)
+
+
+def test_seconds_of_other_runs_are_those_on_the_wall(tmp_path):
+    made_up_run(tmp_path, optim="adam", cpu_seconds=10.0)
+    found = table(tmp_path)
+    assert row(found, "adam").seconds.median == pytest.approx(40)
+    assert not any("on processors" in note for note in found.comparison.notes)
