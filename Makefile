@@ -19,7 +19,7 @@ TEST_JOBS ?= 2
 # `make reproduce`: which table of the paper.
 TABLE ?= paper/images
 
-.PHONY: help setup run test test-all lint docs bench reproduce report clean
+.PHONY: help setup run test test-all lint docs bench benchmark reproduce report clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ docs: $(STAMP)  ## build the site into build/docs and run the examples (DOCS_FLA
 
 bench: $(STAMP)  ## seconds per step, split by bucket, per task
 	$(BIN)/python -m scripts.bench
+
+benchmark: $(STAMP)  ## rank optimizers by time to validation targets (hours; resumes; BENCHMARK_FLAGS="--dry-run")
+	$(BIN)/python -m scripts.benchmark $(BENCHMARK_FLAGS)
 
 reproduce: $(STAMP)  ## run and draw a table of the paper (TABLE=paper/images)
 	$(BIN)/python -m scripts.reproduce $(TABLE)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scripts.ranking.scores import TAUS, Entry, Standing, area, optims, profile
 from scripts.ranking.workloads import Target, Workload
 from tasks.common.figures import new_figure, png
+from tasks.engine.optimizers.about import colour
 from tasks.engine.records.metrics import Curve
 from tasks.engine.report.formatting import NOTHING
 from tasks.engine.report.palette import TARGET
@@ -32,7 +33,7 @@ def curves(title: str, target: Target | None, entries: Sequence[Entry]) -> bytes
     _draw(tests, entries, test, f"test {run.metric}", rises=run.higher_is_better)
     if target is not None:
         losses.axhline(target.loss, color=TARGET, linewidth=0.9, linestyle="dashed")
-        losses.annotate(
+        said = losses.annotate(
             f"target, of {target.optim}",
             (1, target.loss),
             xycoords=losses.get_yaxis_transform(),
@@ -41,12 +42,13 @@ def curves(title: str, target: Target | None, entries: Sequence[Entry]) -> bytes
             fontsize=8,
             color="#555555",
         )
+        said.set_in_layout(False)  # curves may end far above the target
     handles, labels = losses.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return png(figure)
 
 
-def profiles(standings: Sequence[Standing], colours: Mapping[str, str]) -> bytes:
+def profiles(standings: Sequence[Standing]) -> bytes:
     """The share of workloads on which each optimizer is within a factor of the fastest."""
     figure = new_figure(7.0, 4.6)
     axes = figure.subplots()
@@ -54,7 +56,8 @@ def profiles(standings: Sequence[Standing], colours: Mapping[str, str]) -> bytes
         shares = profile(standings, optim)
         dashes = ("solid", "dashed", "dashdot")[index % 3]
         label = f"{optim} ({area(shares):.2f})"
-        axes.step(TAUS, shares, where="post", color=colours[optim], linestyle=dashes, label=label)
+        shade = colour(optim, {})
+        axes.step(TAUS, shares, where="post", color=shade, linestyle=dashes, label=label)
     axes.set(xlim=(1, TAUS[-1]), ylim=(0, 1.03))
     axes.set_xlabel("seconds to the target, over the fastest optimizer's", fontsize=9)
     axes.set_ylabel(f"share of the {len(standings)} workloads", fontsize=9)

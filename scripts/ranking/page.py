@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.ranking.drawing import after_start, curves, profiles, title
+from scripts.ranking.ratios import RATIOS, as_text, beside, kept
 from scripts.ranking.scores import (
     LEVEL,
     Entry,
@@ -19,6 +20,7 @@ from scripts.ranking.scores import (
     standing,
 )
 from scripts.ranking.workloads import Workload
+from tasks.engine.optimizers.about import colour
 from tasks.engine.records.metrics import Axis
 from tasks.engine.records.results import write_file
 from tasks.engine.report.formatting import NOTHING, metric_style, number
@@ -30,7 +32,6 @@ from tasks.engine.report.interactive import (
     script_files,
 )
 from tasks.engine.report.pages import Grid, Item, render_page
-from tasks.engine.report.summary import Cell, as_csv
 
 Results = Mapping[str, Sequence[tuple[Workload, Sequence[Entry]]]]
 """By track: every workload with those whose runs are all there."""
@@ -41,6 +42,9 @@ _TEMPLATE = Path(__file__).parent / "templates" / "benchmark.html"
 def write(results: Results, folder: Path) -> list[str]:
     """Write everything that the finished runs allow.
 
+    Workloads of which there are no runs here keep the tables and pictures that the folder has of
+    them, as long as their targets are the same.
+
     Args:
         results: by track.
         folder: gets ``index.html``, ``summary.md``, ``ratios.csv`` and PNG files, and plotly's
@@ -49,31 +53,32 @@ def write(results: Results, folder: Path) -> list[str]:
     Returns:
         What to say of it, a line each.
     """
-    standings = {
+    made = {
         track: [one for pair in pairs if (one := standing(*pair)) is not None]
         for track, pairs in results.items()
     }
-    if not any(standings.values()):
+    standings = beside(made, kept(folder / RATIOS))
+    if not standings:
         return ["nothing to draw yet: no workload has a target and a first-order optimizer's runs."]
     pictures: dict[str, bytes] = {}
     for track, found in standings.items():
-        colours = {row.entry.optim: row.entry.colour for one in found for row in one.rows}
-        if found:
-            pictures[f"profile-{track}.png"] = profiles(found, colours)
+        pictures[f"profile-{track}.png"] = profiles(found)
         for one in found:
             name = f"{track}-{one.workload.name}.png"
-            entries = [row.entry for row in one.rows]
-            pictures[name] = curves(title(one.workload, track), one.target, entries)
+            if one.entries:
+                pictures[name] = curves(title(one.workload, track), one.target, one.entries)
+            elif (folder / name).is_file():
+                pictures[name] = (folder / name).read_bytes()
     files = {
         **pictures,
-        "ratios.csv": as_csv([c for t, s in standings.items() for c in _cells(t, s)]).encode(),
+        RATIOS: as_text(standings).encode(),
         "summary.md": _markdown(standings).encode(),
         "index.html": _html(standings, pictures).encode(),
         **script_files(),
     }
     for name, content in files.items():
         write_file(folder / name, content)
-    said = [_score(track, found) for track, found in standings.items() if found]
+    said = [_score(track, found) for track, found in standings.items()]
     return [*said, f"wrote {folder}/index.html"]
 
 
@@ -90,38 +95,8 @@ def mean_ratio(found: Sequence[Standing], optim: str) -> str:
     return mean if len(ratios) == len(found) else f"{mean} ({len(ratios)} of {len(found)})"
 
 
-def _cells(track: str, found: Sequence[Standing]) -> list[dict[str, Cell]]:
-    return [
-        {
-            "track": track,
-            "workload": one.workload.name,
-            "optimizer": row.entry.optim,
-            "settings": " ".join(f"{k}={v}" for k, v in row.entry.settings.items()),
-            "seeds": len(row.entry.outcomes),
-            "target_loss": one.target.loss,
-            "reached": row.reached,
-            "cpu_seconds_to_target": row.seconds,
-            "baseline": one.baseline,
-            "ratio": row.ratio,
-            "ratio_low": row.interval[0],
-            "ratio_high": row.interval[1],
-            "wall_ratio": row.wall_ratio,
-            "best_valid_loss": row.best,
-            "test_metric": row.entry.outcomes[0].run.metric,
-            "test_at_target": row.test_at_target,
-            "test_at_best": row.test_at_best,
-            "test_at_end": row.test_at_end,
-            "test_no_worse": str(row.no_worse).lower(),
-            "ms_per_step": 1000 * row.step_seconds,
-        }
-        for one in found
-        for row in one.rows
-    ]
-
-
 def _seconds(row: Row) -> str:
-    never = 2 * row.reached <= len(row.entry.outcomes)
-    return "never" if never else number(row.seconds)
+    return number(row.seconds) if row.reaches else "never"
 
 
 def _ratio(row: Row | None) -> str:
@@ -135,8 +110,6 @@ def _ratio(row: Row | None) -> str:
 def _markdown(standings: Mapping[str, Sequence[Standing]]) -> str:
     parts = ["# Time to the validation target", "", *_explained(), ""]
     for track, found in standings.items():
-        if not found:
-            continue
         names = optims(found)
         parts += [f"## {track.capitalize()} track", ""]
         parts += [_line(["workload", "target", "best first-order", "its seconds", *names])]
@@ -152,7 +125,7 @@ def _markdown(standings: Mapping[str, Sequence[Standing]]) -> str:
         parts += [_line(["area of the profile", "", "", "", *areas]), ""]
         metrics = [["workload", "test metric", *names], ["---"] * (2 + len(names))]
         for one in found:
-            metric = one.rows[0].entry.outcomes[0].run.metric
+            metric = one.rows[0].metric
             show = metric_style(metric)
             tests = [NOTHING if (r := one.row(n)) is None else show(r.test_at_best) for n in names]
             metrics.append([one.workload.name, metric, *tests])
@@ -164,8 +137,7 @@ def _markdown(standings: Mapping[str, Sequence[Standing]]) -> str:
 
 def _parts(one: Standing) -> str:
     """What to know of test values of which some are of a part of the split."""
-    train = one.rows[0].entry.outcomes[0].run.config["train"]
-    size = train.get("eval_test_samples")
+    size = one.workload.test_samples
     return f" Test values before the last are of {size} samples, the last of all." if size else ""
 
 
@@ -188,7 +160,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str], Callable[[Row], float] | None],
     ("seconds to target", _seconds, lambda row: row.seconds),
     ("ratio [90%]", _ratio, lambda row: row.ratio),
     ("ratio, wall", lambda row: number(row.wall_ratio), lambda row: row.wall_ratio),
-    ("reached", lambda row: f"{row.reached} of {len(row.entry.outcomes)}", None),
+    ("reached", lambda row: f"{row.reached} of {row.seeds}", None),
     ("best valid loss", lambda row: number(row.best), lambda row: row.best),
     ("ms a step", lambda row: number(1000 * row.step_seconds), lambda row: row.step_seconds),
 )
@@ -203,7 +175,6 @@ def _html(standings: Mapping[str, Sequence[Standing]], pictures: Mapping[str, by
             "workloads": [_workload(track, one, pictures) for one in found],
         }
         for track, found in standings.items()
-        if found
     ]
     return render_page(_TEMPLATE, interactive=available(), explained=_explained(), tracks=tracks)
 
@@ -218,8 +189,8 @@ def _workload(track: str, one: Standing, pictures: Mapping[str, bytes]) -> dict[
             f"{_parts(one)}"
         ),
         "grid": _grid(one),
-        "figure": pictures[f"{name}.png"],
-        "interactive": _curves(name, one) if available() else "",
+        "figure": pictures.get(f"{name}.png"),
+        "interactive": _curves(name, one) if one.entries and available() else "",
     }
 
 
@@ -233,8 +204,7 @@ _AXES: tuple[tuple[Axis, str], ...] = (
 
 def _curves(name: str, one: Standing) -> str:
     """Validation loss and test metric, as in the picture."""
-    entries = [row.entry for row in one.rows]
-    run = entries[0].outcomes[0].run
+    run = one.entries[0].outcomes[0].run
     quantities = [
         Quantity("validation loss", one.target.loss),
         Quantity(f"test {run.metric}", rises=run.higher_is_better),
@@ -249,13 +219,13 @@ def _curves(name: str, one: Standing) -> str:
                 [after_start(outcome.test) for outcome in entry.outcomes],
             ],
         )
-        for entry in entries
+        for entry in one.entries
     ]
     return interactive_curves(name, quantities, lines, _AXES)
 
 
 def _grid(one: Standing) -> Grid:
-    metric = one.rows[0].entry.outcomes[0].run.metric
+    metric = one.rows[0].metric
     show = metric_style(metric)
     tests: list[tuple[str, Callable[[Row], float]]] = [
         (f"test {metric} at target", lambda row: row.test_at_target),
@@ -265,10 +235,9 @@ def _grid(one: Standing) -> Grid:
     heads = ["optimizer", *(name for name, *_ in _COLUMNS), *(name for name, _ in tests)]
     rows = []
     for row in one.rows:
-        settings = " ".join(f"{k}={v}" for k, v in row.entry.settings.items())
-        cells = [Item(row.entry.optim, note=settings, colour=row.entry.colour)]
+        cells = [Item(row.optim, note=row.settings, colour=colour(row.optim, {}))]
         cells += [Item(text(row), key and key(row)) for _, text, key in _COLUMNS]
         cells += [Item(show(value(row)), value(row)) for _, value in tests]
         rows.append(cells)
-    baseline = [row.entry.optim for row in one.rows].index(one.baseline)
+    baseline = [row.optim for row in one.rows].index(one.baseline)
     return Grid(heads, rows, marked=baseline)

@@ -49,10 +49,14 @@ class Row:
     """One optimizer's line of a workload's table; seconds are medians over seeds.
 
     Attributes:
-        reached: seeds that reach the target.
+        optim: its label.
+        settings: what was chosen, ``key=value`` with spaces between.
+        seeds: runs that count.
+        reached: those that reach the target.
         seconds: processor seconds to it.
         ratio: over those of the best first-order optimizer, with its interval.
         wall_ratio: the same by the training clock on the wall.
+        metric: of the test split.
         test_at_target: mean test metric where the target is reached.
         test_at_best: where the validation loss is lowest.
         test_at_end: at the end.
@@ -62,18 +66,26 @@ class Row:
         step_seconds: processor seconds of a step.
     """
 
-    entry: Entry
+    optim: str
+    settings: str
+    seeds: int
     reached: int
     seconds: float
     ratio: float
     interval: tuple[float, float]
     wall_ratio: float
+    metric: str
     test_at_target: float
     test_at_best: float
     test_at_end: float
     best: float
     no_worse: bool
     step_seconds: float
+
+    @property
+    def reaches(self) -> bool:
+        """Whether more than half of its runs reach the target."""
+        return 2 * self.reached > self.seeds
 
 
 @dataclass(frozen=True)
@@ -83,16 +95,18 @@ class Standing:
     Attributes:
         baseline: the first-order optimizer with the fewest seconds.
         rows: by rising seconds.
+        entries: whose runs are at hand, in the order of the rows; none of a table that was kept.
     """
 
     workload: Workload
     target: Target
     baseline: str
     rows: tuple[Row, ...]
+    entries: tuple[Entry, ...] = ()
 
     def row(self, optim: str) -> Row | None:
         """An optimizer's row."""
-        return next((row for row in self.rows if row.entry.optim == optim), None)
+        return next((row for row in self.rows if row.optim == optim), None)
 
 
 def standing(workload: Workload, entries: Sequence[Entry]) -> Standing | None:
@@ -113,12 +127,15 @@ def standing(workload: Workload, entries: Sequence[Entry]) -> Standing | None:
         walls = [np.median(times(one, "seconds")) for one in (entry, baseline)]
         rows.append(
             Row(
-                entry=entry,
+                optim=entry.optim,
+                settings=" ".join(f"{key}={value}" for key, value in entry.settings.items()),
+                seeds=len(entry.outcomes),
                 reached=sum(one.reach(target.loss) is not None for one in entry.outcomes),
                 seconds=float(np.median(own)),
                 ratio=float(np.median(own) / np.median(theirs)),
                 interval=(1.0, 1.0) if entry is baseline else interval(own, theirs),
                 wall_ratio=float(walls[0] / walls[1]),
+                metric=entry.outcomes[0].run.metric,
                 test_at_target=_mean(one.test_at(target.loss) for one in entry.outcomes),
                 test_at_best=_mean(one.test_at() for one in entry.outcomes),
                 test_at_end=_mean(one.test.final for one in entry.outcomes),
@@ -128,7 +145,9 @@ def standing(workload: Workload, entries: Sequence[Entry]) -> Standing | None:
             )
         )
     rows.sort(key=lambda row: (row.seconds, row.best))
-    return Standing(workload, target, baseline.optim, tuple(rows))
+    order = [row.optim for row in rows]
+    ranked = sorted(entries, key=lambda entry: order.index(entry.optim))
+    return Standing(workload, target, baseline.optim, tuple(rows), tuple(ranked))
 
 
 def interval(own: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float]:
@@ -165,7 +184,7 @@ def profile(standings: Sequence[Standing], optim: str) -> NDArray[np.float64]:
     ratios = np.full(len(standings), math.inf)
     for index, one in enumerate(standings):
         row = one.row(optim)
-        if row is not None and 2 * row.reached > len(row.entry.outcomes):
+        if row is not None and row.reaches:
             ratios[index] = row.seconds / min(other.seconds for other in one.rows)
     within = ratios[None, :] <= TAUS[:, None]
     return np.asarray(within.mean(axis=1), dtype=np.float64)
@@ -178,7 +197,7 @@ def area(shares: NDArray[np.float64]) -> float:
 
 def optims(standings: Sequence[Standing]) -> list[str]:
     """Everybody, by falling area of the profile."""
-    names = {row.entry.optim for one in standings for row in one.rows}
+    names = {row.optim for one in standings for row in one.rows}
     return sorted(names, key=lambda name: (-area(profile(standings, name)), name))
 
 

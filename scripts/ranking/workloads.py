@@ -54,6 +54,7 @@ class Workload:
         seconds: budget of a run, training seconds on one processor.
         about: what it is, in a sentence.
         target: the validation loss to reach, where it is fixed.
+        test_samples: of the test split, that it is measured on during training; all by default.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Workload:
     seconds: float
     about: str
     target: Target | None = None
+    test_samples: int | None = None
 
     @property
     def goal(self) -> float | None:
@@ -81,7 +83,8 @@ class Workload:
             tasks = [one.get("override /task") for one in content["defaults"]]
             (task,) = (found for found in tasks if found)
             seconds = float(content["train"]["max_seconds"])
-            return cls(name, task, seconds, part["about"], target)
+            samples = content["train"].get("eval_test_samples")
+            return cls(name, task, seconds, part["about"], target, samples)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"conf/target/{name}.yaml: is no workload ({type(error).__name__}: {error}). Copy "

@@ -232,6 +232,28 @@ def test_it_draws_what_is_there_by_name_or_class(toy, mine, capsys) -> None:
     assert "default track, 1 workload" in capsys.readouterr().out
 
 
+def test_tables_stay_where_the_runs_are_gone_until_the_target_changes(toy, capsys) -> None:
+    workloads.fix(Workload.read("toy"), fixed())
+    results, out = toy / "results", toy / "out"
+    flags = ["--track=default", f"--out={out}", "--optims=sgd,snopt", "--seeds=1"]
+    make(Entrant("default", Workload.read("toy"), "sgd", results), [0], lambda line: None)
+    assert benchmark.main([*flags, "--draw-only", f"--results={results}"]) == 0
+    written = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert benchmark.main([*flags, "--draw-only", "--results=elsewhere"]) == 0
+    for name in ("ratios.csv", "summary.md", "default-toy.png"):
+        assert (out / name).read_bytes() == written[name]
+    assert (out / "index.html").read_text().count("data:image/png") == 2
+    path = workloads.FOLDER / "toy.yaml"
+    path.write_text(path.read_text().replace(f"loss: {fixed().loss}", "loss: 0.123"))
+    assert Workload.read("toy").goal == 0.123
+    capsys.readouterr()
+    assert benchmark.main([*flags, "--draw-only", "--results=elsewhere"]) == 0
+    assert "nothing to draw yet" in capsys.readouterr().out
+    (out / "ratios.csv").write_text("track,workload\ndefault,toy\n")
+    assert benchmark.main([*flags, "--draw-only", "--results=elsewhere"]) == cli.REFUSED
+    assert "ratios.csv: is damaged" in capsys.readouterr().err
+
+
 def test_what_is_still_missing_is_left_out(toy, capsys) -> None:
     workloads.fix(Workload.read("toy"), fixed())
     flags = ["--track=default", f"--results={toy / 'results'}", f"--out={toy / 'out'}"]

@@ -1,6 +1,5 @@
 """Runs of the paper's tasks beside its numbers: who is compared with whom, and what is said."""
 
-
 import pytest
 
 from scripts import paper_study

@@ -1,6 +1,7 @@
 """The benchmark's numbers, against values worked out by hand."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from scripts.ranking.drawing import _of_interest
 from scripts.ranking.outcomes import NEVER, Outcome, merit
 from scripts.ranking.page import mean_ratio
+from scripts.ranking.ratios import RATIOS, as_text, beside, kept
 from scripts.ranking.scores import (
     TAUS,
     Entry,
@@ -79,7 +81,7 @@ def test_ratios_are_of_medians_over_the_best_first_order_optimizer() -> None:
     ours = entry("ours", *(outcome([2, 1, 0.5], s, wall=1.0) for s in (1, 2, 9)))
     table = standing(workload(), [sgd, ours, adam])
     assert table.baseline == "adam"
-    assert [row.entry.optim for row in table.rows] == ["ours", "adam", "sgd"]
+    assert [row.optim for row in table.rows] == ["ours", "adam", "sgd"]
     assert [row.ratio for row in table.rows] == [0.5, 1.0, 1.5]
     assert table.row("ours").wall_ratio == 0.25
     assert table.row("ours").reached == 3
@@ -160,3 +162,26 @@ def test_who_diverged_does_not_stretch_the_axis() -> None:
     assert _of_interest(shown, rises=False).tolist() == [0.5, 0.1, 1.0, 0.9]
     assert _of_interest([(1 - y, (1 - y)[1:]) for y in (good, wild)], rises=True).max() == 0.9
     assert len(_of_interest([(lost, lost)], rises=False)) == 0
+
+
+def test_the_committed_tables_read_and_write_themselves() -> None:
+    path = Path("results/reference/benchmark") / RATIOS
+    assert as_text(kept(path)) == path.read_text()
+    (tables,) = kept(path).values()
+    assert {one.workload.name for one in tables} >= {"circle", "mnist", "spoken_arabic_digits"}
+
+
+def test_new_tables_replace_old_ones_of_the_same_workload_and_leave_the_others() -> None:
+    def table(name: str, seconds: float):
+        adam = entry("adam", outcome([2, 1, 0.5], seconds), first_order=True)
+        return standing(workload(name), [adam])
+
+    old = {"default": [table("b", 1), table("c", 1)], "tuned": [table("a", 1)]}
+    found = beside({"default": [table("a", 2), table("b", 2)], "tuned": []}, old)
+    seconds = {
+        (track, one.workload.name): one.rows[0].seconds
+        for track, tables in found.items()
+        for one in tables
+    }
+    expected = {("default", "a"): 4, ("default", "b"): 4, ("default", "c"): 2, ("tuned", "a"): 2}
+    assert seconds == expected
