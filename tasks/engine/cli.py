@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tasks.common.checks import ConfigError
 from tasks.engine.config.composing import CONF, checked, plain
+from tasks.engine.config.schedule import without_idle
 from tasks.engine.config.settings import Settings
 from tasks.engine.training.signals import INTERRUPTED, end_by_exception
 
@@ -103,6 +104,10 @@ def main(config: DictConfig, sweeping: bool = False) -> tuple[int, str]:
     end_by_exception()
     try:
         values = plain(config)
+        if sweeping:
+            values, idle = without_idle(values)
+            for why in idle.values():
+                logger.warning("schedule.%s: left out of this job", why)
         settings = Settings.read(values)
         if sweeping and values["logger"].get("progress") == "auto":
             values["logger"]["progress"] = "plain"  # several bars would draw over each other

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.common.checks import ConfigError, choices
+from tasks.engine.config.schedule import without_idle
 from tasks.engine.config.settings import NEEDED, Settings
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -84,13 +85,21 @@ def check_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         parsed = _parsed(readable, sweep)
         jobs = _jobs(parsed) if sweep else iter([readable])
+        unused: list[dict[str, str]] = []
         for job in itertools.islice(jobs, MOST_JOBS):
             try:
                 config = compose("config", overrides=job)
             except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
                 _check_keys(OverridesParser.create().parse_overrides(job))
                 raise ConfigError(str(error)) from error
-            Settings.read(plain(config))
+            values = plain(config)
+            if sweep:  # a setting that all jobs share may be of some of their schedules alone
+                values, idle = without_idle(values)
+                unused.append(idle)
+            Settings.read(values)
+        everywhere = set.intersection(*map(set, unused)) if unused else set()
+        if everywhere and next(jobs, None) is None:
+            raise ConfigError(f"schedule.{unused[0][min(everywhere)]}.")
     return readable
 
 

@@ -19,6 +19,7 @@ from tasks.common.checks import (
     require_choice,
     require_keys,
 )
+from tasks.engine.config.schedule import ScheduleSettings
 from tasks.engine.config.solver import GRADIENTS, EvaluationSolver, SolverSettings, block_arguments
 from tasks.engine.config.tuned_for import TunedFor
 
@@ -29,7 +30,6 @@ ClockKind = Literal["wall", "cpu"]
 """Seconds on the wall, or those of the process on processors."""
 
 CLOCKS: tuple[ClockKind, ...] = get_args(ClockKind)
-SCHEDULES = ("constant", "linear", "cosine", "multistep")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 HORIZONS = ("feedback", "first_order", "fixed")
@@ -109,59 +109,6 @@ class TrainSettings(Section):
                 "train.eval_valid_samples and train.eval_test_samples at null, and valid in "
                 "train.eval_splits."
             )
-
-
-@dataclass(frozen=True)
-class ScheduleSettings(Section):
-    """How the learning rate moves over a run; ``conf/config.yaml`` explains each key."""
-
-    name: str = "constant"
-    warmup_steps: int = 0
-    warmup: float = 0.0
-    total_steps: int | None = None
-    end: float = 1.0
-    final_factor: float = 0.0
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.name not in SCHEDULES:
-            raise ValueError(choices("name", self.name, SCHEDULES))
-        self._at_least(0, "warmup_steps", "warmup", "final_factor")
-        if self.warmup >= 1 or (self.warmup and self.warmup_steps):
-            raise ValueError(
-                f"warmup={self.warmup!r}: must be a share of the run below 1, and not beside "
-                "warmup_steps."
-            )
-        if not self.warmup < self.end <= 1 or (self.end < 1 and self.total_steps is not None):
-            raise ValueError(
-                f"end={self.end!r}: must be a share of the run above warmup={self.warmup:g}, at "
-                "most 1, and not beside total_steps."
-            )
-        self._at_least(1, "total_steps")
-        self._at_least(0, "gamma", strictly=True)
-        if any(epoch < 1 for epoch in self.milestones):
-            raise ValueError(f"milestones={list(self.milestones)}: epochs must be at least 1.")
-        self._require_effect()
-
-    def _require_effect(self) -> None:
-        """Raise a :class:`ValueError` for a setting of another schedule than the one chosen."""
-        falling, default = ("linear", "cosine"), ScheduleSettings
-        owners = {
-            "milestones": ("multistep",),
-            "gamma": ("multistep",),
-            "final_factor": falling,
-            "end": falling,
-            "total_steps": SCHEDULES if self.warmup else falling,
-        }
-        for key, names in owners.items():
-            value = getattr(self, key)
-            if value != getattr(default, key) and self.name not in names:
-                shown = list(value) if isinstance(value, tuple) else value
-                whose = " and ".join(f"name={name}" for name in names)
-                raise ValueError(f"{key}={shown}: is of {whose}, and name={self.name} here.")
-        if self.name == "multistep" and not self.milestones:
-            raise ValueError("milestones=[]: multistep falls at these epochs, so name some.")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from snopt import LevenbergMarquardt, ODEBlock, SNOpt
 from snopt.optim.rules import without_defaults_of_others
 from tasks.common.checks import ConfigError, require_keys, require_type
 from tasks.engine.config.identity import MOVED
-from tasks.engine.config.settings import ScheduleSettings
+from tasks.engine.config.schedule import ScheduleSettings
 from tasks.engine.optimizers.about import About
 from tasks.engine.optimizers.averaging import training_mode
 

@@ -65,3 +65,17 @@ def test_run_writes_its_folder_and_nothing_else(tmp_path) -> None:
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"digits"}
     assert {path.name for path in ROOT.iterdir()} - before <= {".coverage"}
+
+
+def test_sweep_over_schedules_that_share_a_setting(tmp_path) -> None:
+    """The schedule without the setting is trained as if it had not been given."""
+    arguments = ["task=digits", "optim=sgd", "task.hidden=4", "train.max_steps=1"]
+    arguments += [f"results.root={tmp_path}", "train.eval_at_start=false"]
+    names = ["schedule.name=constant,cosine", "schedule.final_factor=0.1"]
+    answer = run("-m", *arguments, *names)
+    assert answer.returncode == 0, answer.stderr
+    said = "schedule.final_factor=0.1: is of name=linear and name=cosine, and name=constant here"
+    assert (answer.stdout + answer.stderr).count(f"{said}: left out of this job") == 1
+    assert len(list(tmp_path.rglob("run.json"))) == 2
+    assert run(*arguments).returncode == 0
+    assert len(list(tmp_path.rglob("run.json"))) == 2  # its folder was there

@@ -45,6 +45,8 @@ def test_mistakes_are_explained(overrides, message) -> None:
         (["task=digits,mnits"], r"task=mnits: .*Did you mean mnist"),
         (["optim=sgd,adam", "optim.momentum=0.5"], r"optim\.momentum: no such key"),
         (["train.max_steps=5,-5"], r"train\.max_steps=-5"),
+        (["seed=0,1", "schedule.gamma=0.1"], r"schedule\.gamma=0\.1: is of name=multistep"),
+        (["schedule.name=constant,cosine", "schedule.gamma=0.1"], r"gamma=0\.1: is of name=multi"),
     ],
 )
 def test_mistakes_in_a_later_job_of_a_sweep(overrides, message) -> None:
@@ -58,6 +60,7 @@ def test_mistakes_in_a_later_job_of_a_sweep(overrides, message) -> None:
         ["task=digits", "optim=adam", "seed=0,1,2", "hydra/launcher=joblib"],
         ["task=digits", "optim=sgd,adam", "optim.lr=1e-3,1e-2", "tuned=none"],
         ["optim=sgd", "+optim.maximize=true", "train.max_epochs=null", "train.max_seconds=3"],
+        ["schedule.name=constant,cosine", "schedule.final_factor=0.1"],
     ],
 )
 def test_what_is_right_passes(overrides) -> None:

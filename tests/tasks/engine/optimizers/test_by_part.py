@@ -8,7 +8,7 @@ from torch import nn
 
 import snopt
 from tasks.common.checks import ConfigError
-from tasks.engine.config.settings import ScheduleSettings
+from tasks.engine.config.schedule import ScheduleSettings
 from tasks.engine.optimizers.build import Schedule, build_optimizer
 from tests.support import fake
 
