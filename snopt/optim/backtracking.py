@@ -11,39 +11,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from snopt.optim.displacement import length_since, written_since
 from snopt.optim.saving import copied, reading
-from snopt.optim.update import norm
 
 _GROWTH = 1.5
 """How much longer the next step may be than the one before, once a step has been taken back."""
 
 _IN_A_ROW = 3
 """Halvings after which the new losses are taken for what they are."""
-
-
-def length_since(before: Mapping[nn.Parameter, Tensor]) -> float:
-    """How far parameters have come, as the Euclidean norm of all numbers together.
-
-    Args:
-        before: where they were.
-    """
-    return norm([p.detach() - old.to(p) for p, old in before.items()])
-
-
-def written_since(before: Mapping[nn.Parameter, Tensor], length: float) -> bool:
-    """Whether somebody has written to parameters after a step, with ``load_state_dict`` say.
-
-    They are further from where it began than it led, and the loss there is no fault of the step.
-
-    Args:
-        before: the parameters before the step.
-        length: of the step.
-    """
-    rounding = max(torch.finfo(p.dtype).eps for p in before) * norm([*before.values()])
-    return length_since(before) > 1.01 * length + rounding
 
 
 class Backtracking:

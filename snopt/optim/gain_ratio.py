@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snopt.optim.backtracking import length_since, written_since
 from snopt.optim.damping import LevenbergMarquardt
+from snopt.optim.displacement import length_since, written_since
 from snopt.optim.saving import copied, reading
 
 logger = logging.getLogger(__name__)
