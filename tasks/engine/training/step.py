@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snopt import SolverError
+from tasks.common.checks import ConfigError
 from tasks.engine.optimizers.build import compares_losses, needs_closure
 from tasks.engine.records import checkpoint
 from tasks.engine.records.clock import Clock, compile_seconds
@@ -84,6 +85,7 @@ class Step:
         Raises:
             DivergedError: the loss is not finite, or a solve failed; the parameters are those
                 before the step.
+            ConfigError: the optimizer's settings do not do for this model and batch.
         """
         try:
             loss = self._descend(batch, inspect)
@@ -146,7 +148,13 @@ class Step:
         loss = self._task.loss(outputs, batch)
         if self._curvature_pass is not None:
             clock.switch("curvature")
-            self._curvature_pass(outputs, likelihood=self._task.likelihood, loss=loss)
+            try:
+                self._curvature_pass(outputs, likelihood=self._task.likelihood, loss=loss)
+            except ValueError as error:  # a batch alone shows that the settings do not fit
+                raise ConfigError(
+                    f"optim: {error}. In a run, gradient= is solver.gradient, and what is an "
+                    "argument of the optimizer, such as memory=, optim.memory."
+                ) from error
             clock.switch("forward")
         value = self._world.mean(loss.item())
         clock.switch("backward")

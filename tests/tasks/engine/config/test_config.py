@@ -108,6 +108,13 @@ def test_all_outputs_go_through_adjoint_solves(tmp_path) -> None:
         assert found == pytest.approx(exact, rel=1e-4), gradient
 
 
+def test_jacobian_beyond_the_memory_is_refused_in_words(tmp_path) -> None:
+    """How large it is shows with the first batch."""
+    chosen = ["task=nested_spheres", "optim=gauss_newton", f"results.root={tmp_path}", *ONE_STEP]
+    with pytest.raises(ConfigError, match=r"a larger memory=.* solver\.gradient.* optim\.memory"):
+        experiment.train(read(*chosen, "solver.gradient=checkpoint", "optim.memory=1"))
+
+
 @pytest.mark.parametrize(
     ("task", "optim"),
     [(task, optim) for task in TINY for optim in CHOICES["optim"] if (task, optim) not in REFUSED],
