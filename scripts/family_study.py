@@ -40,6 +40,7 @@ from tasks.engine.report.formatting import NOTHING, metric_style, number, spread
 from tasks.engine.report.markdown import markdown_table
 from tasks.engine.report.nfe import late_evaluations
 from tasks.engine.report.reload import evaluations, rebuild
+from tasks.engine.report.result import result
 from tasks.engine.report.statistics import Spread
 from tasks.engine.report.summary import as_csv, runs_csv
 
@@ -211,19 +212,6 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
     title = f"{task}: {steps} steps here, {study.logged} where logged (data: {data})"
     machines = ", ".join(sorted({str(run.environment.get("device_name")) for run in runs}))
     return _table(title, heads, rows) + NOTE.format(study.samples, machines) + "\n"
-
-
-def result(members: Sequence[Run], key: Key) -> str:
-    """What runs end with, over seeds; one that diverged has the worst there can be.
-
-    Args:
-        members: runs of one configuration.
-        key: split and metric.
-    """
-    found = [run for run in members if key in run.curves]
-    worst = -math.inf if members[0].higher_is_better and key[1] != "loss" else math.inf
-    finals = [run.curves[key].final if run.outcome != "diverged" else worst for run in found]
-    return spread(Spread.of(finals), metric_style(key[1]))
 
 
 def _early(members: Sequence[Run], key: Key) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scripts.family_study import result
 from tasks.engine.records.runs import Run
 from tasks.engine.report.formatting import number, spread
 from tasks.engine.report.horizon_figure import start_of
 from tasks.engine.report.markdown import markdown_table
 from tasks.engine.report.nfe import per_step
+from tasks.engine.report.result import result
 from tasks.engine.report.statistics import Spread
 
 _T = ("train", "horizon/T")

@@ -196,9 +196,9 @@ def _result(comparison: Comparison, series: Series) -> list[str]:
         series.label,
         _epochs(comparison.task, name or "adam", series.runs),
         ", ".join(str(run.seed) for run in series.runs),
-        spread(LOSS.final(series)),
+        spread(LOSS.final(series.runs)),
         loss.replace(NOTHING, ""),
-        spread(goal.final(series), show),
+        spread(goal.final(series.runs), show),
         theirs,
         spread(Spread.of(_within(run, goal.keys[0], shared) for run in series.runs), show),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +30,10 @@ class Goal:
     name: str
     higher: bool = False
 
-    def final(self, series: Series) -> Spread:
-        """Last measured values over seeds; a run that diverged counts as the worst possible."""
+    def final(self, runs: Iterable[Run]) -> Spread:
+        """Last measured values of one configuration; a run that diverged has the worst possible."""
         worst = -math.inf if self.higher else math.inf
-        values = [self.ended(run) for run in series.runs if self.curve(run) is not None]
+        values = [self.ended(run) for run in runs if self.curve(run) is not None]
         return Spread.of(v if math.isfinite(v) else worst for v in values)
 
     def ended(self, run: Run) -> float:
@@ -111,8 +111,8 @@ def time_to_target(comparison: Comparison, goal: Goal) -> TimeToTarget | None:
     """Times to one goal's target; ``None`` without a first-order series that measured it."""
     sign = -1.0 if goal.higher else 1.0
     candidates = [s for s in comparison.series if s.first_order and s.curves(goal.keys)]
-    ranked = sorted(candidates, key=lambda s: sign * goal.final(s).median)
-    if not ranked or not math.isfinite(goal.final(ranked[0]).median):
+    ranked = sorted(candidates, key=lambda s: sign * goal.final(s.runs).median)
+    if not ranked or not math.isfinite(goal.final(ranked[0].runs).median):
         return None
     best = ranked[0]
     baselines = _baselines(best, goal)
