@@ -6,6 +6,7 @@ Source: Liu, Chen and Theodorou, Second-Order Neural ODE Optimizer, NeurIPS 2021
 import warnings
 from typing import Any
 
+from snopt import dynamics, exact
 from snopt.advice import Advice, Candidate, GradientError, advise, gradient_error
 from snopt.errors import FactorizationError, SolverError
 from snopt.kronecker_error import KroneckerErrors, LayerError, kronecker_error
@@ -36,6 +37,8 @@ __all__ = [
     "SNOptPreconditioner",
     "SolverError",
     "advise",
+    "dynamics",
+    "exact",
     "gradient_error",
     "kronecker_error",
     "load_solver_state",
