@@ -229,7 +229,14 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(
             "an optimizer of your own: --optims adamw,custom optim._target_=package.module.Class"
         )
+    if given and not custom:
+        raise ConfigError(
+            f"{options.overrides[0]}: overrides are for --optims custom; the other optimizers run "
+            "with what conf/optim and the track give them."
+        )
     require_ranges_of_files(given)
+    if custom:
+        options.overrides = composing.check_overrides(["optim=custom", *options.overrides])[1:]
     if options.budget is not None and options.budget <= 0:
         raise ConfigError(f"--budget={options.budget:g}: seconds, above 0.")
 
@@ -251,7 +258,10 @@ def _print_plan(benchmark: Benchmark, jobs: int, out: Console) -> None:
 
 
 def _names(typed: str) -> list[str]:
-    return [name for name in typed.split(",") if name]
+    names = [name for name in typed.split(",") if name]
+    if not names:
+        raise argparse.ArgumentTypeError("names nothing; leave the flag out for the default")
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -268,8 +278,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=at_least(1), default=1, help="optimizers at a time (1)")
     parser.add_argument("--dry-run", action="store_true", help="only list what would run")
     parser.add_argument("--draw-only", action="store_true", help="only draw what is there")
-    parser.add_argument("--results", type=Path, default=Path("results/benchmark"), help="of runs")
-    parser.add_argument("--out", type=Path, default=Path("results/reference/benchmark"))
+    results, out = Path("results/benchmark"), Path("results/reference/benchmark")
+    parser.add_argument("--results", type=Path, default=results, help=f"folder of runs ({results})")
+    parser.add_argument("--out", type=Path, default=out, help=f"folder of tables ({out})")
     parser.add_argument("overrides", nargs="*", help="of --optims custom, as for run.py")
     return parser
 

@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if any(o.startswith("results.root=") for o in options.override):
             raise ConfigError("results.root: say --results=... here, for runs and report alike.")
         extra = [override("results.root", root), *options.override]
+        if options.budget is not None and not 0 < options.budget < math.inf:
+            raise ConfigError(f"--budget={options.budget:g}: seconds, above 0.")
         if options.jobs < 1:
             raise ConfigError(f"--jobs={options.jobs}: must be at least 1.")
         if options.override:
@@ -182,7 +184,10 @@ def _parser() -> argparse.ArgumentParser:
         default="results",
         help="results folder (results)",
     )
-    parser.add_argument("override", nargs="*", help="overrides for all runs (device=cpu)")
+    # Without a default argparse calls it required.
+    parser.add_argument(
+        "override", nargs="*", default=[], help="overrides for all runs (device=cpu)"
+    )
     return parser
 
 

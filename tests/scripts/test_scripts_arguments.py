@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts import bench, entry, family_study, point_cloud, report, reproduce, tune
+from scripts import bench, benchmark, entry, family_study, point_cloud, report, reproduce, tune
 from tests.support import fake
 
 MISTAKES = [
@@ -15,8 +15,8 @@ MISTAKES = [
     (family_study, ["{folder}", "--out={folder}"], "no task that several families"),
     (reproduce, ["nope"], "no such experiment"),
     (reproduce, ["reference/digits", "--seeds="], "--seeds=: give whole numbers"),
-    (reproduce, ["reference/digits", "--budget=nan"], "train.max_seconds=nan: must be finite"),
-    (reproduce, ["reference/digits", "--budget=0"], "must be greater than 0"),
+    (reproduce, ["reference/digits", "--budget=nan"], "--budget=nan: seconds, above 0"),
+    (reproduce, ["reference/digits", "--budget=0"], "--budget=0: seconds, above 0"),
     (reproduce, ["reference/digits", "--results="], "--results=: must name a folder"),
     (reproduce, ["reference/digits", "--results={file}"], "must name a folder"),
     (reproduce, ["reference/digits", "optim=1"], "optim=1: no such choice"),
@@ -74,6 +74,29 @@ def test_numbers_out_of_range(script, arguments, capsys) -> None:
         script.main(arguments)
     assert end.value.code == 2
     assert "must be a whole number, at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (reproduce, [], "the following arguments are required: experiment"),
+        (
+            benchmark,
+            ["--dry-run", "--optims="],
+            "argument --optims: names nothing; leave the flag out for the default",
+        ),
+        (
+            benchmark,
+            ["--dry-run", "--workloads=,"],
+            "argument --workloads: names nothing; leave the flag out for the default",
+        ),
+    ],
+)
+def test_what_is_left_out_is_named(script, arguments, message, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        script.main(arguments)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(message)
 
 
 @pytest.mark.parametrize(
