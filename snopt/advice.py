@@ -16,6 +16,7 @@ from torch import Tensor
 from snopt.errors import SolverError
 from snopt.ode.block import ODEBlock
 from snopt.ode.packing import State, as_tuple
+from snopt.random_streams import random_streams_kept
 
 #: Tolerance of the reference solve, in float64.
 TIGHT = 1e-10
@@ -117,8 +118,8 @@ def gradient_error(
     """How far a block's gradient is from that of an accurate solve, in float64 at 1e-10.
 
     The scalar that is differentiated is the product of the block's output with fixed random
-    numbers. The block, its counters and its gradients stay as they are. For a field that draws
-    random numbers the result means nothing.
+    numbers. The block, its counters, its gradients and torch's random numbers stay as they are. For
+    a field that draws random numbers the result means nothing.
 
     Args:
         block: in the mode it has in training.
@@ -129,8 +130,9 @@ def gradient_error(
     Raises:
         SolverError: the block's solve failed, or the tight one.
     """
-    reference = _pass(_tight(block), _doubled(x), None if t is None else t.double(), seed)
-    return _compared(_pass(_twin(block), x, t, seed), reference)
+    with random_streams_kept(block):
+        reference = _pass(_tight(block), _doubled(x), None if t is None else t.double(), seed)
+        return _compared(_pass(_twin(block), x, t, seed), reference)
 
 
 def advise(
@@ -147,7 +149,7 @@ def advise(
     belong to these weights: training makes fields stiffer, so measure again after some steps.
 
     Args:
-        block: the block, which stays as it is.
+        block: the block, which stays as it is, as torch's random numbers do.
         x: a batch of initial states like those of training.
         t: times, as for the block.
         tolerance: gradient error that is good enough. Default: that of the block itself, but at
@@ -160,13 +162,14 @@ def advise(
     """
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: must be positive, such as 1e-3")
-    reference = _pass(_tight(block), _doubled(x), None if t is None else t.double(), seed)
-    own = _measured(block, _arguments(block), x, t, reference, seed)
-    others = [
-        _measured(block, arguments, x, t, reference, seed)
-        for arguments in _candidates(block)
-        if arguments != own.arguments
-    ]
+    with random_streams_kept(block):
+        reference = _pass(_tight(block), _doubled(x), None if t is None else t.double(), seed)
+        own = _measured(block, _arguments(block), x, t, reference, seed)
+        others = [
+            _measured(block, arguments, x, t, reference, seed)
+            for arguments in _candidates(block)
+            if arguments != own.arguments
+        ]
     if tolerance is None:
         tolerance = GOOD_ENOUGH
         if own.error is not None:

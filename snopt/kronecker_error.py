@@ -15,6 +15,7 @@ from snopt.curvature.loss_hessian import gather
 from snopt.layers.base import Layer
 from snopt.ode.block import blocks
 from snopt.optim.selection import select_layers
+from snopt.random_streams import random_streams_kept
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def kronecker_error(
     """Compare the factors of a model with its exact Gauss-Newton matrix, layer by layer.
 
     Needs one backward pass for every sample and output, so a few samples are enough. The model,
-    its gradients and its counters stay as they are.
+    its gradients, its counters and torch's random numbers stay as they are.
 
     Args:
         model: any model that maps inputs (N, ...) to outputs (N, ...).
@@ -75,22 +76,23 @@ def kronecker_error(
     layers, reasons = select_layers(twin.named_modules(), named, lambda name, module: None)
     if not layers:
         raise ValueError(f"no layer to check: {reasons}")
-    capture = Capture(layers, blocks(twin), losses=False)
-    capture.arm(layers)
-    outputs = twin(inputs)
-    columns = _roots(outputs.detach(), lambda z: loss(z, targets))
-    parameters = [p for p in twin.parameters() if p.requires_grad]
-    gather(capture, blocks(twin), parameters, outputs, columns.unbind())
-    captured = capture.collect()
-    vectors: dict[str, list[Tensor]] = {name: [] for name in captured}
-    for column in _one_sample_each(columns):
-        grads = torch.autograd.grad(
-            outputs, parameters, column, retain_graph=True, allow_unused=True
-        )
-        for p, grad in zip(parameters, grads, strict=True):
-            p.grad = grad
-        for name, found in vectors.items():
-            found.append(_flat(layers[name]))
+    with random_streams_kept(model):
+        capture = Capture(layers, blocks(twin), losses=False)
+        capture.arm(layers)
+        outputs = twin(inputs)
+        columns = _roots(outputs.detach(), lambda z: loss(z, targets))
+        parameters = [p for p in twin.parameters() if p.requires_grad]
+        gather(capture, blocks(twin), parameters, outputs, columns.unbind())
+        captured = capture.collect()
+        vectors: dict[str, list[Tensor]] = {name: [] for name in captured}
+        for column in _one_sample_each(columns):
+            grads = torch.autograd.grad(
+                outputs, parameters, column, retain_graph=True, allow_unused=True
+            )
+            for p, grad in zip(parameters, grads, strict=True):
+                p.grad = grad
+            for name, found in vectors.items():
+                found.append(_flat(layers[name]))
     return KroneckerErrors(
         {
             name: _error(

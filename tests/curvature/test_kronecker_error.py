@@ -84,6 +84,15 @@ def test_no_trace_is_left() -> None:
         assert torch.equal(p, q)
 
 
+def test_random_numbers_go_on_where_they_were() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+    batch = torch.randn(6, 3), torch.randn(6, 2)
+    before = torch.get_rng_state()
+    snopt.kronecker_error(model, batch, half_squares)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_nothing_to_check() -> None:
     with pytest.raises(ValueError, match="no layer"):
         snopt.kronecker_error(nn.LayerNorm(2), (torch.randn(3, 2), torch.randn(3, 2)), half_squares)

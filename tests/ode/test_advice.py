@@ -152,3 +152,16 @@ def test_a_candidate_that_fails_says_why() -> None:
 def test_a_tolerance_is_positive() -> None:
     with pytest.raises(ValueError, match="tolerance=0: must be positive"):
         snopt.advise(ODEBlock(Net()), start(), tolerance=0)
+
+
+@pytest.mark.filterwarnings("ignore:field Drawing draws random numbers")  # of candidates
+@pytest.mark.parametrize("ask", [snopt.gradient_error, snopt.advise])
+def test_random_numbers_go_on_where_they_were(ask) -> None:
+    class Drawing(Net):
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return super().forward(t, x) + 0 * torch.rand(())
+
+    block = ODEBlock(Drawing(), method="rk4", gradient="direct", options={"steps": 2})
+    before = torch.get_rng_state()
+    ask(block, start())
+    assert torch.equal(torch.get_rng_state(), before)
