@@ -321,13 +321,11 @@ class ODEBlock(nn.Module):
     def _partial(
         self, context: SolveContext, flat: Tensor, times: Tensor, error: SolverError
     ) -> Tensor:
+        """The state reached, solved for anew: gradient methods keep nothing of a failed solve."""
         reached = error.time if context.solver.adaptive else self._last_finite(context, flat, times)
         logger.warning("solve stopped early, its state at t = %g is used: %s", reached, error)
-        if reached == float(times[0]):
-            return flat.clone()
-        return solve_to_end(
-            context, flat, torch.tensor([float(times[0]), reached], dtype=times.dtype)
-        )
+        ends = times.new_tensor([float(times[0]), reached])
+        return flat.clone() if ends[0] == ends[1] else solve_to_end(context, flat, ends)
 
     def _last_finite(self, context: SolveContext, flat: Tensor, times: Tensor) -> float:
         """Where fixed steps, which go on whatever happens, were still finite."""
