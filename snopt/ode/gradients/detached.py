@@ -12,6 +12,7 @@ from snopt.ode.gradients.again import Forth, first_order
 from snopt.ode.gradients.context import SolveContext
 from snopt.ode.gradients.held import unheard
 from snopt.ode.gradients.kept import Kept
+from snopt.ode.gradients.other_draws import other_states, tell_of_draws
 
 Forward = Callable[[SolveContext, Tensor, Tensor], Kept]
 """Solves from ``y0`` over the times, and keeps what the backward pass needs."""
@@ -44,8 +45,10 @@ def detached(
         tangent: called as ``tangent(context, kept, inputs, changes)`` for products with the
             Jacobian; without, there are none.
     """
+    others = other_states(context.module)
     with torch.no_grad():
         kept = forward(context, y0, t)
+    tell_of_draws(context.module, context.gradient, others)
     assert context.held is not None  # set for every solve that is come back to
     context.held = context.held.settled()
     known = context.parameters
