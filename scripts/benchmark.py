@@ -29,6 +29,7 @@ from scripts.ranking.outcomes import Outcome
 from scripts.ranking.page import write
 from scripts.ranking.scores import Entry
 from scripts.ranking.workloads import Target, Workload
+from scripts.search import ranges
 from tasks.common.checks import ConfigError, require_choice
 from tasks.engine import cli
 from tasks.engine.config import composing
@@ -223,6 +224,13 @@ def _check(options: argparse.Namespace) -> None:
     known = sorted(path.stem for path in (composing.CONF / "optim").glob("*.yaml"))
     for optim in options.optims or []:
         require_choice("--optims", optim, known)
+    if options.track != "default":
+        for optim in options.optims or []:
+            if optim not in ranges():
+                raise ConfigError(
+                    f"--optims={optim}: conf/optim/{optim}.yaml has no about.search, which the "
+                    "tuned track needs. Add --track default."
+                )
     given = [override.partition("=")[0] for override in options.overrides]
     custom = "custom" in (options.optims or [])
     if custom != ("optim._target_" in given):

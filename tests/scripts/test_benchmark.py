@@ -273,6 +273,7 @@ OWN = ["--optims=custom", "optim._target_=torch.optim.Rprop"]
         (["--optims=adamx"], "adamx: no such choice"),
         (["--optims=custom"], "optim._target_=package.module.Class"),
         (["optim._target_=torch.optim.Rprop"], "--optims adamw,custom"),
+        (["--optims=lbfgs"], "lbfgs.yaml has no about.search"),
         (["optim=adam"], "optim=adam: overrides are for --optims custom"),
         (["--optims=sgd", "optim.lr=3"], "optim.lr=3: overrides are for --optims custom"),
         ([*OWN, "foo=2"], "foo: no such key"),
