@@ -46,6 +46,8 @@ FIELD = {
 SEEDS = {"default": 5, "tuned": 3}
 #: Who fixes a target, with how many seeds.
 FIRST_ORDER, TARGET_SEEDS = ("sgd", "adam", "adamw", "schedulefree"), 5
+#: An optimizer from outside the repository, beside the field.
+OWN = "optim=custom"
 #: Wall seconds for a second of the training clock, before any run tells: evaluation, mostly.
 OVERHEAD = 1.4
 
@@ -65,7 +67,7 @@ class Benchmark:
 
     def entrants(self, track: str, workload: Workload) -> list[Entrant]:
         """Everybody who runs on a workload."""
-        named = self._options.optims or FIELD[track]
+        named = self._options.optims or [*FIELD[track], *self._options.further]
         return [self._entrant(track, workload, optim) for optim in named]
 
     def missing(self) -> list[tuple[Entrant, int]]:
@@ -221,6 +223,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
+    options.further = []
+    if OWN in options.overrides:  # as for run.py
+        options.overrides.remove(OWN)
+        if options.optims is None:
+            options.further = ["custom"]
+        elif "custom" not in options.optims:
+            raise ConfigError(f"{OWN}: --optims={','.join(options.optims)} leaves it out.")
     known = sorted(path.stem for path in (composing.CONF / "optim").glob("*.yaml"))
     for optim in options.optims or []:
         require_choice("--optims", optim, known)
@@ -232,19 +241,20 @@ def _check(options: argparse.Namespace) -> None:
                     "tuned track needs. Add --track default."
                 )
     given = [override.partition("=")[0] for override in options.overrides]
-    custom = "custom" in (options.optims or [])
+    custom = "custom" in (options.optims or options.further)
     if custom != ("optim._target_" in given):
         raise ConfigError(
-            "an optimizer of your own: --optims adamw,custom optim._target_=package.module.Class"
+            f"an optimizer of your own: {OWN} optim._target_=package.module.Class, and beside a "
+            "few others --optims adamw,custom optim._target_=package.module.Class"
         )
     if given and not custom:
         raise ConfigError(
-            f"{options.overrides[0]}: overrides are for --optims custom; the other optimizers run "
+            f"{options.overrides[0]}: overrides are for {OWN}; the other optimizers run "
             "with what conf/optim and the track give them."
         )
     require_ranges_of_files(given)
     if custom:
-        options.overrides = composing.check_overrides(["optim=custom", *options.overrides])[1:]
+        options.overrides = composing.check_overrides([OWN, *options.overrides])[1:]
     if options.budget is not None and options.budget <= 0:
         raise ConfigError(f"--budget={options.budget:g}: seconds, above 0.")
 
@@ -289,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     results, out = Path("results/benchmark"), Path("results/reference/benchmark")
     parser.add_argument("--results", type=Path, default=results, help=f"folder of runs ({results})")
     parser.add_argument("--out", type=Path, default=out, help=f"folder of tables ({out})")
-    parser.add_argument("overrides", nargs="*", help="of --optims custom, as for run.py")
+    parser.add_argument("overrides", nargs="*", help=f"{OWN} and its, as for run.py")
     return parser
 
 

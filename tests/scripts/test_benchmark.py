@@ -254,6 +254,17 @@ def test_tables_stay_where_the_runs_are_gone_until_the_target_changes(toy, capsy
     assert "ratios.csv: is damaged" in capsys.readouterr().err
 
 
+def test_an_own_optimizer_joins_the_field(toy, capsys) -> None:
+    workloads.fix(Workload.read("toy"), fixed())
+    flags = ["--track=default", f"--results={toy / 'results'}", "--dry-run"]
+    assert benchmark.main([*flags, "optim=custom", OWN[1]]) == 0
+    said = capsys.readouterr().out
+    assert "10 to run" in said
+    assert "rprop" in said
+    assert benchmark.main([*flags, "--optims=adamw,custom", "optim=custom", OWN[1]]) == 0
+    assert "2 to run" in capsys.readouterr().out
+
+
 def test_what_is_still_missing_is_left_out(toy, capsys) -> None:
     workloads.fix(Workload.read("toy"), fixed())
     flags = ["--track=default", f"--results={toy / 'results'}", f"--out={toy / 'out'}"]
@@ -272,10 +283,12 @@ OWN = ["--optims=custom", "optim._target_=torch.optim.Rprop"]
     [
         (["--optims=adamx"], "adamx: no such choice"),
         (["--optims=custom"], "optim._target_=package.module.Class"),
+        (["optim=custom"], "optim._target_=package.module.Class"),
+        (["--optims=sgd", "optim=custom", OWN[1]], "--optims=sgd leaves it out"),
         (["optim._target_=torch.optim.Rprop"], "--optims adamw,custom"),
         (["--optims=lbfgs"], "lbfgs.yaml has no about.search"),
-        (["optim=adam"], "optim=adam: overrides are for --optims custom"),
-        (["--optims=sgd", "optim.lr=3"], "optim.lr=3: overrides are for --optims custom"),
+        (["optim=adam"], "optim=adam: overrides are for optim=custom"),
+        (["--optims=sgd", "optim.lr=3"], "optim.lr=3: overrides are for optim=custom"),
         ([*OWN, "foo=2"], "foo: no such key"),
         (["--budget=0"], "above 0"),
         ([*OWN, "optim.about.search.lr.to=1"], "optim.about.search is read from"),
