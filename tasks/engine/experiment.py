@@ -129,6 +129,8 @@ def build_model(settings: Settings, task: Task, world: World) -> nn.Module:
     torch.manual_seed(stream_seed(settings.seed, "init"))
     try:
         model = task.build_model(settings.config["model"], settings.solver())
+    except ConfigError:  # names its setting
+        raise
     except (ValueError, TypeError, OverflowError) as error:
         model_settings = settings.config["model"].items()
         given = [f"{k}={v}" for k, v in model_settings if k != "name" and v is not None]

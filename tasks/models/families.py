@@ -30,7 +30,7 @@ from snopt.dynamics import (
     InitialState,
     NesterovNODE,
 )
-from tasks.common.checks import choices
+from tasks.common.checks import choices, require_choice
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -203,11 +203,10 @@ def find_family(family: Mapping[str, Any]) -> Family:
     """The record of a ``model`` configuration.
 
     Raises:
-        ValueError: no such family.
+        ConfigError: no such family.
     """
     name = str(family.get("name"))
-    if name not in FAMILIES:
-        raise ValueError(choices("model", name, FAMILIES))
+    require_choice("model", name, FAMILIES)
     return FAMILIES[name]
 
 

@@ -41,6 +41,7 @@ BUILT = [
     (["task._target_=builtins.dict"], r"task\._target_: cannot be called"),
     (["task.batch_size=0"], r"batch_size=0: must be an integer"),
     (["task.hidden=1.5"], r"task\.hidden=1\.5: expected int"),
+    (["model=mlp"], r"^model=mlp: no such choice"),
     (["model=hbnode", "model.gamma=abc"], r"model\.gamma='abc': expected float"),
     (["model=hbnode", "model.gamma=-1"], r"Given: gamma=-1"),
     (["model=ghbnode", "model.activation=[1]"], r"model\.activation=\[1\]: expected str"),
