@@ -76,7 +76,7 @@ class Run:
     @property
     def by_processors(self) -> bool:
         """Whether the run was limited by seconds on processors, not by those on the wall."""
-        return self.config.get("train", {}).get("clock") == "cpu"
+        return bool(self.config.get("train", {}).get("clock") == "cpu")
 
     def on_its_clock(self) -> Run:
         """The run with all its seconds on the clock that limited it, wall or processors.
