@@ -34,7 +34,7 @@ def test_entries_that_would_go_against_the_gradient_rest_and_the_others_move_fur
     layers = [nn.Linear(3, 3, bias=False).double() for _ in range(2)]
     plain, careful = (stepped(c, x, history) for c, x in zip((False, True), layers, strict=True))
     assert plain[1, 1] > 0.01
-    kept = 2 / 9  # of nine entries; those off the diagonal have no gradient
+    kept = 2 / 3  # those off the diagonal have no gradient, and do not count
     expected = torch.diag(torch.tensor([plain[0, 0], 0.0, plain[2, 2]])) / kept
     torch.testing.assert_close(careful, expected, rtol=1e-9, atol=1e-9)
 
@@ -53,6 +53,33 @@ def test_what_is_kept_is_multiplied_as_precisely_as_it_is_given() -> None:
     torch.testing.assert_close(found[:7], expected, rtol=1e-15, atol=0.0)
     many = torch.ones(70_000, dtype=torch.float16)  # more than the largest number of this precision
     assert torch.equal(cautious(many, many), many)
+
+
+def test_entries_without_a_gradient_do_not_lengthen_the_step_of_the_others() -> None:
+    """A batch uses a few rows of an embedding; they move as far as without caution."""
+    moved = []
+    for careful in (False, True):
+        torch.manual_seed(0)
+        table = nn.Embedding(500, 4)
+        optimizer = SNOpt(table, 0.1, warmup_steps=0, cautious=careful, weight_decay=0)
+        before = table.weight.detach().clone()
+        table(torch.tensor([3, 7])).sum().backward()
+        optimizer.step()
+        moved.append(before - table.weight.detach())
+    assert moved[0].abs().max() > 0.09
+    torch.testing.assert_close(moved[1], moved[0])
+
+
+def test_signs_of_what_is_zero_up_to_rounding_do_not_count() -> None:
+    grad = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    noise = 1e-9 * torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+    grad[2:] = 0.0
+    direction = torch.where(grad == 0, 1.0, grad)
+    found = [cautious(direction, grad + sign * noise) for sign in (0.0, 1.0, -1.0)]
+    assert torch.equal(found[0][:2], direction[:2])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert not cautious(torch.zeros(0, 3), torch.zeros(0, 3)).numel()
 
 
 def test_parameters_without_a_layer_are_cautious_too() -> None:

@@ -16,6 +16,9 @@ from snopt.optim.rules.eigenbasis import EigenbasisRule
 from snopt.optim.scaling import BASES
 from snopt.optim.settings import POSITIVE, Choice, Count, Decays, Flag, Number, setting
 
+ROUNDING = 8.0
+"""An entry below so many precisions of a gradient's largest is zero up to rounding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(EigenbasisRule):
@@ -26,9 +29,10 @@ class Adam(EigenbasisRule):
         eps: added to the root of the second moment.
         nesterov: look ahead with the first moment, as NAdam does.
         cautious: entries that would move against the gradient of their own batch stay where they
-            are. If k of n entries of a layer are left, these move n / k times as far. Signs are
-            compared in the eigenbasis, or directly for parameters without a layer. Weight decay
-            then applies only to entries of a weight that the step brings closer to zero.
+            are. If k of the n entries of a layer that have a gradient are left, these move n / k
+            times as far. Signs are compared in the eigenbasis, or directly for parameters without
+            a layer. Weight decay then applies only to entries of a weight that the step brings
+            closer to zero.
         normalize: the gradient is divided by its norm to this power, in [0, 1]. When a training set
             is fitted to the end, the norm falls as the loss does. With 1/2 the root of the loss is
             descended, and the moments lag half as far behind.
@@ -117,6 +121,9 @@ def adam_direction(state: State, grad: Tensor, settings: Mapping[str, Any]) -> T
 def cautious(direction: Tensor, grad: Tensor) -> Tensor:
     """A direction without the entries that would go against the gradient.
 
+    Where the gradient is zero up to rounding, its sign is chance: these entries stay, and are none
+    of the n. So is what a rotation leaves of a gradient of low rank.
+
     Args:
         direction: what the learning rate multiplies; its sign is the gradient's where it descends.
         grad: the gradient, of the same shape.
@@ -124,7 +131,11 @@ def cautious(direction: Tensor, grad: Tensor) -> Tensor:
     Returns:
         The direction; what is kept is multiplied by n over how many are kept, of n entries.
     """
-    kept = direction * grad > 0
-    # The count is exact whatever the precision; the quotient has the direction's, float32 at least.
-    count = kept.sum().clamp_min_(1).to(torch.promote_types(direction.dtype, torch.float32))
-    return direction * kept * (kept.numel() / count)
+    if not grad.numel():
+        return direction
+    size = grad.abs()
+    known = size > ROUNDING * torch.finfo(grad.dtype).eps * size.amax()
+    kept = known & (direction * grad > 0)
+    # Counts are exact whatever the precision; the quotient has the direction's, float32 at least.
+    exact = torch.promote_types(direction.dtype, torch.float32)
+    return direction * kept * (known.sum().to(exact) / kept.sum().clamp_min_(1).to(exact))
