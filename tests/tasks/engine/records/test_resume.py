@@ -153,8 +153,9 @@ def survive(tmp_path: Path, name: str, kills: int) -> None:
             "train": {"max_steps": 200, "checkpoint_every_steps": 3, "eval_every_epochs": 2},
         }
         _, length = train_until(tmp_path / "whole", changes, None)
-        for _ in range(100):  # a run that gets nowhere fails, rather than hangs, the test
-            killed, _ = train_until(tmp_path / "killed", changes, delays.uniform(0.0, 0.6 * length))
+        for attempt in range(100):  # a run that gets nowhere fails, rather than hangs, the test
+            longest = 0.6 * length * (1 + attempt / 10)  # the machine may have become slower
+            killed, _ = train_until(tmp_path / "killed", changes, delays.uniform(0.0, longest))
             if not killed:
                 break
             kills -= 1
