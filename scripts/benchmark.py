@@ -223,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
+    """Refuse what cannot be, and take ``optim=custom`` for an optimizer beside the field."""
     options.further = []
     if OWN in options.overrides:  # as for run.py
         options.overrides.remove(OWN)

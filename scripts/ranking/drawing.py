@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from scripts.ranking.scores import TAUS, Entry, Standing, area, optims, profile
 from scripts.ranking.workloads import Target, Workload
 from tasks.common.figures import new_figure, png
-from tasks.engine.optimizers.about import colour
 from tasks.engine.records.metrics import Curve
 from tasks.engine.report.formatting import NOTHING
 from tasks.engine.report.palette import TARGET
@@ -52,12 +51,12 @@ def profiles(standings: Sequence[Standing]) -> bytes:
     """The share of workloads on which each optimizer is within a factor of the fastest."""
     figure = new_figure(7.0, 4.6)
     axes = figure.subplots()
+    colours = {row.optim: row.colour for one in standings for row in one.rows}
     for index, optim in enumerate(optims(standings)):
         shares = profile(standings, optim)
         dashes = ("solid", "dashed", "dashdot")[index % 3]
         label = f"{optim} ({area(shares):.2f})"
-        shade = colour(optim, {})
-        axes.step(TAUS, shares, where="post", color=shade, linestyle=dashes, label=label)
+        axes.step(TAUS, shares, where="post", color=colours[optim], linestyle=dashes, label=label)
     axes.set(xlim=(1, TAUS[-1]), ylim=(0, 1.03))
     axes.set_xlabel("seconds to the target, over the fastest optimizer's", fontsize=9)
     axes.set_ylabel(f"share of the {len(standings)} workloads", fontsize=9)

@@ -20,7 +20,6 @@ from scripts.ranking.scores import (
     standing,
 )
 from scripts.ranking.workloads import Workload
-from tasks.engine.optimizers.about import colour
 from tasks.engine.records.metrics import Axis
 from tasks.engine.records.results import write_file
 from tasks.engine.report.formatting import NOTHING, metric_style, number
@@ -235,7 +234,7 @@ def _grid(one: Standing) -> Grid:
     heads = ["optimizer", *(name for name, *_ in _COLUMNS), *(name for name, _ in tests)]
     rows = []
     for row in one.rows:
-        cells = [Item(row.optim, note=row.settings, colour=colour(row.optim, {}))]
+        cells = [Item(row.optim, note=row.settings, colour=row.colour)]
         cells += [Item(text(row), key and key(row)) for _, text, key in _COLUMNS]
         cells += [Item(show(value(row)), value(row)) for _, value in tests]
         rows.append(cells)

@@ -75,6 +75,7 @@ def _cells(track: str, one: Standing, row: Row) -> dict[str, Cell]:
         "track": track,
         "workload": one.workload.name,
         "optimizer": row.optim,
+        "colour": row.colour,
         "settings": row.settings,
         "seeds": row.seeds,
         "target_loss": one.target.loss,
@@ -105,6 +106,7 @@ def _standing(workload: Workload, lines: Sequence[Mapping[str, str]]) -> Standin
 def _row(line: Mapping[str, str]) -> Row:
     return Row(
         optim=line["optimizer"],
+        colour=line["colour"],
         settings=line["settings"],
         seeds=int(line["seeds"]),
         reached=int(line["reached"]),

@@ -50,6 +50,7 @@ class Row:
 
     Attributes:
         optim: its label.
+        colour: in figures.
         settings: what was chosen, ``key=value`` with spaces between.
         seeds: runs that count.
         reached: those that reach the target.
@@ -67,6 +68,7 @@ class Row:
     """
 
     optim: str
+    colour: str
     settings: str
     seeds: int
     reached: int
@@ -128,6 +130,7 @@ def standing(workload: Workload, entries: Sequence[Entry]) -> Standing | None:
         rows.append(
             Row(
                 optim=entry.optim,
+                colour=entry.colour,
                 settings=" ".join(f"{key}={value}" for key, value in entry.settings.items()),
                 seeds=len(entry.outcomes),
                 reached=sum(one.reach(target.loss) is not None for one in entry.outcomes),

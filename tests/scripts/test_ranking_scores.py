@@ -85,6 +85,7 @@ def test_ratios_are_of_medians_over_the_best_first_order_optimizer() -> None:
     assert [row.ratio for row in table.rows] == [0.5, 1.0, 1.5]
     assert table.row("ours").wall_ratio == 0.25
     assert table.row("ours").reached == 3
+    assert table.row("ours").colour == ours.colour
     assert table.row("adam").interval == (1.0, 1.0)
     low, high = table.row("ours").interval
     assert 2 / 10 <= low < 0.5 < high <= 18 / 6
