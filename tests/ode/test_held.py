@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -220,6 +222,39 @@ def test_tensors_that_the_field_does_not_hold_are_refused(kind: str) -> None:
         else:
             with pytest.raises(ValueError, match="are no attributes of it"):
                 loss.backward()
+
+
+class Divergent(nn.Module):
+    """A field that makes leaves of what it is given, as FFJORD's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 3).double()
+
+    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x = state[0]
+        with torch.enable_grad():
+            x.requires_grad_()
+            t.requires_grad_()
+            slope = torch.tanh(self.inner(torch.cat([x, t.expand(len(x), 1)], 1)))
+            total = slope.sum() * t
+            by_x, by_t = torch.autograd.grad(total, (x, t), create_graph=True)
+        return slope, by_x.square().sum(1) + by_t / len(x)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:3])
+@pytest.mark.parametrize("solver", [{"rtol": 1e-9, "atol": 1e-9}, {"options": {"steps": 40}}])
+def test_a_field_that_differentiates_by_time(kind: str, solver: dict[str, Any]) -> None:
+    x, _ = problems.data()
+
+    def run(kind: str) -> list[Tensor]:
+        torch.manual_seed(1)
+        field = Divergent()
+        states = ODEBlock(field, gradient=kind, **solver)((x.clone(), x.new_zeros(len(x))))
+        sum(part.square().sum() for part in states).backward()
+        return [p.grad for p in field.parameters()]
+
+    torch.testing.assert_close(run(kind), run("direct"), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", GRADIENTS[:3])

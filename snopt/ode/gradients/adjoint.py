@@ -121,7 +121,8 @@ class _AdjointSystem:
             slope = self.context.field(t, y)
             if not self.inspected:
                 known = (y, *self.parameters)
-                self.context.inspect(slope, known, lambda: self.context.field(t, y))
+                # A time of its own: the field may have made a leaf of this one.
+                self.context.inspect(slope, known, lambda: self.context.field(t.detach(), y))
                 self.inspected = True
         grads = vjp([slope], (y, *self.carried_parameters), [-a], retain=self.summed)
         if self.summed:
