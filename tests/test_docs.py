@@ -62,3 +62,18 @@ def test_first_pages_run(name, capsys):
         re.findall(r"```python\n(.*?)```", (DOCS / f"{name}.md").read_text(), re.DOTALL)
     )
     exec(compile(code, name, "exec"), {"__name__": name})
+
+
+def test_costs_of_rules_are_the_measured_ones():
+    rows = [line.split("|") for line in (DOCS / "benchmarks.md").read_text().splitlines()]
+    rule = re.compile(r" (?:the default|`(paper|kfac|gauss_newton)`) $")
+    costs = {}
+    for row in rows:
+        if len(row) == 7 and (found := rule.match(row[2])):
+            costs.setdefault(found[1] or "adam", []).append(round(float(row[5]), 1))
+    (advice,) = re.findall(
+        r"^## A rule$(.*?)^## ", (DOCS / "how_to_choose.md").read_text(), re.M | re.S
+    )
+    for name, measured in costs.items():
+        (said,) = re.findall(rf'^\| `"{name}"`.*\| ([\d. to]+) \|$', advice, re.M)
+        assert [*map(float, said.split(" to "))] == sorted({min(measured), max(measured)})

@@ -45,7 +45,7 @@ class GaussNewton(Rule):
     fades with the loss.
 
     ``rows="samples"`` (:mod:`snopt.optim.least_squares`) has one residual for each sample, the root
-    of its loss, and costs little more than a gradient. Between ``zero_grad()`` and ``step()`` there
+    of its loss, and needs no further backward pass. Between ``zero_grad()`` and ``step()`` there
     must be no other backward pass in training mode. ``rows="outputs"``
     (:mod:`snopt.optim.output_least_squares`) has one residual for each output of each sample: the
     Gauss-Newton method of regression. It needs the ``loss`` in ``curvature_pass``. All parameters
