@@ -1,4 +1,4 @@
-"""Theorem 1 and Proposition 2 for small models, under their public name."""
+"""Theorem 1 and Proposition 2 of the paper, solved in full, for small models."""
 
 from snopt.curvature.exact import LowRank, SecondOrder, low_rank, second_order
 

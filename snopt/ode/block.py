@@ -41,7 +41,7 @@ class ODEBlock(nn.Module):
     Args:
         field: a module called as ``field(t, x)``. t is a scalar tensor of the state's dtype, x a
             tensor or a tuple of tensors. The first dimension of each is the sample; (N,) is one
-            number per sample. It must treat samples alike and return x's shape(s) in x's dtype.
+            number per sample. Treats samples alike and returns x's shape(s) in x's dtype.
         t_span: start and end time; the end may lie before the start.
         method: the name of a method of torchdiffeq, or with ``steps`` also of a row of
             :data:`snopt.ode.runge_kutta.TABLEAUS`; or a :class:`snopt.ode.methods.Method`, such as

@@ -62,7 +62,7 @@ class Horizon:
         lr: step size η of T; 0.1 in the paper.
         penalty: c of the penalty (c/2) T²; 4e-4 to 6e-4 in the paper.
         every: optimizer steps between updates of T; 50 to 100 in the paper.
-        average: decay of the moving averages of Q_T and Q_TT, which are corrected for their start.
+        average: decay of the moving averages of Q_T and Q_TT, which are bias-corrected.
         floor: T never falls below it.
         max_change: largest |δT| of one update; None for no limit, as in the paper.
         grad_scale: returns the factor on the loss; ``scaler.get_scale`` with a ``GradScaler``.

@@ -63,8 +63,8 @@ class SNOpt(Optimizer):
         process_group: the processes that average their gradients. Default: those of the
             ``DistributedDataParallel`` that holds the model. Pass a group if the loop averages them
             itself, ``False`` if every process trains its own model.
-        **settings: the rule's, by name; ``None`` for none (``averaging``, ``kl_clip``, ``trust``),
-            else for the default. With ``fallback="adam"``, also ``betas``, ``eps``, ``nesterov``.
+        **settings: the rule's, by name. ``None``: off for ``averaging``, ``kl_clip``, ``trust``;
+            the default for others. With ``fallback="adam"``, also ``betas``, ``eps``, ``nesterov``.
 
     Raises:
         ValueError: an argument is outside its range.
