@@ -55,8 +55,8 @@ class ODEBlock(nn.Module):
         options: those of torchdiffeq's method, and
 
             * ``steps``: number of equal steps per interval, without error control;
-            * ``max_steps``: attempted steps between two output times after which the solve fails;
-              a million by default, with error control;
+            * ``max_steps``: attempted steps per output interval after which the solve fails; a
+              million by default, with error control;
             * ``warm_start``: start each adaptive solve with the longest step that the last one
               accepted, instead of searching for a first step; training and evaluation each
               remember their own (default False);

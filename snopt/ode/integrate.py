@@ -34,9 +34,9 @@ class Solver:
         rtol: relative tolerance.
         atol: absolute tolerance.
         steps: that many equal steps per output interval, without error control.
-        max_steps: steps tried before a solve is given up (``"too many steps"``); with error control
-            :data:`MOST_STEPS` per output interval by default. SciPy's methods report no steps:
-            their evaluations count.
+        max_steps: steps tried per output interval before a solve is given up (``"too many
+            steps"``); with error control :data:`MOST_STEPS` by default. SciPy's methods report no
+            steps: their evaluations count.
         options: passed to the method as they are.
     """
 
@@ -92,7 +92,7 @@ class Solver:
     def limit(self, intervals: int) -> float:
         """Steps tried before a solve over so many output intervals is given up."""
         if self.max_steps is not None:
-            return self.max_steps
+            return self.max_steps * intervals
         chooses = self.adaptive or not self.integrator.reports_steps
         return MOST_STEPS * intervals if chooses else math.inf
 

@@ -91,6 +91,9 @@ def test_too_many_steps(kind: str) -> None:
     assert caught.value.reason == "too many steps"
     assert 0 < caught.value.time < 1
     assert caught.value.nfe <= 2 + 6 * 20
+    # It is the limit of one output interval: many of them may take more steps together.
+    block(X, torch.linspace(0, 1, 41))
+    assert block.nfe_forward > 2 + 6 * 20
     # torchdiffeq's own limit says the same.
     block = ODEBlock(Formula(wiggles).double(), rtol=1e-8, atol=1e-8, options={"max_num_steps": 20})
     with pytest.raises(SolverError) as caught:
