@@ -92,7 +92,7 @@ axes.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal")
 
 
 def draw(i):
-    """The i-th frame; the last stands a while."""
+    """The i-th frame; the last one is held."""
     dots.set_offsets(path[min(i, len(path) - 1)])
     axes.set_title(f"t = {frames[min(i, len(path) - 1)]:.2f}")
     return [dots]
