@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -50,6 +51,7 @@ SOLVED_INSIDE = (
 )
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # traced, the weak reference breaks
 def _heard(
     capture: weakref.ref[Capture], layer: Layer, passes: Passes, *args: Any
 ) -> Tensor | None:

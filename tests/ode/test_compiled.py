@@ -121,6 +121,28 @@ def test_a_refresh_under_compiled_steps() -> None:
             torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("settings", [{"rule": "kfac"}, {"basis": "curvature"}])
+def test_curvature_of_a_compiled_model(settings: dict[str, Any]) -> None:
+    """Its layers are heard, and it is compiled no more once both kinds of steps were seen."""
+    x, y = problems.data()
+    found: list[list[Tensor]] = []
+    for compiles in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 3), block("direct"), nn.Linear(3, 3)).double()
+        optimizer = SNOpt(model, 0.02, refresh_every=3, **settings)
+        called = torch.compile(model, backend="eager") if compiles else model
+        for step in range(8):
+            optimizer.zero_grad()
+            with torch._dynamo.config.patch(error_on_recompile=step > 4):
+                problems.squares(y)(called(x)).backward()
+            optimizer.step()
+        factors = [x for name in sorted(optimizer.factors()) for x in optimizer.factors()[name]]
+        assert optimizer.coverage().fraction == 1.0
+        found.append([*factors, *(p.detach() for p in model.parameters())])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
+    torch._dynamo.reset()
+
+
 def test_a_compiler_that_fails_is_named_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
