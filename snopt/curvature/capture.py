@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from snopt.curvature.field_observer import DIFFERENTIATED, FieldObserver
+from snopt.curvature.field_observer import DIFFERENTIATED, TRANSFORMED, FieldObserver
 from snopt.curvature.hooks import UncopiedHook, hookable
 from snopt.curvature.kronecker import Factors
 from snopt.curvature.processes import Processes
@@ -40,6 +40,7 @@ from snopt.ode.block import ODEBlock
 from snopt.ode.joining import Passes, Place
 from snopt.ode.methods.base import Time
 from snopt.ode.passes import Pass, current_pass, kind_of_pass
+from snopt.ode.tracing import transformed
 
 UNHEARD = (
     "no backward pass went through the layer: it is used without being called, or the model ran "
@@ -56,7 +57,13 @@ def _heard(
     capture: weakref.ref[Capture], layer: Layer, passes: Passes, *args: Any
 ) -> Tensor | None:
     """A layer was called; nobody listens once the optimizer is gone."""
-    return None if capture() is None else _watch_output(capture, layer, passes, *args)
+    listening = capture()
+    if listening is None:
+        return None
+    if transformed():
+        listening.why.setdefault(layer.name, TRANSFORMED)
+        return None
+    return _watch_output(capture, layer, passes, *args)
 
 
 class Capture:

@@ -20,9 +20,13 @@ from snopt.ode.joining import Passes
 from snopt.ode.methods.base import Time
 from snopt.ode.passes import Pass, kind_of_pass
 from snopt.ode.quadrature import MidpointRule, Quadrature, TrapezoidalRule
+from snopt.ode.tracing import transformed
 
 DIFFERENTIATED = "only a derivative that the model takes of itself reaches it"
 UNCALLED = "the field uses its weight without calling the layer"
+TRANSFORMED = (
+    "it is called within a transform of torch.func (vmap, grad, jvp), where no hook hears it"
+)
 
 
 class Gathering(Protocol):
@@ -128,6 +132,9 @@ class FieldObserver:
             kwargs: Mapping[str, Any],
             output: Tensor,
         ) -> Tensor | None:
+            if transformed():
+                self.capture.why.setdefault(layer.name, TRANSFORMED)
+                return None
             if not output.requires_grad:  # the field may call layers under no_grad
                 return None
             # The place in the graph rather than the tensor: an in-place activation changes that.

@@ -146,3 +146,49 @@ def test_an_empty_first_batch_teaches_nothing(rule: str, basis: str) -> None:
         for name, pair in ends[0].factors().items():
             for got, want in zip(ends[1].factors()[name], pair, strict=True):
                 torch.testing.assert_close(got, want)
+
+
+class Transformed(nn.Module):
+    """A layer that is called on one sample at a time, and differentiated there."""
+
+    def __init__(self, transform: str) -> None:
+        super().__init__()
+        self.inner, self.transform = nn.Linear(5, 5), transform
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        function: Any = self.inner
+        if self.transform == "grad":
+            function = torch.func.grad(lambda z: self.inner(z).sin().sum())
+        elif self.transform == "jvp":
+            return torch.func.jvp(self.inner, (x,), (x,))[1]
+        return torch.func.vmap(function)(x)
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
+@pytest.mark.parametrize("place", ["field", "model"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_layer_within_a_transform(transform: str, place: str) -> None:
+    torch.manual_seed(0)
+    called = Transformed(transform)
+    options = {"method": "rk4", "gradient": "direct", "options": {"steps": 2}}
+    first: nn.Module = ODEBlock(called, **options) if place == "field" else Stepped(called)
+    model = nn.Sequential(first, nn.Linear(5, 2)).double()
+    optimizer = SNOpt(model, rule="paper", refresh_every=1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (model(X) - Y).square().mean().backward()
+        optimizer.step()
+    coverage = optimizer.coverage()
+    assert coverage.preconditioned.keys() == {"1.weight", "1.bias"}
+    assert all("transform of torch.func" in reason for reason in coverage.fallback.values())
+
+
+class Stepped(nn.Module):
+    """One step of a field."""
+
+    def __init__(self, field: nn.Module) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.field(torch.zeros(()), x)
