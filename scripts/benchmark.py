@@ -300,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
     results, out = Path("results/benchmark"), Path("results/reference/benchmark")
     parser.add_argument("--results", type=Path, default=results, help=f"folder of runs ({results})")
     parser.add_argument("--out", type=Path, default=out, help=f"folder of tables ({out})")
-    parser.add_argument("overrides", nargs="*", help=f"{OWN} and its, as for run.py")
+    parser.add_argument("overrides", nargs="*", help=f"{OWN} and its settings, as for run.py")
     return parser
 
 

@@ -326,7 +326,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         type=Path,
-        help="a folder more, whose interrupted runs are shown as well; may be repeated",
+        help="a further folder, whose interrupted runs are shown as well; may be repeated",
     )
     return parser
 

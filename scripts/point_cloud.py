@@ -169,7 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.point_cloud", description=__doc__)
-    parser.add_argument("--models", default=",".join(FAMILIES), help="families, by commas")
+    parser.add_argument(
+        "--models", default=",".join(FAMILIES), help="families, separated by commas"
+    )
     parser.add_argument(
         "--repeats", type=at_least(1), default=100, help="runs of each family and set"
     )

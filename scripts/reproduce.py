@@ -1,6 +1,6 @@
 """Run what is missing of an experiment, then draw it: ``python -m scripts.reproduce paper/images``.
 
-An experiment is a folder of ``conf/experiment``, with one file a run or a sweep, or one such file
+An experiment is a folder of ``conf/experiment``, with one file per run or sweep, or one such file
 (``reference/digits``); ``all`` stands for every one.
 Finished runs are skipped and interrupted ones resumed, so the command can be stopped at any time
 and given again. It writes ``comparison.png``, ``report.html``, ``summary.csv``, and ``table.md``

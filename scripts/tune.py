@@ -10,8 +10,8 @@ test split, and seeds 0 to 9 are left to what is reported. Where the best lies a
 range, the range is widened tenfold and searched again, twice at most (``--no-widen``: never).
 
 The winner goes to ``conf/tuned/<task>/<optim>.yaml``, with the length of the runs it was found in,
-and how it was found to ``results/reference/tuning/<task>.md``. Settings are good for runs of about
-that length alone. Runs are kept under ``--results`` and not made again, so the command can be
+and how it was found to ``results/reference/tuning/<task>.md``. Settings are good only for runs of
+about that length. Runs are kept under ``--results`` and not made again, so the command can be
 stopped at any time and given again. ``train.clock=cpu`` counts seconds on processors, which other
 work on the machine does not change.
 """
@@ -308,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="task=... optim=..., several separated by commas, and others as for run.py",
     )
-    parser.add_argument("--trials", type=at_least(1), default=16, help="points of a space (16)")
+    parser.add_argument("--trials", type=at_least(1), default=16, help="settings to try (16)")
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="of training, of the longest runs (60)"
     )

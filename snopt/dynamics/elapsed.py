@@ -12,8 +12,8 @@ class ElapsedTime(nn.Module):
     """A system run for ``elapsed`` time units per sample while the solver goes from 0 to 1.
 
     With t = s · elapsed, d state/ds = elapsed · d state/dt. The elapsed times travel in the state
-    with derivative zero: a model that solves once per observation interval runs its backward solves
-    after all forward ones, when an attribute would hold the last interval's times only.
+    with derivative zero: a model that solves once per observation interval runs all backward solves
+    after the forward ones, when an attribute would hold only the last interval's times.
 
     The state is that of ``system`` as a tuple, followed by the elapsed times of shape (N,).
 

@@ -34,8 +34,8 @@ class Adam(EigenbasisRule):
             a layer. Weight decay then applies only to entries of a weight that the step brings
             closer to zero.
         normalize: the gradient is divided by its norm to this power, in [0, 1]. When a training set
-            is fitted to the end, the norm falls as the loss does. With 1/2 the root of the loss is
-            descended, and the moments lag half as far behind.
+            is fitted to the end, the norm falls as the loss does. With 1/2, steps descend the root
+            of the loss, and the moments lag half as far behind.
 
     With ``carry_over`` (the default here) moments are rotated into a new basis instead of starting
     from zero. The other settings are those of :class:`~snopt.optim.scaling.Scaling`.
