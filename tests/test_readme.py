@@ -37,6 +37,12 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_wrapped_line_begins_a_list(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert re.findall(r"^(?![-#| ]).+\n[-+*] .*", text, re.MULTILINE) == []
+
+
 def test_readme_is_short():
     assert len(README.split()) <= 900
     assert len(README.splitlines()) <= 130
