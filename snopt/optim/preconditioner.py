@@ -360,6 +360,7 @@ class Preconditioner(Method):
             "failures": self.failures,
             "draws": self.draws,
             "absent": sorted(n for n, x in self.learned.items() if x.absent),
+            "one_sample": sorted(n for n, x in self.blocks.items() if x.one_sample),
             "layers": {name: learned.state_dict() for name, learned in self.learned.items()},
         }
 
@@ -387,10 +388,13 @@ class Preconditioner(Method):
             counts = {name: int(state[name]) for name in names}
             sizes = {name: float(state[name]) for name in ("samples", "micro_batches")}
             absent = set(state["absent"])
+            alone = set(state.get("one_sample", ()))  # earlier versions had none
         vars(self).update({**counts, **sizes})
         self._own = 0.0
         for name, learned in self.learned.items():
             learned.load(saved.get(name))
             learned.absent = name in absent
+        for name in alone & self.blocks.keys():
+            self.blocks[name].one_sample = True
         self.capture.disarm()
         self.prepare_next()

@@ -120,6 +120,35 @@ def test_training_continues_with_complex_parameters(rule: str, fallback: str) ->
     assert torch.equal(two.stem.weight, one.stem.weight)
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_training_continues_with_a_state_of_one_sample(at: int) -> None:
+    """What was learned of a state without samples is known between refreshes, too."""
+
+    def run(block: ODEBlock, optimizer: SNOpt, count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            (block(X[0, :3]) - Y[0, 0]).square().sum().backward()
+            optimizer.step()
+
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return torch.tanh(self.inner(x))
+
+    blocks = [ODEBlock(Alone(), gradient="direct") for _ in range(2)]
+    one, two = ((block, SNOpt(block, 0.02, rule="paper", refresh_every=4)) for block in blocks)
+    run(*one, at)
+    two[0].load_state_dict(one[0].state_dict())
+    two[1].load_state_dict(copy.deepcopy(one[1].state_dict()))
+    run(*one, 2)
+    run(*two, 2)
+    assert torch.equal(flat(one[0]), flat(two[0]))
+
+
 def test_a_state_can_be_loaded_twice() -> None:
     """What was loaded is not trained on in place."""
     for rule in ("paper", "adam"):
