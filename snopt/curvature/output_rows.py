@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from snopt.curvature.hooks import UncopiedHook, hookable
 from snopt.curvature.per_sample import PerSampleGradients
+from snopt.curvature.real_numbers import as_real, count, flattened
 from snopt.curvature.residuals import Residuals
 from snopt.curvature.row_check import EVERY, FIRST_STEPS
 from snopt.curvature.samples import Samples
@@ -121,10 +122,10 @@ class OutputRows:
             batch_dim: the samples' dimension in what the model returned.
 
         Returns:
-            Shapes (M, numel), with a row for each of the M outputs that count.
+            Shapes (M, numbers), with a row for each of the M outputs that count.
         """
         if not bool(seen.counted.any()):
-            return [p.new_zeros(0, p.numel()) for p in parameters]
+            return [as_real(p).new_zeros(0, count(p)) for p in parameters]
         wanted: set[Tensor] = {p for p in parameters if p not in self.alone}
         try:
             samples = Samples(len(outputs), batch_dim)
@@ -297,9 +298,12 @@ class OutputRows:
                         count,
                     )
                 continue
-            for p, g, rows in zip(parameters, found, parts, strict=True):
-                g = p.new_zeros(end - start, p.numel()) if g is None else g
-                rows.append(g.detach().reshape(end - start, -1))
+            for p, g, made in zip(parameters, found, parts, strict=True):
+                if g is None:
+                    g = p.new_zeros(end - start, *p.shape)
+                elif not self._batched:
+                    g = g.unsqueeze(0)
+                made.append(flattened(g, leading=1))
             start = end
         return [torch.cat(rows) for rows in parts]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from snopt.curvature.real_numbers import count, flattened, shaped
 from snopt.curvature.residuals import Residuals
 from snopt.ode.gradients import linear_in_cotangents
 
@@ -27,7 +28,7 @@ class VectorProducts:
         self, outputs: Tensor, seen: Residuals, parameters: Sequence[nn.Parameter]
     ) -> None:
         self.outputs, self.seen, self.parameters = outputs, seen, parameters
-        self.sizes = [p.numel() for p in parameters]
+        self.sizes = [count(p) for p in parameters]
         # J x is the derivative of J^T u, which is linear in u, along x.
         self._u = torch.zeros_like(outputs, requires_grad=True)
         try:
@@ -54,7 +55,7 @@ class VectorProducts:
     def forth(self, x: Tensor) -> Tensor:
         """R x of shape (N, L, C) for a flat x."""
         pairs = [
-            (g, part.view_as(p).to(p.dtype))
+            (g, shaped(part, p))
             for g, part, p in zip(self._back, x.split(self.sizes), self.parameters, strict=True)
             if g is not None and g.requires_grad
         ]
@@ -65,10 +66,6 @@ class VectorProducts:
 
 
 def flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """Tensors one behind the other, zeros for those that are missing."""
-    return torch.cat(
-        [
-            (torch.zeros_like(p) if x is None else x.detach()).flatten()
-            for x, p in zip(tensors, like, strict=True)
-        ]
-    )
+    """The real numbers of tensors one behind the other, zeros for those that are missing."""
+    pairs = zip(tensors, like, strict=True)
+    return torch.cat([flattened(torch.zeros_like(p) if x is None else x) for x, p in pairs])

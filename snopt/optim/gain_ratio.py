@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from snopt.curvature.real_numbers import as_real
 from snopt.optim.damping import LevenbergMarquardt
 from snopt.optim.displacement import length_since, written_since
 from snopt.optim.saving import copied, reading
@@ -111,9 +112,9 @@ class GainRatio:
         if written_since(self._before, self._length):
             self.clear()
             return True
-        along = sum(float(d.square().sum()) for d in self._step.values())
+        along = sum(float(as_real(d).square().sum()) for d in self._step.values())
         moved = sum(
-            float(((self._before[p].to(p) - p.detach()) * d.to(p)).sum())
+            float((as_real(self._before[p].to(p) - p.detach()) * as_real(d.to(p))).sum())
             for p, d in self._step.items()
         )
         share = moved / along if along > 0 else 0.0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from snopt.curvature.capture import Capture
 from snopt.curvature.processes import Processes
+from snopt.curvature.real_numbers import as_real
 from snopt.layers.base import Layer
 from snopt.optim.damping import LevenbergMarquardt
 from snopt.optim.learned import Learned
@@ -24,11 +25,6 @@ class Judged(Protocol):
     layers: dict[str, Layer]
     learned: dict[str, Learned]
     rule: Scaling
-
-
-def as_real(x: Tensor) -> Tensor:
-    """A complex tensor as pairs of real numbers, which is how torch's optimizers take them."""
-    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def judge(

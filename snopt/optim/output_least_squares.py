@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from snopt.curvature.hearing import ONE_PASS
 from snopt.curvature.output_rows import OutputRows
+from snopt.curvature.real_numbers import count, flattened, shaped
 from snopt.curvature.residuals import Residuals, blocks_of, residuals, targets_of
 from snopt.curvature.stopwatch import Stopwatch
 from snopt.curvature.vector_products import VectorProducts, flat
@@ -35,6 +36,7 @@ from snopt.optim.damping import LevenbergMarquardt, damping_at
 from snopt.optim.gain_ratio import GainRatio, Quadratic
 from snopt.optim.method import Closure, Method, ModelView, Seen, Step
 from snopt.optim.saving import check_rows, copied, reading
+from snopt.optim.update import plain_gradient
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +137,7 @@ class OutputLeastSquares(Method):
         batch = _Batch(float(loss.detach()), found, self._trained, inputs=inputs)
         if found is None:
             return batch
-        numbers = sum(p.numel() for p in batch.parameters)
+        numbers = sum(count(p) for p in batch.parameters)
         if 8.0 * int(found.counted.sum()) * numbers > self.memory:
             return self._by_products(batch, found, outputs, loss)
         dim = seen.batch_dim % seen.outputs.ndim
@@ -208,9 +210,9 @@ class OutputLeastSquares(Method):
         with self.stopwatch.running(batch.parameters[0].device):
             d, model = self._solved(batch)
         largest = max(float(group["lr"]) for group in self.groups)
-        parts = d.split([p.numel() for p in batch.parameters])
+        parts = d.split([count(p) for p in batch.parameters])
         found = {
-            p: part.view_as(p).to(p.dtype)
+            p: shaped(part, p)
             for p, part in zip(batch.parameters, parts, strict=True)
             if p.grad is not None
         }
@@ -227,7 +229,9 @@ class OutputLeastSquares(Method):
         return Step({}, complete=True, parameters={p: x * largest for p, x in found.items()})
 
     def _solved(self, batch: _Batch) -> tuple[Tensor, Quadratic | None]:
-        gradient = flat([p.grad for p in batch.parameters], batch.parameters).double()
+        names = {p: name for name, p in self.parameters.items()}
+        grads = [None if p.grad is None else plain_gradient(p, names[p]) for p in batch.parameters]
+        gradient = flat(grads, batch.parameters).double()
         if batch.seen is None or not bool(torch.isfinite(gradient).all()):
             self.failures += 1
             logger.warning("the loss or its gradient is not finite: no step is taken")
@@ -257,9 +261,9 @@ class OutputLeastSquares(Method):
         priors, roots = [], []
         for p in batch.parameters:
             weight = float(groups[p]["lr"]) / largest if largest > 0 else 0.0
-            prior = fade * weight * float(groups[p]["weight_decay"]) * p.detach().flatten().double()
+            prior = fade * weight * float(groups[p]["weight_decay"]) * flattened(p).double()
             if names[p] in self.last:
-                prior += float(groups[p]["momentum"]) * self.last[names[p]].flatten().to(prior)
+                prior += float(groups[p]["momentum"]) * flattened(self.last[names[p]]).to(prior)
             priors.append(prior)
             roots.append(torch.full_like(prior, math.sqrt(weight)))
         damping = damping_at(self.groups[0]["damping"], self.steps)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.optim.judging import as_real
+from snopt.curvature.real_numbers import as_real
 from snopt.optim.method import Method, Step
 from snopt.optim.rule import Rule
 

@@ -1,0 +1,34 @@
+"""Parameters as rows of real numbers: complex ones as pairs, sparse gradients filled up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def as_real(x: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, which is how torch's optimizers take them."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def count(p: Tensor) -> int:
+    """How many real numbers a parameter has."""
+    return 2 * p.numel() if p.is_complex() else p.numel()
+
+
+def flattened(x: Tensor, leading: int = 0) -> Tensor:
+    """Real numbers of a parameter or its gradient, one behind the other, without a graph.
+
+    Args:
+        x: the tensor, or several of them stacked.
+        leading: dimensions of the stack, which stay.
+    """
+    return as_real(x.detach().to_dense()).reshape(*x.shape[:leading], -1)
+
+
+def shaped(row: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`flattened`: a tensor of the parameter's shape and dtype."""
+    if not like.is_complex():
+        return row.view_as(like).to(like.dtype)
+    pairs = row.view(*like.shape, 2)
+    return torch.complex(pairs[..., 0], pairs[..., 1]).to(like.dtype)
