@@ -150,8 +150,9 @@ class OutputRows:
             self._told = True
             logger.warning(
                 "%d of %d parameters need a backward pass for each output of each sample: they are "
-                "no weights of linear layers or convolutions alone, samples act on one another, or "
-                "curvature_pass(batch_dim=) is not the dimension of samples",
+                "no weights of linear layers or convolutions alone, a block's gradient comes from "
+                "the adjoint equation, samples act on one another, or curvature_pass(batch_dim=) "
+                "is not the dimension of samples",
                 rest,
                 parameters,
             )

@@ -73,6 +73,7 @@ def test_adjoint_gradients_give_the_step_of_the_flow(caplog: pytest.LogCaptureFi
         found.append(step(model, x, loss, targets=y, batch_dim=1))
     same(found[1], found[0], 1e-4)
     assert caplog.text.count("each of the 24 outputs takes a backward solve of its own") == 1
+    assert caplog.text.count("a block's gradient comes from the adjoint equation") == 1
 
 
 def test_a_linear_model_is_solved_in_one_step() -> None:
