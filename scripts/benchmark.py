@@ -12,12 +12,14 @@ and a page go to ``--out``.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
@@ -29,10 +31,11 @@ from scripts.ranking.outcomes import Outcome
 from scripts.ranking.page import write
 from scripts.ranking.scores import Entry
 from scripts.ranking.workloads import Target, Workload
-from scripts.search import ranges
+from scripts.search import parsed, ranges
 from tasks.common.checks import ConfigError, require_choice
 from tasks.engine import cli
 from tasks.engine.config import composing
+from tasks.engine.optimizers.build import check_optimizer, import_modules
 from tasks.engine.report.console import console
 
 #: Who runs where by default, and with how many seeds.
@@ -48,6 +51,8 @@ SEEDS = {"default": 5, "tuned": 3}
 FIRST_ORDER, TARGET_SEEDS = ("sgd", "adam", "adamw", "schedulefree"), 5
 #: An optimizer from outside the repository, beside the field.
 OWN = "optim=custom"
+#: What an optimizer of one's own brings along; the workload and the track have the rest.
+BROUGHT = ("optim.", "solver.", "imports")
 #: Wall seconds for a second of the training clock, before any run tells: evaluation, mostly.
 OVERHEAD = 1.4
 
@@ -256,8 +261,25 @@ def _check(options: argparse.Namespace) -> None:
     require_ranges_of_files(given)
     if custom:
         options.overrides = composing.check_overrides([OWN, *options.overrides])[1:]
-    if options.budget is not None and options.budget <= 0:
+        _check_own(options.overrides)
+    if options.budget is not None and not 0 < options.budget < math.inf:
         raise ConfigError(f"--budget={options.budget:g}: seconds, above 0.")
+
+
+def _check_own(overrides: Sequence[str]) -> None:
+    """Refuse settings that the others do not run with, and a class that cannot make a step."""
+    for key in parsed(overrides):
+        if key == "optim.lr":
+            raise ConfigError("optim.lr: is chosen on each workload, see optim.about.rates=[...].")
+        if not key.startswith(BROUGHT):
+            raise ConfigError(
+                f"{key}: is the same for all optimizers. One of your own brings optim.*, solver.* "
+                "and imports; optim.about.schedule=constant leaves out the annealing."
+            )
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        config = composing.plain(compose("config", overrides=[OWN, *overrides]))
+    import_modules(config["imports"])
+    check_optimizer(config["optim"])
 
 
 def _print_plan(benchmark: Benchmark, jobs: int, out: Console) -> None:
@@ -277,7 +299,7 @@ def _print_plan(benchmark: Benchmark, jobs: int, out: Console) -> None:
 
 
 def _names(typed: str) -> list[str]:
-    names = [name for name in typed.split(",") if name]
+    names = list(dict.fromkeys(name for name in typed.split(",") if name))
     if not names:
         raise argparse.ArgumentTypeError("names nothing; leave the flag out for the default")
     return names

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from tasks.common.checks import ConfigError
 from tasks.data.errors import DataError
@@ -22,6 +23,7 @@ MISTAKES = (
     ResultsError,
     HydraException,
     OmegaConfBaseException,
+    YAMLError,
     OSError,
 )
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from scripts.entry import MISTAKES, at_least, require_ranges_of_files, status
 from scripts.pool import INTERRUPTED, run_all
@@ -59,6 +60,7 @@ KEPT = ("optim.", "schedule.", "task.batch_size")
 #: What the search itself sets, and what to say instead.
 SEARCHED = {
     "optim.lr": "is what is searched: leave it out, or train with run.py",
+    "seed": "is that of each trial: say --seeds=...",
     "train.max_seconds": "is that of each trial: say --seconds=...",
     "train.target": "ends a trial before its seconds, which are the same for all: leave it out",
     "train.eval_every_seconds": "follows from --seconds: leave it out",
@@ -142,7 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_seeds(options.seeds)
         options.overrides = composing.check_overrides(options.overrides, sweep=True)
         given = parsed(options.overrides)
-        pairs = list(itertools.product(given["task"].split(","), given["optim"].split(",")))
+        _require_single(options.overrides)
+        tasks, optims = (dict.fromkeys(given[key].split(",")) for key in ("task", "optim"))
+        pairs = list(itertools.product(tasks, optims))
         for task, optim in pairs:
             require_choice(
                 "task", task, [path.stem for path in (composing.CONF / "task").glob("*.yaml")]
@@ -160,6 +164,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         err.print("stopped; the same command continues where it was.")
         return INTERRUPTED
+
+
+def _require_single(overrides: Sequence[str]) -> None:
+    """Refuse several values of what is neither task nor optimizer."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override() and override.key_or_group not in ("task", "optim"):
+            raise ConfigError(
+                f"{override.input_line}: several values, which only task and optim may have. Give "
+                "the command once for each."
+            )
 
 
 def _costs(options: argparse.Namespace) -> tuple[int, float]:

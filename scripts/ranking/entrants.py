@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 from scripts.entry import at_least, status
 from scripts.ranking.outcomes import Outcome, merit
 from scripts.ranking.workloads import Workload
-from scripts.search import Space, Trial, label, search, settings_of, typed
+from scripts.search import Space, Trial, label, parsed, search, settings_of, typed
 from tasks.common.checks import ConfigError
 from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
@@ -261,14 +261,17 @@ class Trainer:
         """The tuned track's settings, by the search of ``scripts.tune``.
 
         Its trials are ranked by their lowest loss; of those that ran for the whole budget the one
-        with the best merit is chosen.
+        with the best merit is chosen. What the overrides say is not searched.
+
+        Raises:
+            ConfigError: none ran for the whole budget.
         """
         workload = self.entrant.workload
 
         def configure(changes: Changes) -> dict[str, Any]:
             return self.entrant.configure({**changes, "train.eval_splits": ["valid"]})
 
-        space = Space.of(self.entrant.optim)
+        space = Space.of(self.entrant.optim, parsed(self.entrant.overrides))
         found = search(
             configure, space, seconds=workload.seconds, cache=self._cache, report=self._report
         )
@@ -280,6 +283,11 @@ class Trainer:
                 worth = merit(Outcome.read(folder), workload.goal, workload.seconds)
                 settings = {**trial.changes, "train.max_seconds": workload.seconds}
                 tried.append(Tried(settings, rung.seed, worth))
+        if not tried:
+            raise ConfigError(
+                f"{self.entrant.label}: every trial on {workload.name} diverged before the whole "
+                "budget, so that there are no settings to run with."
+            )
         return Choice(tuple(sorted(tried, key=lambda one: one.merit)))
 
     def _report(self, trial: Trial) -> None:

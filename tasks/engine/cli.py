@@ -14,6 +14,7 @@ from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from tasks.common.checks import ConfigError
 from tasks.engine.config.composing import CONF, checked, plain
@@ -40,7 +41,7 @@ def run(arguments: Sequence[str]) -> NoReturn:
         task()
     except JobError as error:
         end(error.code, "\n".join(["Of this sweep did not end well:", *(_ended or [str(error)])]))
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+    except (ConfigError, HydraException, OmegaConfBaseException, YAMLError) as error:
         end(REFUSED, f"{error}\nHelp: python run.py --help")
     except KeyboardInterrupt:
         end(INTERRUPTED, "stopped; the same command begins again, or resumes.")

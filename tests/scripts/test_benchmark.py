@@ -1,6 +1,7 @@
 """The benchmark, from the files of its workloads to its page, on a toy workload."""
 
 import json
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from scripts.ranking import entrants, workloads
 from scripts.ranking.entrants import Entrant, Trainer, make
 from scripts.ranking.outcomes import Outcome
 from scripts.ranking.workloads import Target, Workload
-from scripts.search import search
+from scripts.search import Found, Result, Trial, rungs, search
 from tasks.common.checks import ConfigError
 from tasks.engine import cli
 from tasks.engine.config import composing
@@ -261,7 +262,8 @@ def test_an_own_optimizer_joins_the_field(toy, capsys) -> None:
     said = capsys.readouterr().out
     assert "10 to run" in said
     assert "rprop" in said
-    assert benchmark.main([*flags, "--optims=adamw,custom", "optim=custom", OWN[1]]) == 0
+    own = ["optim=custom", OWN[1], "solver.gradient=direct"]
+    assert benchmark.main([*flags, "--optims=adamw,custom,adamw", *own]) == 0
     assert "2 to run" in capsys.readouterr().out
 
 
@@ -291,6 +293,13 @@ OWN = ["--optims=custom", "optim._target_=torch.optim.Rprop"]
         (["--optims=sgd", "optim.lr=3"], "optim.lr=3: overrides are for optim=custom"),
         ([*OWN, "foo=2"], "foo: no such key"),
         (["--budget=0"], "above 0"),
+        (["--budget=nan"], "above 0"),
+        ([*OWN, "optim.lr=0.3"], "optim.lr: is chosen on each workload"),
+        ([*OWN, "task.batch_size=8"], "task.batch_size: is the same for all optimizers"),
+        ([*OWN, "target=none"], "target: is the same for all optimizers"),
+        ([*OWN, "++schedule.name=constant"], "schedule.name: is the same for all optimizers"),
+        ([*OWN, "optim.momentum=3"], "optim.momentum: no such key"),
+        (["--optims=custom", "optim._target_=nowhere.Mine"], "nowhere.Mine: cannot be imported"),
         ([*OWN, "optim.about.search.lr.to=1"], "optim.about.search is read from"),
         (["--workloads=toi"], "toi: no such choice"),
     ],
@@ -351,6 +360,24 @@ def test_targets_are_fixed_by_the_best_first_order_optimizer(
     kept = (toy / "results" / "tuned" / "toy" / "signum").rglob("config.yaml")
     assert {yaml.safe_load(path.read_text())["optim"]["beta"] for path in kept} == {0.9}
     assert not (toy / "results" / "tuned" / "toy" / "soap").exists()
+
+
+@pytest.mark.parametrize("given", [(), ("optim.field_lr=0.02",)])
+def test_what_is_given_is_not_searched(toy, mine, monkeypatch, given) -> None:
+    """And an optimizer whose trials all diverge has no choice."""
+    drawn = []
+
+    def diverge(configure, space, **more) -> Found:
+        drawn.extend(space.draw(4, seed=0))
+        lost = Result(rungs(4, more["seconds"])[0], math.inf, 3)
+        return Found([Trial(changes, (lost,)) for changes in drawn], [space])
+
+    monkeypatch.setattr(entrants, "search", diverge)
+    one = Entrant("tuned", Workload.read("toy"), "custom", toy / "results", (*OF_MINE, *given))
+    with pytest.raises(ConfigError, match="signum: every trial on toy diverged before"):
+        make(one, [0], print)
+    assert not one.chosen.exists()
+    assert {"optim.field_lr" in changes for changes in drawn} == {not given}
 
 
 def in_process(commands, jobs, begin, *, deadline):

@@ -26,6 +26,16 @@ MISTAKES = [
     (tune, ["task=digits", "optim=adam", "--seconds=0"], "--seconds=0: must be positive"),
     (tune, ["task=digits", "optim=adam", "--seconds=nan"], "--seconds=nan: must be positive"),
     (tune, ["task=digits", "optim=adam", "task.batch_size=("], "not an override"),
+    (
+        tune,
+        ["task=digits", "optim=adam", "seed=3", "--dry-run"],
+        "seed is that of each trial: say --seeds",
+    ),
+    (
+        tune,
+        ["task=digits", "optim=adam", "model=node,anode", "--dry-run"],
+        "model=node,anode: several values",
+    ),
     (bench, ["step", "--task=foo"], "--task=foo: no such choice"),
     (bench, ["step", "--task=digits", "--out={file}"], "{file}"),
     (bench, ["gradients", "--ways="], "--ways: no ''"),

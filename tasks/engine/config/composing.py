@@ -91,7 +91,7 @@ def check_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
                 config = compose("config", overrides=job)
             except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
                 _check_keys(OverridesParser.create().parse_overrides(job))
-                raise ConfigError(str(error)) from error
+                raise ConfigError(_reason(error)) from error
             values = plain(config)
             if sweep:  # a setting that all jobs share may be of some of their schedules alone
                 values, idle = without_idle(values)
@@ -101,6 +101,11 @@ def check_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
         if everywhere and next(jobs, None) is None:
             raise ConfigError(f"schedule.{unused[0][min(everywhere)]}.")
     return readable
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a file; some exceptions leave it to the one that they come from."""
+    return str(error) or f"configuration: {error.__cause__}"
 
 
 def opened(overrides: Sequence[str]) -> list[str]:
@@ -272,8 +277,8 @@ def _check_keys(parsed: Sequence[Override]) -> None:
     ]
     try:
         config = compose("config", overrides=[str(group.input_line) for group in groups])
-    except HydraException as error:
-        raise ConfigError(str(error)) from error
+    except (HydraException, UnicodeDecodeError) as error:
+        raise ConfigError(_reason(error)) from error
     for override in parsed:
         if override in groups or override.type is not OverrideType.CHANGE:
             continue

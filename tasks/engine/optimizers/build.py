@@ -65,7 +65,7 @@ def check_optimizer(config: Mapping[str, Any]) -> None:
         given = ", ".join(f"{key}={value}" for key, value in config.items() if key not in OWN_KEYS)
         raise ConfigError(
             f"optim: {type(optimizer).__name__} cannot make a step with its settings: "
-            f"{str(error).rstrip('.')}. Given: {given}"
+            f"{str(error).rstrip('.') or type(error).__name__}. Given: {given}"
         ) from error
 
 

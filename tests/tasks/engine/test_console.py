@@ -107,6 +107,34 @@ def test_unwritable_results(tmp_path) -> None:
         assert str(tmp_path / "file") in answer.text
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"lr: 1\n  b: 2\n", "mapping values are not allowed here"),
+        (b"\tlr: 1\n", "cannot start any token"),
+        (b"lr: 1\nlr: 2\n", "duplicate key lr"),
+        (b"lr: \xff\n", "can't decode byte 0xff"),
+        (b'lr: "${"\n', "no viable alternative at input '${'"),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_files_of_one_s_own_with_mistakes(tmp_path, flags, content, message) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "mine.yaml").write_bytes(content)
+    answer = console.run(*flags, f"--config-dir={tmp_path}", *console.ONE_STEP, "optim=mine")
+    assert answer.code == cli.REFUSED
+    assert message in answer.text
+    assert len(answer.text.splitlines()) < 10
+
+
+def test_printing_a_file_with_mistakes(tmp_path) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "mine.yaml").write_text("lr: 1\n  b: 2\n")
+    answer = console.run(f"--config-dir={tmp_path}", "--cfg=job", "optim=mine")
+    assert answer.code == cli.REFUSED
+    assert f'"{tmp_path}/optim/mine.yaml", line 2' in answer.text
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 3")])
 def test_out_of_memory_is_one_line(tmp_path, monkeypatch, error) -> None:
     def fail(settings):

@@ -24,6 +24,11 @@ class Toy(torch.optim.SGD):
         super().__init__(params, lr=lr, momentum=rho)
 
 
+class NoStep(torch.optim.Optimizer):
+    def __init__(self, params, lr: float = 0.1):
+        super().__init__(params, {"lr": lr})
+
+
 class NoOptimizer:
     def __init__(self, params, lr: float = 0.1):
         pass
@@ -83,6 +88,7 @@ def test_it_steps_as_torch_does(tmp_path: Path) -> None:
         ),
         (["optim._target_=no_such.Toy"], r"no_such.Toy: cannot be imported .*PYTHONPATH"),
         (["optim._target_=toy_of_mine.Tow"], r"toy_of_mine.Tow: cannot be imported"),
+        (["optim._target_=toy_of_mine.NoStep"], r"its settings: NotImplementedError\. Given"),
         (["optim._target_=toy_of_mine.NoOptimizer"], r"NoOptimizer: not a torch\.optim\.Optimizer"),
         (
             ["optim._target_=toy_of_mine.Toy", "optim.rhoo=1"],
