@@ -19,9 +19,9 @@ from tasks.common.checks import choices
 from tasks.common.seeding import stream_seed
 from tasks.data.hare_lynx import UNITS, hare_lynx
 from tasks.data.systems import SYSTEMS, Units
-from tasks.data.trajectories import HISTORY, Sampling, Segments, cut, simulated
+from tasks.data.trajectories import HISTORY, Sampling, Segments, chained, cut, simulated
 from tasks.dynamics import RegressionTask
-from tasks.models.trajectory_net import TrajectoryNet
+from tasks.models.trajectory_net import ShootingNet, TrajectoryNet
 from tasks.task import Batch, Splits, Trained
 
 if TYPE_CHECKING:
@@ -33,12 +33,19 @@ class Forecasting(RegressionTask):
 
     A batch is (initial states (B, D), times after them (B, L), targets (B, L, D), weights
     (B, L, D)), states and times in the normalised :class:`~tasks.data.systems.Units`. Weights are
-    zero where nothing was measured and equal elsewhere, 1 on average over a split.
+    zero where nothing was measured and equal elsewhere, 1 on average over a split. With multiple
+    shooting, rows of a training batch begin with the start's own, its targets and weights end
+    with a row for the gap to the next segment, whose target is 0, and it has one tensor more:
+    the segments' indices (B,) among those to train on.
 
     Args:
         name: the task's name on the command line.
         units: of the state.
         interval: time from the start that training sees at most.
+        segment: rows of a segment, its start among them, that training fits at once; None: whole
+            trajectories.
+        shooting: weight of a gap between segments, over that of a measurement; their starts are
+            then learned (multiple shooting). None: segments start from what was measured.
         hidden: width of the field's hidden layers.
         layers: hidden layers.
         initial_horizon: share of each segment's rows that training begins with; it grows evenly to
@@ -62,6 +69,8 @@ class Forecasting(RegressionTask):
         units: Units,
         interval: float,
         *,
+        segment: int | None,
+        shooting: float | None,
         hidden: int,
         layers: int,
         initial_horizon: float,
@@ -76,8 +85,22 @@ class Forecasting(RegressionTask):
         ):
             if not 0.0 < share <= 1.0:
                 raise ValueError(f"{key}={share}: is a share, above 0 and at most 1.")
+        if shooting is not None:
+            if not 0.0 < shooting < math.inf:
+                raise ValueError(f"shooting={shooting}: must be above 0, or null to go without.")
+            if segment is None:
+                raise ValueError(
+                    f"shooting={shooting}: joins segments, and segment=null makes none; set "
+                    "task.segment."
+                )
+            if initial_horizon < 1.0:
+                raise ValueError(
+                    f"shooting={shooting}, initial_horizon={initial_horizon}: the first part of a "
+                    "segment does not reach the next; set one of them alone."
+                )
         super().__init__(name, batch_size, eval_batch_size)
         self.units, self.interval = units, interval
+        self.segment, self.shooting = segment, shooting
         self.hidden, self.layers = hidden, layers
         self.initial_horizon, self.horizon_growth = initial_horizon, horizon_growth
 
@@ -95,24 +118,28 @@ class Forecasting(RegressionTask):
 
         def part(segments: Segments) -> Batch:
             arrays = _normalised(segments, self.units)
-            return tuple(torch.as_tensor(a, device=device, dtype=dtype) for a in arrays)
+            batch = tuple(torch.as_tensor(a, device=device, dtype=dtype) for a in arrays)
+            if segments.linked is None:
+                return batch
+            return *batch, torch.arange(len(segments.linked), device=device)
 
-        return Splits(*(part(one) for one in self.segments(stream_seed(seed, "data"))))
+        splits = Splits(*(part(one) for one in self.segments(stream_seed(seed, "data"))))
+        self._starts = splits.train[0]
+        return splits
 
     @override
     def build_model(self, family: Mapping[str, Any], solver: Mapping[str, Any]) -> nn.Module:
-        """The flow of an MLP, of any family."""
-        return TrajectoryNet(
-            len(self.units.scale),
-            hidden=self.hidden,
-            layers=self.layers,
-            family=family,
-            solver=solver,
-        )
+        """The flow of an MLP, of any family; with starts to learn for multiple shooting."""
+        settings: dict[str, Any] = {"hidden": self.hidden, "layers": self.layers, "family": family}
+        if self.shooting is not None:
+            return ShootingNet(self._starts, self.shooting, solver=solver, **settings)
+        return TrajectoryNet(len(self.units.scale), solver=solver, **settings)
 
     @override
     def training_batch(self, batch: Batch, done: float) -> Batch:
         """The first rows of every segment, as many as the horizon has grown to."""
+        if self.initial_horizon == 1.0:
+            return batch
         start, *after = batch
         grown = min(1.0, done / self.horizon_growth)
         share = self.initial_horizon + (1.0 - self.initial_horizon) * grown
@@ -121,8 +148,9 @@ class Forecasting(RegressionTask):
 
     @override
     def forward(self, model: nn.Module, batch: Batch, noise: torch.Generator) -> Tensor:
-        """Normalised states after the starts, shape (B, L, D)."""
-        states: Tensor = model(batch[0], batch[1])
+        """Normalised states after the starts, shape (B, L, D); of joined segments the gaps, too."""
+        start, times, _, _, *index = batch
+        states: Tensor = model(start, times, *index)
         return states
 
     @override
@@ -130,12 +158,14 @@ class Forecasting(RegressionTask):
         """Weighted squared error, and each segment's root mean squared error in physical units.
 
         ``rmse_beyond`` is that of later times than training sees; only the test split has them.
+        The loss includes gaps between segments.
         """
-        _, times, targets, weights = batch
+        _, times, targets, weights, *_ = batch
         squares = (outputs - targets).square()
+        values = {"loss": (weights * squares).flatten(1).mean(dim=1)}
+        squares, weights = squares[:, : times.shape[1]], weights[:, : times.shape[1]]
         physical = squares * outputs.new_tensor(self.units.scale).square()
         beyond = weights * (times * self.units.unit > self.interval * (1 + 1e-6)).unsqueeze(2)
-        values = {"loss": (weights * squares).flatten(1).mean(dim=1)}
         values["rmse"] = _root_mean(physical, weights)
         if bool(beyond.any()):
             values["rmse_beyond"] = _root_mean(physical, beyond)
@@ -166,8 +196,8 @@ class SimulatedTrajectories(Forecasting):
         times: ``regular``, or ``irregular``: drawn, for each trajectory its own.
         noise: standard deviation of the noise, in the system's scale.
         missing: share of the values that are not measured, below 1.
-        segment: rows of a segment, its start among them, that training fits at once; None: whole
-            trajectories.
+        segment: see :class:`Forecasting`.
+        shooting: likewise.
         forecast: time that a test forecast lasts, over the interval.
         hidden: width of the field's hidden layers.
         layers: hidden layers.
@@ -197,6 +227,7 @@ class SimulatedTrajectories(Forecasting):
         noise: float = 0.0,
         missing: float = 0.0,
         segment: int | None = None,
+        shooting: float | None = None,
         forecast: float = 1.5,
         initial_horizon: float = 1.0,
         horizon_growth: float = 0.5,
@@ -228,6 +259,8 @@ class SimulatedTrajectories(Forecasting):
             dataset,
             SYSTEMS[dataset].units,
             interval,
+            segment=segment,
+            shooting=shooting,
             hidden=hidden,
             layers=layers,
             initial_horizon=initial_horizon,
@@ -236,7 +269,15 @@ class SimulatedTrajectories(Forecasting):
             eval_batch_size=eval_batch_size,
         )
         self.trajectories, self.unseen = trajectories, unseen
-        self.sampling = Sampling(interval, points, times == "irregular", noise, missing, segment)
+        self.sampling = Sampling(
+            interval,
+            points,
+            times == "irregular",
+            noise,
+            missing,
+            segment,
+            "overlapping" if shooting is None else "chained",
+        )
         rows = max(HISTORY + 1, round(forecast * (points - 1)) + 1)
         step = interval / (points - 1)
         self.forecasts = Sampling((rows - 1) * step, rows)
@@ -246,7 +287,7 @@ class SimulatedTrajectories(Forecasting):
         """Every split draws from a stream of its own."""
         system = SYSTEMS[self.name]
         draws = [np.random.default_rng([seed, split]) for split in range(3)]
-        apart = replace(self.sampling, overlapping=False)
+        apart = replace(self.sampling, cuts="apart")
         return (
             simulated(system, self.sampling, self.trajectories, draws[0], first=True),
             simulated(system, apart, self.unseen, draws[1]),
@@ -262,6 +303,7 @@ class HareLynx(Forecasting):
 
     Args:
         segment: years of a segment, its start among them, that training fits at once; None: all 13.
+        shooting: see :class:`Forecasting`.
         hidden: width of the field's hidden layers.
         layers: hidden layers.
         initial_horizon: see :class:`Forecasting`.
@@ -282,6 +324,7 @@ class HareLynx(Forecasting):
         batch_size: int,
         layers: int = 2,
         segment: int | None = None,
+        shooting: float | None = None,
         initial_horizon: float = 1.0,
         horizon_growth: float = 0.5,
         eval_batch_size: int = 100,
@@ -293,6 +336,8 @@ class HareLynx(Forecasting):
             "hare_lynx",
             UNITS,
             interval=years - 1.0,
+            segment=segment,
+            shooting=shooting,
             hidden=hidden,
             layers=layers,
             initial_horizon=initial_horizon,
@@ -300,15 +345,17 @@ class HareLynx(Forecasting):
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
         )
-        self.segment = segment
 
     @override
     def segments(self, seed: int) -> tuple[Segments, Segments, Segments]:
         """The same for every seed."""
         counted = hare_lynx()
         years = np.arange(float(len(counted)))
+        train = years[self.TRAIN], counted[self.TRAIN]
         return (
-            cut(years[self.TRAIN], counted[self.TRAIN], self.segment),
+            cut(*train, self.segment)
+            if self.shooting is None or self.segment is None
+            else chained(*train, self.segment),
             cut(years[self.VALID], counted[self.VALID], None),
             cut(years[self.TEST], counted[self.TEST], None),
         )
@@ -317,12 +364,17 @@ class HareLynx(Forecasting):
 def _normalised(segments: Segments, units: Units) -> tuple[Any, Any, Any, Any]:
     """A batch's arrays: starts, times, targets and weights."""
     centre, scale = np.array(units.centre), np.array(units.scale)
+    targets = np.nan_to_num((segments.targets - centre) / scale)
     measured = np.isfinite(segments.targets)
     measured[..., units.measured :] = False
+    if segments.linked is not None:  # the gap to the next one
+        row = np.broadcast_to(segments.linked[:, None, None], targets[:, :1].shape)
+        targets = np.concatenate([targets, np.zeros_like(row)], axis=1)
+        measured = np.concatenate([measured, row], axis=1)
     return (
         (segments.start - centre) / scale,
         segments.times / units.unit,
-        np.nan_to_num((segments.targets - centre) / scale),
+        targets,
         measured * (measured.size / measured.sum()),
     )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.data.errors import DataError
 from tasks.data.systems import Array, System, solve
+
+Mask = NDArray[np.bool_]
 
 FINER = 4
 """Points of the grid that irregular times are drawn from, for each point of the regular one."""
@@ -28,7 +32,8 @@ class Sampling:
         noise: standard deviation of Gaussian noise, in the system's scale.
         missing: share of the values after the first rows that are not measured, at random.
         segment: rows of a segment, its start among them; None: the whole trajectory.
-        overlapping: whether a segment starts at every row, or where the last one ended.
+        cuts: whether a segment starts at every row (``overlapping``), where the last one ended
+            (``apart``), or there and also where not all was measured (``chained``).
     """
 
     interval: float
@@ -37,7 +42,7 @@ class Sampling:
     noise: float = 0.0
     missing: float = 0.0
     segment: int | None = None
-    overlapping: bool = True
+    cuts: Literal["overlapping", "apart", "chained"] = "overlapping"
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,14 @@ class Segments:
         start: initial states as they were measured, shape (N, D).
         times: since the start, ascending, shape (N, L).
         targets: states at these times, NaN where they were not measured, shape (N, L, D).
+        linked: whether the next segment starts when this one ends, shape (N,); None: they were
+            not cut to be joined.
     """
 
     start: Array
     times: Array
     targets: Array
+    linked: Mask | None = None
 
 
 def simulated(
@@ -89,7 +97,11 @@ def simulated(
         states = (
             values if values.shape[1] == truth.shape[2] else with_velocity(grid[number], values)
         )
-        parts.append(cut(number, states, sampling.segment, sampling.overlapping))
+        if sampling.cuts == "chained":
+            assert sampling.segment is not None
+            parts.append(chained(number, states, sampling.segment))
+        else:
+            parts.append(cut(number, states, sampling.segment, sampling.cuts == "overlapping"))
     found = joined(parts)
     if not len(found.start):
         raise DataError(
@@ -97,7 +109,7 @@ def simulated(
             f"no segment of {sampling.segment} rows that starts where all was measured; lower "
             "task.missing or raise task.trajectories"
         )
-    return Segments(found.start, found.times * (sampling.interval / last), found.targets)
+    return replace(found, times=found.times * (sampling.interval / last))
 
 
 def cut(times: Array, states: Array, length: int | None, overlapping: bool = True) -> Segments:
@@ -107,7 +119,7 @@ def cut(times: Array, states: Array, length: int | None, overlapping: bool = Tru
         times: shape (T,).
         states: NaN where not measured, shape (T, D).
         length: rows of a segment with its start; None: one segment, to the end.
-        overlapping: see :class:`Sampling`.
+        overlapping: whether a segment starts at every row, or where the last one ended.
     """
     complete = np.flatnonzero(np.isfinite(states).all(axis=1))
     if length is None:
@@ -127,10 +139,41 @@ def cut(times: Array, states: Array, length: int | None, overlapping: bool = Tru
     return Segments(states[fitting], times[after] - times[fitting, None], states[after])
 
 
+def chained(times: Array, states: Array, length: int) -> Segments:
+    """Segments of one trajectory, each from where the last one ended, through all of it.
+
+    Rows are those after the start *and the start's own*, at time 0, so that a start may be wrong.
+    The last segment is filled up with rows at its end of which nothing was measured.
+
+    Args:
+        times: shape (T,).
+        states: NaN where not measured, shape (T, D); starts among them are interpolated.
+        length: rows of a segment with its start.
+    """
+    first = int(np.flatnonzero(np.isfinite(states).all(axis=1))[0])
+    starts = np.arange(first, max(first + 1, len(states) - 1), length - 1)
+    rows = starts[:, None] + np.arange(length)
+    inside = np.minimum(rows, len(states) - 1)
+    targets = np.where((rows < len(states))[..., None], states[inside], np.nan)
+    known = [np.isfinite(column) for column in states.T]
+    filled = [np.interp(times, times[k], c[k]) for c, k in zip(states.T, known, strict=True)]
+    linked = np.ones(len(starts), dtype=np.bool_)
+    linked[-1] = False
+    return Segments(
+        np.stack(filled, axis=1)[starts], times[inside] - times[starts, None], targets, linked
+    )
+
+
 def joined(parts: Iterable[Segments]) -> Segments:
     """All segments of several trajectories."""
-    arrays = zip(*((part.start, part.times, part.targets) for part in parts), strict=True)
-    return Segments(*(np.concatenate(found) for found in arrays))
+    found = list(parts)
+    linked = [part.linked for part in found if part.linked is not None]
+    return Segments(
+        np.concatenate([part.start for part in found]),
+        np.concatenate([part.times for part in found]),
+        np.concatenate([part.targets for part in found]),
+        np.concatenate(linked) if linked else None,
+    )
 
 
 def with_velocity(times: Array, positions: Array) -> Array:

@@ -21,7 +21,7 @@ _ADDED_LATER = {
         ("eval_test_samples", None),
         ("eval_splits", list(SPLITS)),
     ),
-    "task": (("stride", 1), ("initial_horizon", 1.0), ("horizon_growth", 0.5)),
+    "task": (("stride", 1), ("initial_horizon", 1.0), ("horizon_growth", 0.5), ("shooting", None)),
     "solver": (("evaluation", None),),
 }
 
