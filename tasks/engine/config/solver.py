@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from snopt.ode.methods import chosen
 from tasks.common.checks import Section, require_choice
+
+MOST_STEPS = 1000
+"""Steps tried per output interval where a run does not say how many; the library's own default is
+a million, which an exploding field takes hours for."""
 
 GRADIENTS = ("adjoint", "adjoint-seminorm", "checkpoint", "direct")
 ON_FAILURE = ("raise", "partial", "skip_step")
@@ -80,4 +85,15 @@ def block_arguments(solver: Mapping[str, Any]) -> dict[str, Any]:
         value = kept.pop(key, None)
         if value is not None and value is not False:
             options[key] = value
+    if "max_steps" not in options and _may_never_end(kept.get("method"), options.get("steps")):
+        options["max_steps"] = MOST_STEPS
     return {**kept, "options": options or None}
+
+
+def _may_never_end(method: Any, steps: int | None) -> bool:
+    """Whether a solve chooses its steps and counts them."""
+    try:
+        integrator = chosen(method or "dopri5", steps)
+    except ValueError:  # which making the block says, with the key's name
+        return False
+    return integrator.adaptive and integrator.reports_steps

@@ -101,7 +101,6 @@ def evaluations(run: Run, tolerance: float, samples: int) -> tuple[int, int]:
         "atol": tolerance,
         "steps": None,
         "options": {},
-        "max_steps": 1000,
     }
     made = rebuild(run, solver=solver, dtype="float64")
     batch = tuple(tensor[:samples] for tensor in made.splits.train)

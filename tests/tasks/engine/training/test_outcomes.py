@@ -1,11 +1,14 @@
 import json
+import math
 import os
 import signal
 
 import pytest
 import torch
+from torch import nn
 
 import snopt
+from tasks.engine.config.solver import block_arguments
 from tests.support import fake
 
 LBFGS = {"_target_": "torch.optim.LBFGS", "name": "lbfgs", "lr": 0.1, "max_iter": 3}
@@ -120,6 +123,46 @@ def test_solves_that_stop_early(tmp_path, caplog, on_failure) -> None:
         assert summary["outcome"] == "diverged"
         assert "too many steps" in summary["message"]
         assert summary["steps"] == (3 if on_failure == "skip_step" else 0)
+
+
+class Stiff(nn.Module):
+    """No step longer than some 1e-5 is accepted."""
+
+    def forward(self, t, x):
+        return -1e6 * x + torch.sin(1e5 * t)
+
+
+class Exploded(fake.Rings):
+    """Rings whose field has become too stiff to solve."""
+
+    def build_model(self, family, solver):
+        model = super().build_model(family, {"rtol": 0.1, "atol": 0.1})
+        model[1] = snopt.ODEBlock(Stiff(), (0.0, 1.0), **solver)
+        return model
+
+
+@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+def test_a_hopeless_solve_ends_before_long(tmp_path, method) -> None:
+    target = {"_target_": "tests.tasks.engine.training.test_outcomes.Exploded", "name": "rings"}
+    summary = fake.train(tmp_path, task=target, solver={"method": method})
+    assert summary["outcome"] == "diverged"
+    assert "too many steps" in summary["message"]
+    assert "limit 1000" in summary["message"]
+
+
+@pytest.mark.parametrize(
+    ("solver", "limit"),
+    [
+        ({"method": "dopri5"}, 1000),
+        ({"method": "dopri5", "max_steps": 7}, 7),
+        ({"method": "dopri5", "max_steps": 2000000}, 2000000),
+        ({"method": "rk4", "steps": 3}, math.inf),  # they end by themselves
+        ({"method": "euler"}, math.inf),
+    ],
+)
+def test_how_many_steps_a_solve_may_try(solver, limit) -> None:
+    block = snopt.ODEBlock(fake.Field(), (0.0, 1.0), **block_arguments(solver))
+    assert block.solver.limit(3) == 3 * limit
 
 
 class Signalling(fake.Rings):
