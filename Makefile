@@ -34,10 +34,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 # Each with the learning rate, of four, whose validation loss was the lowest on a tuning seed.
-RUN := run.py -m target=circle schedule.name=cosine schedule.warmup=0.05 seed=$(SEEDS) results.root=$(RESULTS) \
+RUN := run.py -m target=lotka_volterra schedule.name=cosine schedule.warmup=0.05 seed=$(SEEDS) results.root=$(RESULTS) \
     train.max_seconds=$(SECONDS_EACH) train.eval_every_seconds=2 train.eval_splits=[train,valid,test]
 
-run: $(STAMP)  ## fit two noisy rings with SGD, AdamW and SNOpt, then compare (SECONDS_EACH, SEEDS, RESULTS)
+run: $(STAMP)  ## fit predators and prey with SGD, AdamW and SNOpt, then compare (SECONDS_EACH, SEEDS, RESULTS)
 	$(BIN)/python $(RUN) optim=sgd optim.lr=0.3
 	$(BIN)/python $(RUN) optim=adamw optim.lr=0.03
 	$(BIN)/python $(RUN) optim=snopt optim.lr=0.03
