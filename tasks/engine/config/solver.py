@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from snopt.ode.methods import chosen
 from tasks.common.checks import Section, require_choice
 
 MOST_STEPS = 1000
@@ -92,6 +91,8 @@ def block_arguments(solver: Mapping[str, Any]) -> dict[str, Any]:
 
 def _may_never_end(method: Any, steps: int | None) -> bool:
     """Whether a solve chooses its steps and counts them."""
+    from snopt.ode.methods import chosen  # checking a configuration needs no torch
+
     try:
         integrator = chosen(method or "dopri5", steps)
     except ValueError:  # which making the block says, with the key's name
