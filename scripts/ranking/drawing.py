@@ -34,9 +34,9 @@ def curves(title: str, target: Target | None, entries: Sequence[Entry]) -> bytes
         losses.axhline(target.loss, color=TARGET, linewidth=0.9, linestyle="dashed")
         said = losses.annotate(
             f"target, of {target.optim}",
-            (1, target.loss),
+            (0.01, target.loss),  # where all curves are above it
             xycoords=losses.get_yaxis_transform(),
-            ha="right",
+            ha="left",
             va="bottom",
             fontsize=8,
             color="#555555",
