@@ -19,7 +19,7 @@ from tasks.common.checks import choices
 from tasks.common.seeding import stream_seed
 from tasks.data.hare_lynx import UNITS, hare_lynx
 from tasks.data.systems import SYSTEMS, Units
-from tasks.data.trajectories import HISTORY, Sampling, Segments, chained, cut, simulated
+from tasks.data.trajectories import HISTORY, Cuts, Sampling, Segments, cut, simulated
 from tasks.dynamics import RegressionTask
 from tasks.models.trajectory_net import ShootingNet, TrajectoryNet
 from tasks.task import Batch, Splits, Trained
@@ -101,6 +101,7 @@ class Forecasting(RegressionTask):
         super().__init__(name, batch_size, eval_batch_size)
         self.units, self.interval = units, interval
         self.segment, self.shooting = segment, shooting
+        self.cuts: Cuts = "overlapping" if shooting is None else "chained"
         self.hidden, self.layers = hidden, layers
         self.initial_horizon, self.horizon_growth = initial_horizon, horizon_growth
 
@@ -276,7 +277,7 @@ class SimulatedTrajectories(Forecasting):
             noise,
             missing,
             segment,
-            "overlapping" if shooting is None else "chained",
+            self.cuts,
         )
         rows = max(HISTORY + 1, round(forecast * (points - 1)) + 1)
         step = interval / (points - 1)
@@ -351,11 +352,8 @@ class HareLynx(Forecasting):
         """The same for every seed."""
         counted = hare_lynx()
         years = np.arange(float(len(counted)))
-        train = years[self.TRAIN], counted[self.TRAIN]
         return (
-            cut(*train, self.segment)
-            if self.shooting is None or self.segment is None
-            else chained(*train, self.segment),
+            cut(years[self.TRAIN], counted[self.TRAIN], self.segment, self.cuts),
             cut(years[self.VALID], counted[self.VALID], None),
             cut(years[self.TEST], counted[self.TEST], None),
         )

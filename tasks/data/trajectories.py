@@ -13,6 +13,7 @@ from tasks.data.errors import DataError
 from tasks.data.systems import Array, System, solve
 
 Mask = NDArray[np.bool_]
+Cuts = Literal["overlapping", "apart", "chained"]
 
 FINER = 4
 """Points of the grid that irregular times are drawn from, for each point of the regular one."""
@@ -42,7 +43,7 @@ class Sampling:
     noise: float = 0.0
     missing: float = 0.0
     segment: int | None = None
-    cuts: Literal["overlapping", "apart", "chained"] = "overlapping"
+    cuts: Cuts = "overlapping"
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,7 @@ def simulated(
         states = (
             values if values.shape[1] == truth.shape[2] else with_velocity(grid[number], values)
         )
-        if sampling.cuts == "chained":
-            assert sampling.segment is not None
-            parts.append(chained(number, states, sampling.segment))
-        else:
-            parts.append(cut(number, states, sampling.segment, sampling.cuts == "overlapping"))
+        parts.append(cut(number, states, sampling.segment, sampling.cuts))
     found = joined(parts)
     if not len(found.start):
         raise DataError(
@@ -112,20 +109,22 @@ def simulated(
     return replace(found, times=found.times * (sampling.interval / last))
 
 
-def cut(times: Array, states: Array, length: int | None, overlapping: bool = True) -> Segments:
-    """Segments of one trajectory that start where everything was measured.
+def cut(times: Array, states: Array, length: int | None, cuts: Cuts = "overlapping") -> Segments:
+    """Segments of one trajectory that start where everything was measured, or :func:`chained`.
 
     Args:
         times: shape (T,).
         states: NaN where not measured, shape (T, D).
         length: rows of a segment with its start; None: one segment, to the end.
-        overlapping: whether a segment starts at every row, or where the last one ended.
+        cuts: see :class:`Sampling`.
     """
+    if cuts == "chained":
+        return chained(times, states, length or len(states))
     complete = np.flatnonzero(np.isfinite(states).all(axis=1))
     if length is None:
         complete, length = complete[:1], len(states) - int(complete[0])
     fitting = complete[complete + length <= len(states)]
-    if not overlapping:
+    if cuts == "apart":
         ended, kept = 0, []
         for row in fitting:
             if row >= ended:
@@ -133,7 +132,7 @@ def cut(times: Array, states: Array, length: int | None, overlapping: bool = Tru
                 ended = row + length - 1
         fitting = np.array(kept, dtype=np.int64)
     after = fitting[:, None] + np.arange(1, length)
-    if not overlapping:  # nothing measured would be no error
+    if cuts == "apart":  # nothing measured would be no error
         measured = np.isfinite(states[after]).any(axis=(1, 2))
         fitting, after = fitting[measured], after[measured]
     return Segments(states[fitting], times[after] - times[fitting, None], states[after])

@@ -93,7 +93,7 @@ def test_segments_are_slices() -> None:
     assert found.start.tolist() == states[:4].tolist()
     assert found.times[1].tolist() == [3.0, 8.0]
     assert found.targets[3].tolist() == states[4:].tolist()
-    apart = cut(times, states, 3, overlapping=False)
+    apart = cut(times, states, 3, "apart")
     assert apart.start.tolist() == states[[0, 2]].tolist()
     whole = cut(times, states, None)
     assert whole.times.tolist() == [(times[1:]).tolist()]
