@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from tasks.common.checks import Section, require_choice
 
-MOST_STEPS = 1000
+DEFAULT_MAX_STEPS = 1000
 """Steps tried per output interval where a run does not say how many; the library's own default is
 a million, which an exploding field takes hours for."""
 
@@ -85,7 +85,7 @@ def block_arguments(solver: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and value is not False:
             options[key] = value
     if "max_steps" not in options and _may_never_end(kept.get("method"), options.get("steps")):
-        options["max_steps"] = MOST_STEPS
+        options["max_steps"] = DEFAULT_MAX_STEPS
     return {**kept, "options": options or None}
 
 
