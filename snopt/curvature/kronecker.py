@@ -177,11 +177,34 @@ def _turned(matrix: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
         u = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         u = u.expand_as(matrix)
     largest = matrix.diagonal(dim1=1, dim2=2).amax(dim=1).clamp_min(torch.finfo(u.dtype).tiny)
-    q, r = torch.linalg.qr(torch.baddbmm(u, matrix / largest[:, None, None], u, beta=_HELD))
+    q, diagonal = orthonormal(torch.baddbmm(u, matrix / largest[:, None, None], u, beta=_HELD))
+    values = (diagonal - _HELD).clamp_min_(0) * largest.unsqueeze(1)
+    return values, q
+
+
+def orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Q of the QR decomposition of (groups, d, d), and the positive diagonal of R.
+
+    On a GPU, float32 goes through the Cholesky factor of Y^T Y in float64: a few large operations
+    where Householder's method has d small ones. It is accurate while the condition number is far
+    below 1e8. Of what :func:`followed` gives it, that is at most d / 3e-3.
+
+    Source: Golub and Van Loan 2013, sections 5.2 and 5.4.
+    """
+    if columns.is_cuda and columns.dtype == torch.float32:
+        return by_cholesky(columns)
+    q, r = torch.linalg.qr(columns)
     # QR is unique up to signs: those with a positive diagonal stay near the old directions.
     diagonal = r.diagonal(dim1=1, dim2=2)
-    values = diagonal.abs().sub_(_HELD).clamp_min_(0) * largest.unsqueeze(1)
-    return values, torch.where((diagonal < 0).unsqueeze(1), -q, q)
+    return torch.where((diagonal < 0).unsqueeze(1), -q, q), diagonal.abs()
+
+
+def by_cholesky(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`orthonormal` through the Cholesky factor, without a transfer from the device."""
+    exact = columns.double()
+    lower = torch.linalg.cholesky_ex(exact.mT @ exact).L
+    q = torch.linalg.solve_triangular(lower.mT, exact, upper=True, left=False)
+    return q.to(columns), lower.diagonal(dim1=1, dim2=2).to(columns)
 
 
 def not_finite(tensors: Mapping[str, Sequence[Tensor]]) -> set[str]:

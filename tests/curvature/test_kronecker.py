@@ -16,6 +16,7 @@ from snopt.curvature.kronecker import (
     Factors,
     Modes,
     Sum,
+    by_cholesky,
     combined_factors,
     condition_number,
     damped_inverse,
@@ -25,6 +26,7 @@ from snopt.curvature.kronecker import (
     gradient_factors,
     gradient_moments,
     not_finite,
+    orthonormal,
     rotate_mean,
     rotate_square,
     rotation,
@@ -172,6 +174,26 @@ def test_a_basis_that_follows_stays_where_eigenvalues_are_equal() -> None:
     assert float((turned - eigenbasis(Factors(((flat,),), flat)).u_b.abs()).norm()) > 0.1
     still = Factors(((torch.zeros_like(flat),),), torch.zeros_like(flat))
     torch.testing.assert_close(followed(still, ends[0]).u_b, ends[0].u_b)
+
+
+@pytest.mark.parametrize("rank", [1, 40, 150])
+@pytest.mark.parametrize("begins", ["identity", "converged"])
+def test_a_gpu_finds_the_same_basis_by_the_cholesky_factor(rank: int, begins: str) -> None:
+    """In float32, of the worst conditioned matrices that a basis follows."""
+    size, generator = 150, torch.Generator().manual_seed(rank)
+    x = torch.randn(2, size, rank, generator=generator) + 5  # the mean is far from zero
+    matrix = x @ x.mT
+    matrix /= matrix.diagonal(dim1=1, dim2=2).amax(dim=1)[:, None, None]
+    u = torch.eye(size).expand(2, size, size)
+    if begins == "converged":
+        u = symmetric_eigen(matrix)[1]
+    columns = matrix @ u + 3e-3 * u
+    q, diagonal = by_cholesky(columns)
+    want, sizes = orthonormal(columns.double())
+    assert q.dtype == diagonal.dtype == torch.float32
+    torch.testing.assert_close(q, want.float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(diagonal, sizes.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(q.mT @ q, torch.eye(size).expand_as(q), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
