@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -33,9 +32,9 @@ from snopt.optim.damping import LevenbergMarquardt, controller_at
 from snopt.optim.judging import judge
 from snopt.optim.learned import Learned
 from snopt.optim.method import Closure, Method, ModelView, Seen, Step
+from snopt.optim.sample_count import SampleCount
 from snopt.optim.saving import read_layer, reading
 from snopt.optim.scaling import Scaling
-from snopt.optim.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +63,9 @@ class Preconditioner(Method):
             loss_scale=parts.loss_scale,
             losses=rule.curvature == "empirical",
         )
-        self.stopwatch, self.tally = self.capture.stopwatch, Tally()
+        self.stopwatch = self.capture.stopwatch
+        self.count = SampleCount(self.blocks, self.processes)
         self.steps = 0
-        self.samples = 1.0
-        self._own = 0.0  # this process's part of them; 0 before the first step
-        self.micro_batches = 1.0
-        self._told_of_samples = False
         self.refreshes = 0
         self.failures = 0
         self.left_to_fallback = {}
@@ -80,6 +76,11 @@ class Preconditioner(Method):
         self._controller: LevenbergMarquardt | None = None
         self._before: dict[str, Tensor] = {}
         self.prepare_next()
+
+    @property
+    def samples(self) -> float:
+        """N, the samples behind the last step."""
+        return self.count.total
 
     @property
     @override
@@ -109,7 +110,7 @@ class Preconditioner(Method):
         if names and self.rule.basis != "gradient":
             self.capture.arm(names)
         elif names and self.rule.scales_with_loss:  # N matters to no other
-            self.tally.start([*self.blocks.values()])
+            self.count.start()
 
     @override
     def observe_outputs(self, seen: Seen) -> None:
@@ -136,7 +137,7 @@ class Preconditioner(Method):
     def close(self) -> None:
         """Take hooks and observers off the model."""
         self.capture.disarm()
-        self.tally.stop()
+        self.count.stop()
 
     @override
     def clear(self) -> None:
@@ -146,7 +147,7 @@ class Preconditioner(Method):
         if set(self.layers_to_refresh()) - self.capture.sums.keys():
             self.prepare_next()  # a layer was thawed
         self.capture.clear()
-        self.tally.clear()
+        self.count.clear()
 
     @override
     def extend(self, parts: ModelView) -> None:
@@ -154,6 +155,7 @@ class Preconditioner(Method):
         self.blocks, self.processes = parts.blocks, parts.processes
         self.parameters = parts.parameters
         self.learned.update({name: Learned(layer) for name, layer in parts.layers.items()})
+        self.count.blocks, self.count.processes = parts.blocks, parts.processes
         self.capture.disarm()
         self.capture.watch(self.layers, self.blocks)
         self.prepare_next()
@@ -199,7 +201,8 @@ class Preconditioner(Method):
                 self._refresh(due, grads, device)
         elif self.rule.basis != "curvature":
             self._average(grads)
-        self._count_samples(device)
+        if device is not None and (self.rule.counts or self.processes.size == 1):
+            self.count.follow(device)
         self.steps += 1
         found = {}
         for name, grad in grads.items():
@@ -217,23 +220,16 @@ class Preconditioner(Method):
     ) -> None:
         captured: dict[str, Factors | None] = {}
         if self.rule.basis != "gradient":
-            batch, last = self.capture.batch, self._last_batch()
-            self._tell_of_samples()
+            counts = self.capture.disagreement
+            if counts:
+                self.count.tell_of_disagreement(counts)
+            batch = self.capture.batch
             captured = self.capture.collect(self.processes)
-            (total,) = self.processes.total([batch], device)
-            if total:
-                self.micro_batches = batch / last if batch and last else 1.0
-                self._own, self.samples = float(batch), float(total)
+            if self.count.take(batch, device):
                 for name, heard in captured.items():
                     self.learned[name].absent = heard is None
-        else:
-            batch, last = self.tally.samples, self._last_batch()
-            self.tally.stop()
-            self.micro_batches = batch / last if batch and last else 1.0
-            self._own = float(batch or last)
-            self._share_samples(device)
-            if self.samples == 1.0 and not self._own and self.rule.scales_with_loss:
-                self._warn_of_samples()
+        elif not self.count.take_tally(device) and self.rule.scales_with_loss:
+            self.count.warn_of_none(self.rule.name)
         if self.rule.basis != "curvature":
             self._average(grads)
         found = {name: self._factors(self.learned[name], captured.get(name)) for name in due}
@@ -262,29 +258,6 @@ class Preconditioner(Method):
             learned.factors, learned.basis = factors, new
             self.left_to_fallback.pop(name, None)
             self.refreshes += 1
-
-    def _warn_of_samples(self) -> None:
-        if not self._told_of_samples:
-            self._told_of_samples = True
-            warnings.warn(
-                f"rule={self.rule.name!r} with basis='gradient' is told by ODE blocks how many "
-                "samples are behind a gradient, and none took part. They are taken for one, so "
-                "that damping is too large by their number: choose basis='curvature', for which "
-                "all layers tell",
-                stacklevel=8,
-            )
-
-    def _tell_of_samples(self) -> None:
-        counts = self.capture.disagreement
-        if counts and not self._told_of_samples:
-            self._told_of_samples = True
-            logger.warning(
-                "layers and blocks saw different numbers of samples in one step (%s). The first "
-                "dimension of their inputs is taken for the sample. Where it is time, or a draw, "
-                "or several of them flattened, their factors are off by a constant: put the "
-                "sample first, x.transpose(0, 1), and leave further dimensions apart",
-                counts,
-            )
 
     def _factors(self, learned: Learned, captured: Factors | None) -> Factors | None:
         if self.rule.basis == "curvature":
@@ -320,21 +293,6 @@ class Preconditioner(Method):
                 sizes = learned.layer.input_factor_sizes
             learned.average = averaged(learned.average, grad, sizes)
 
-    def _last_batch(self) -> int:
-        return max((block.samples for block in self.blocks.values()), default=0)
-
-    def _count_samples(self, device: torch.device | None) -> None:
-        """N of this step: what the blocks saw, times the micro-batches counted at a refresh."""
-        last = self._last_batch()
-        if last:
-            self._own = last * self.micro_batches
-        if device is not None and (self.rule.counts or self.processes.size == 1):
-            self._share_samples(device)
-
-    def _share_samples(self, device: torch.device) -> None:
-        (total,) = self.processes.total([self._own], device)
-        self.samples = total or self.samples
-
     @override
     def diagnostics(self) -> dict[str, float]:
         """Counts and condition numbers, for logs."""
@@ -354,8 +312,8 @@ class Preconditioner(Method):
         """Everything learned, by layer name."""
         return {
             "steps": self.steps,
-            "samples": self.samples,
-            "micro_batches": self.micro_batches,
+            "samples": self.count.total,
+            "micro_batches": self.count.micro_batches,
             "refreshes": self.refreshes,
             "failures": self.failures,
             "draws": self.draws,
@@ -389,8 +347,8 @@ class Preconditioner(Method):
             sizes = {name: float(state[name]) for name in ("samples", "micro_batches")}
             absent = set(state["absent"])
             alone = set(state.get("one_sample", ()))  # earlier versions had none
-        vars(self).update({**counts, **sizes})
-        self._own = 0.0
+        vars(self).update(counts)
+        self.count.load(sizes["samples"], sizes["micro_batches"])
         for name, learned in self.learned.items():
             learned.load(saved.get(name))
             learned.absent = name in absent
