@@ -48,7 +48,6 @@ class Hearing:
     Attributes:
         roots: of twice the samples' losses, ``None`` until they are heard.
         alone: a sample and the gradients of its share of the loss, where they were taken.
-        first: whether the coming pass is to take them.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class Hearing:
         self.rows, self.layers, self.blocks, self.loss_scale = rows, layers, blocks, loss_scale
         self.roots: Tensor | None = None
         self.alone: tuple[int, dict[nn.Parameter, Tensor]] | None = None
-        self.first = True
         self._outputs: Tensor | None = None
         self._hook: RemovableHandle | None = None
         self._factors = SquaredErrors()
@@ -135,7 +133,7 @@ class Hearing:
             asked.outputs, cotangents, asked.likelihood, asked.targets, asked.loss
         )
         self.roots = (2.0 * losses).sqrt()
-        if self.first and bool(torch.isfinite(losses).all()):
+        if self.rows.checks.first and bool(torch.isfinite(losses).all()):
             self._differentiate_alone(int(losses.argmax()), cotangent, dim)
         self._outputs = None
         self.rows.counting = True

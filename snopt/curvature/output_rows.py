@@ -5,8 +5,9 @@ back, to the calls of the layers, where input and cotangent give every sample it
 as many as a sample has outputs that count, so that what a loss leaves out costs nothing.
 The passes of several outputs are one batched pass, but where a block repeats its steps on the way
 back. Whether samples keep apart is found out: a pass of the ordinary kind is compared with the
-rows, parameter by parameter, in the first steps and then once in so many. Where they differ, and
-for parameters that no layer has, every row takes a pass of its own, which is right for any model.
+rows, parameter by parameter, in the first steps of a mode and then once in so many. Where they
+differ, and for parameters that no layer has, every row takes a pass of its own, which is right for
+any model.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from snopt.curvature.checks import Checks
 from snopt.curvature.hooks import UncopiedHook, hookable
 from snopt.curvature.per_sample import PerSampleGradients
 from snopt.curvature.real_numbers import as_real, count, flattened
 from snopt.curvature.residuals import Residuals
-from snopt.curvature.row_check import EVERY, FIRST_STEPS
 from snopt.curvature.samples import Samples
 from snopt.layers.base import Layer, input_of
 from snopt.ode.block import ODEBlock
@@ -51,6 +52,7 @@ class OutputRows:
     Args:
         layers: the layers by name.
         blocks: the model's ODE blocks by name.
+        checks: the steps in which rows are compared.
 
     Attributes:
         active: whether calls are heard.
@@ -58,14 +60,15 @@ class OutputRows:
         alone: parameters whose every row takes a pass of its own.
     """
 
-    def __init__(self, layers: Mapping[str, Layer], blocks: Mapping[str, ODEBlock]) -> None:
-        self.blocks = blocks
+    def __init__(
+        self, layers: Mapping[str, Layer], blocks: Mapping[str, ODEBlock], checks: Checks
+    ) -> None:
+        self.blocks, self.checks = blocks, checks
         self.active = True
         self.alone: set[Tensor] = set()
         self.first_input: Tensor | None = None
         self._calls: list[_Call] = []
         self._layouts: dict[str, dict[int, int]] = {name: {} for name in layers}
-        self._made = 0
         self._batched = True
         self._told = False
         repeated = {
@@ -75,7 +78,7 @@ class OutputRows:
             for m in block.field.modules()
         }
         names = {name for name, layer in layers.items() if id(layer.module) in repeated}
-        self._replayed = PerSampleGradients(layers, names) if names else None
+        self._replayed = PerSampleGradients(layers, checks, names) if names else None
         self._layers = dict(layers)
         handles: list[RemovableHandle] = []
         for layer in layers.values():
@@ -136,9 +139,10 @@ class OutputRows:
         except (RuntimeError, ValueError):  # no batched derivative, no dimension of samples
             found = {}
             self.alone.update(wanted)
-        if self._made < FIRST_STEPS or self._made % EVERY == 0:
+        self.checks.look()
+        if self.checks.due:
             self._compare(outputs, seen, found)
-        self._made += 1
+        self.checks.count()
         rest = [p for p in parameters if p not in found]
         self._tell(len(rest), len(parameters), len(outputs))
         found.update(zip(rest, self._one_by_one(outputs, seen, rest), strict=True))

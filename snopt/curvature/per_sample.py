@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from snopt.curvature.checks import Checks
 from snopt.curvature.hooks import UncopiedHook, hookable
 from snopt.curvature.samples import Samples
 from snopt.curvature.stopwatch import Stopwatch
@@ -42,6 +43,7 @@ class PerSampleGradients:
 
     Args:
         layers: the layers by name.
+        checks: told of the mode of forward passes; none is spared in a step that compares.
         repeated: layers whose calls within a backward pass are a block's repeated steps.
 
     Attributes:
@@ -59,7 +61,10 @@ class PerSampleGradients:
         first_input: of the first layer called since the last backward pass.
     """
 
-    def __init__(self, layers: Mapping[str, Layer], repeated: Collection[str] = ()) -> None:
+    def __init__(
+        self, layers: Mapping[str, Layer], checks: Checks, repeated: Collection[str] = ()
+    ) -> None:
+        self.checks, self._looked = checks, False
         self.sparing = self.counting = self.ignoring = False
         self.samples: Samples | None = None
         self.stopwatch = Stopwatch()
@@ -83,12 +88,19 @@ class PerSampleGradients:
 
     def clear(self) -> None:
         """Forget what was gathered."""
-        self.counting = self._added_to = False
+        self.counting = self._added_to = self._looked = False
         self._before, self._after = {}, {}
         for known in (self.replaced, self.evaluated, self.inside):
             known.clear()
         for uses in self._uses.values():
             uses.clear()
+
+    def look(self) -> None:
+        """A forward pass in training mode begins."""
+        if not self._looked:
+            self._looked = True
+            self.checks.look()
+            self.sparing = self.sparing and not self.checks.due
 
     def expect(self, samples: Samples) -> None:
         """Before the loss' backward pass: what the gradients are now."""
@@ -186,9 +198,10 @@ class _LayerCalls:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rows = self._rows()
-        if rows is None or not (rows.sparing and self._known and module.training):
+        if rows is None or rows.ignoring or not (module.training and torch.is_grad_enabled()):
             return
-        if rows.ignoring or not torch.is_grad_enabled() or not self._weight.requires_grad:
+        rows.look()
+        if not (rows.sparing and self._known and self._weight.requires_grad):
             return
         if not self._unbatched(input_of(args, kwargs)) and self._own() and _plain(self._repeated):
             self._frozen = [p for p in self._parameters if p.requires_grad]

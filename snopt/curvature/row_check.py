@@ -17,9 +17,6 @@ from torch import Tensor, nn
 from snopt.curvature.per_sample import PerSampleGradients
 from snopt.layers.base import Layer
 
-FIRST_STEPS, EVERY = 3, 50
-"""Sums are compared in so many steps at first, and then once in so many."""
-
 _SCALED = 1e3
 """A factor on gradients beyond which they are those of a scaled loss."""
 

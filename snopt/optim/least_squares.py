@@ -35,9 +35,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from snopt.curvature.checks import Checks
 from snopt.curvature.hearing import ONE_PASS, Hearing
 from snopt.curvature.per_sample import PerSampleGradients
-from snopt.curvature.row_check import EVERY, FIRST_STEPS, check_row, gradient_factor, tolerance
+from snopt.curvature.row_check import check_row, gradient_factor, tolerance
 from snopt.layers.base import Layer
 from snopt.ode.gradients import GRADIENTS, through_layers
 from snopt.optim.backtracking import Backtracking
@@ -111,14 +112,15 @@ class LeastSquares(Method):
             for m in block.field.modules()
         }
         self.capture = PerSampleGradients(
-            self.layers, {n for n, x in self.layers.items() if id(x.module) in repeated}
+            self.layers,
+            Checks(parts.modules, parts.parameters.values()),
+            {n for n, x in self.layers.items() if id(x.module) in repeated},
         )
         self.stopwatch = self.capture.stopwatch
         self.steps = self.failures = 0
         self.refresh_every = 1
         self.left_to_fallback = {}
         self.last: dict[str, Tensor] = {}
-        self._checked = 0
         self.hearing = Hearing(self.capture, self.layers, self.blocks, parts.loss_scale)
         self._measured: dict[str, float] = {}
 
@@ -153,11 +155,6 @@ class LeastSquares(Method):
         self.capture.sparing = False
 
     @property
-    def _due(self) -> bool:
-        """Whether the coming step compares rows with gradients that autograd has made."""
-        return self._checked < FIRST_STEPS or self._checked % EVERY == 0
-
-    @property
     @override
     def missing_curvature_pass(self) -> bool:
         """Whether no backward pass has brought the samples' losses."""
@@ -167,7 +164,7 @@ class LeastSquares(Method):
     def clear(self) -> None:
         """Forget rows and losses; until the step, training passes are taken to be for rows."""
         self.capture.clear()
-        self.capture.sparing = not (self._due or self.capture.inner)
+        self.capture.sparing = not (self.capture.checks.due or self.capture.inner)
         self.hearing.clear()
 
     @override
@@ -191,7 +188,7 @@ class LeastSquares(Method):
 
     def _compare(self, loss: Any, mean: float) -> None:
         """The closure's loss and the one that the backward pass told, in a step that checks."""
-        if not self._due or not isinstance(loss, Tensor | float):
+        if not self.capture.checks.due or not isinstance(loss, Tensor | float):
             return
         value = float(loss)
         if math.isfinite(value + mean) and abs(value - mean) > 0.01 * (abs(value) + 1e-4):
@@ -223,12 +220,11 @@ class LeastSquares(Method):
         self.steps += 1
         with self.stopwatch.running(roots.device):
             factor = 1.0
-            if self._due or touched or self._unheard(rows):
+            if self.capture.checks.due or touched or self._unheard(rows):
                 factor = self._compared(rows, roots)
             if alone is not None:
                 check_row(self.layers, rows, *alone, self.capture.unbatched)
-            self._checked += 1
-            self.hearing.first = False
+            self.capture.checks.count()
             rows = {n: r for n, r in rows.items() if n not in self.capture.unbatched}
             return Step(self._solve(self._moving(rows), roots, factor), complete=True)
 

@@ -82,8 +82,9 @@ class Members:
         self._reasons.update(reasons)
         by_name = self.by_name
         processes = Processes(by_name.values(), self._process_group)
+        every = [module for _, module in self._modules]
         return ModelView(
-            layers, blocks, by_name, self.settings, self._groups, processes, **self._beside
+            layers, blocks, by_name, every, self.settings, self._groups, processes, **self._beside
         )
 
     def extend(self, modules: list[tuple[str, nn.Module]]) -> ModelView:

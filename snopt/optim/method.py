@@ -26,6 +26,7 @@ class ModelView:
         layers: the layers by name.
         blocks: the ODE blocks by name.
         parameters: the parameters by name.
+        modules: all modules, those without parameters too.
         settings: returns a layer's parameter group, as plain numbers.
         groups: the parameter groups as they stand.
         processes: those that train the model together.
@@ -36,6 +37,7 @@ class ModelView:
     layers: Mapping[str, Layer]
     blocks: Mapping[str, ODEBlock]
     parameters: Mapping[str, nn.Parameter]
+    modules: Sequence[nn.Module]
     settings: Callable[[Layer], Mapping[str, Any]]
     groups: Sequence[Mapping[str, Any]]
     processes: Processes
