@@ -6,8 +6,6 @@ import gzip
 import hashlib
 import pickle
 import struct
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from tasks.data import cifar10, download, images
 from tasks.data.errors import DataError
 from tasks.data.images import read_cifar10, read_digits, read_mnist, read_svhn
 from tasks.data.torchvision_compat import torchvision_datasets
+from tests.support import console
 from tests.support.bad_server import BadServer, unreachable
 
 Patch = pytest.MonkeyPatch
@@ -352,11 +351,8 @@ def test_bad_file_at_the_console(tmp_path: Path) -> None:
     path = tmp_path / "data" / cifar10.SUBSET
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half a file")
-    command = [sys.executable, "run.py", "task=cifar10", "optim=adam"]
     places = [f"data.root={tmp_path / 'data'}", f"results.root={tmp_path / 'results'}"]
-    done = subprocess.run(
-        [*command, *places], cwd=Path(__file__).parents[3], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert str(path) in done.stderr
-    assert "Traceback" not in done.stderr
+    answer = console.run("task=cifar10", "optim=adam", *places)
+    assert answer.code == 2
+    assert str(path) in answer.text
+    assert "Traceback" not in answer.text

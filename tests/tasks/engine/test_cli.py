@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.support import console
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -19,24 +19,39 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.parametrize(
-    "arguments", [["optim=nothing"], ["-m", "task=digits", "optim=sgd,nothing"]]
-)
-def test_mistake_at_the_console(tmp_path, arguments) -> None:
-    answer = run(*arguments, f"results.root={tmp_path}")
+def test_mistake_at_the_console(tmp_path) -> None:
+    answer = run("optim=nothing", f"results.root={tmp_path}")
     assert answer.returncode == 2
     assert "Traceback" not in answer.stderr
     assert "optim=nothing: no such choice" in answer.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("sweep", [False, True])
-def test_refused_value_at_the_console(tmp_path, sweep) -> None:
-    arguments = ["task=digits", "optim=sgd", "optim.lr=-1", f"results.root={tmp_path}"]
-    answer = run(*(["-m"] if sweep else []), *arguments)
+def test_mistake_in_a_sweep(tmp_path) -> None:
+    answer = console.run("-m", "task=digits", "optim=sgd,nothing", f"results.root={tmp_path}")
+    assert answer.code == 2
+    assert "Traceback" not in answer.text
+    assert "optim=nothing: no such choice" in answer.text
+    assert list(tmp_path.iterdir()) == []
+
+
+REFUSED = ["task=digits", "optim=sgd", "optim.lr=-1"]
+REFUSAL = "SGD refuses its settings: Invalid learning rate: -1"
+
+
+def test_refused_value(tmp_path) -> None:
+    answer = console.run(*REFUSED, f"results.root={tmp_path}")
+    assert answer.code == 2
+    assert "Traceback" not in answer.text
+    assert REFUSAL in answer.text
+
+
+def test_refused_value_at_the_console(tmp_path) -> None:
+    """Of a sweep, which ends by another way."""
+    answer = run("-m", *REFUSED, f"results.root={tmp_path}")
     assert answer.returncode == 2
     assert "Traceback" not in answer.stderr
-    assert "SGD refuses its settings: Invalid learning rate: -1" in answer.stderr
+    assert REFUSAL in answer.stderr
 
 
 def test_help_lists_what_can_be_chosen() -> None:
@@ -47,10 +62,10 @@ def test_help_lists_what_can_be_chosen() -> None:
 
 
 def test_cfg_prints_the_composed_configuration() -> None:
-    answer = run("--cfg", "job", "task=digits", "optim=adam", "optim.lr=0.5")
-    assert answer.returncode == 0
-    assert "lr: 0.5" in answer.stdout
-    assert "hydra:" not in answer.stdout
+    answer = console.run("--cfg=job", "task=digits", "optim=adam", "optim.lr=0.5")
+    assert answer.code == 0
+    assert "lr: 0.5" in answer.text
+    assert "hydra:" not in answer.text
 
 
 def test_run_writes_its_folder_and_nothing_else(tmp_path) -> None:
@@ -72,10 +87,10 @@ def test_sweep_over_schedules_that_share_a_setting(tmp_path) -> None:
     arguments = ["task=digits", "optim=sgd", "task.hidden=4", "train.max_steps=1"]
     arguments += [f"results.root={tmp_path}", "train.eval_at_start=false"]
     names = ["schedule.name=constant,cosine", "schedule.final_factor=0.1"]
-    answer = run("-m", *arguments, *names)
-    assert answer.returncode == 0, answer.stderr
+    answer = console.run("-m", *arguments, *names)
+    assert answer.code == 0, answer.text
     said = "schedule.final_factor=0.1: is of name=linear and name=cosine, and name=constant here"
-    assert (answer.stdout + answer.stderr).count(f"{said}: left out of this job") == 1
+    assert answer.text.count(f"{said}: left out of this job") == 1
     assert len(list(tmp_path.rglob("run.json"))) == 2
-    assert run(*arguments).returncode == 0
+    assert console.run(*arguments).code == 0
     assert len(list(tmp_path.rglob("run.json"))) == 2  # its folder was there
