@@ -14,7 +14,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tasks.common.checks import ConfigError
@@ -96,16 +96,13 @@ def plan(
     limit = [] if budget is None else [f"train.max_seconds={budget:g}"]
     further = [*limit, *extra]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF.resolve())):
-        every = {choice: _combinations(choice, further) for choice in choices}
-        searched = {c for c, runs in every.items() if len({_rate(run) for run in runs}) > 1}
         # Composing takes longest, and the seed is the last to be known.
-        drafts = [
-            (c in searched, _job([f"experiment={c}", "seed=0", *run, *further]))
-            for c in choices
-            for run in every[c]
-        ]
-    trials = [replace(_seeded(job, TRIAL_SEED), trial=True) for search, job in drafts if search]
-    return trials + [_seeded(job, s) for s in seeds for search, job in drafts if not search]
+        drafts = {choice: _drafts(choice, further) for choice in choices}
+    searched = {c for c, runs in drafts.items() if len({_rate(job.overrides) for job in runs}) > 1}
+    tried = [job for c in choices if c in searched for job in drafts[c]]
+    reported = [job for c in choices if c not in searched for job in drafts[c]]
+    trials = [replace(_seeded(job, TRIAL_SEED), trial=True) for job in tried]
+    return trials + [_seeded(job, s) for s in seeds for job in reported]
 
 
 def chosen(trials: Sequence[Job], seeds: Sequence[int]) -> list[Job]:
@@ -125,32 +122,38 @@ def chosen(trials: Sequence[Job], seeds: Sequence[int]) -> list[Job]:
     return [replace(_seeded(job, s), trial=False) for s in seeds for _, job in best.values()]
 
 
-def _combinations(choice: str, extra: Sequence[str]) -> list[list[str]]:
-    """The overrides of every run that a configuration stands for."""
+def _drafts(choice: str, extra: Sequence[str]) -> list[Job]:
+    """Every run that a configuration stands for, with seed 0."""
+    given = [f"experiment={choice}", "seed=0"]
     try:
-        config = compose("config", [f"experiment={choice}", *extra], return_hydra_config=True)
+        config = compose("config", [*given, *extra], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"experiment={choice}: {error}") from error
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    given = {override.partition("=")[0].lstrip("+~") for override in extra}
+    named = {override.partition("=")[0].lstrip("+~") for override in extra}
     parser = OverridesParser.create()
-    swept = parser.parse_overrides([f"{k}={v}" for k, v in params.items() if k not in given])
+    swept = parser.parse_overrides([f"{k}={v}" for k, v in params.items() if k not in named])
+    if not swept:  # a single run, which is composed already
+        with open_dict(config):
+            del config["hydra"]
+        return [_job([*given, *extra], config)]
     values = [
         [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
         if override.is_sweep_override()
         else [str(override.input_line)]
         for override in swept
     ]
-    return [list(run) for run in itertools.product(*values)]
+    return [_job([*given, *run, *extra]) for run in itertools.product(*values)]
 
 
 def _rate(run: Sequence[str]) -> str | None:
     return next((override for override in run if override.startswith("optim.lr=")), None)
 
 
-def _job(overrides: Sequence[str]) -> Job:
+def _job(overrides: Sequence[str], config: DictConfig | None = None) -> Job:
     try:
-        settings = Settings.read(plain(compose("config", overrides=list(overrides))))
+        composed = config or compose("config", overrides=list(overrides))
+        settings = Settings.read(plain(composed))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{' '.join(overrides)}: {error}") from error
     return Job(tuple(overrides), run_folder(settings), dict(settings.config))

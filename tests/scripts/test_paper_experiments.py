@@ -2,8 +2,9 @@
 
 import pytest
 
-from scripts.jobs import experiments, plan
+from scripts.jobs import experiments
 from tasks.engine.config.settings import Settings
+from tests.support.planned import planned
 
 INTEGRATION_TIME = experiments().get("paper/integration_time", [])
 CHOICES = [c for c in experiments().get("paper", []) if c not in INTEGRATION_TIME]
@@ -12,7 +13,7 @@ CHOICES = [c for c in experiments().get("paper", []) if c not in INTEGRATION_TIM
 @pytest.mark.parametrize("choice", CHOICES)
 def test_composes_to_what_its_name_says(choice):
     task, optim = choice.rpartition("/")[2].rsplit("-", 1)
-    (job,) = plan([choice], [0], None)
+    (job,) = planned(choice)
     assert job.config["task"]["name"] == task
     assert job.config["optim"]["name"] == optim
     assert job.config["solver"]["method"] == "dopri5"
@@ -24,7 +25,7 @@ def test_composes_to_what_its_name_says(choice):
 
 
 def test_tolerances_are_the_tasks_own():
-    jobs = plan(["paper/images/mnist-sgd", "paper/flows/gas-sgd"], [0], None)
+    jobs = [*planned("paper/images/mnist-sgd"), *planned("paper/flows/gas-sgd")]
     assert [(j.config["solver"]["rtol"], j.config["solver"]["atol"]) for j in jobs] == [
         (1e-3, 1e-3),
         (1e-6, 1e-8),
@@ -40,7 +41,7 @@ def test_tolerances_are_the_tasks_own():
     ],
 )
 def test_sgd_trains_only_the_field_of_series(task, field, rest):
-    (job,) = plan([f"paper/series/{task}-sgd"], [0], None)
+    (job,) = planned(f"paper/series/{task}-sgd")
     optim = job.config["optim"]
     assert (optim["field"]["_target_"], optim["field"]["lr"]) == ("torch.optim.SGD", field)
     assert (optim["rest"]["_target_"], optim["rest"]["lr"]) == ("torch.optim.Adam", rest)
@@ -48,14 +49,14 @@ def test_sgd_trains_only_the_field_of_series(task, field, rest):
 
 def test_seminorm_where_the_paper_has_it():
     for choice in CHOICES:
-        (job,) = plan([choice], [0], None)
+        (job,) = planned(choice)
         series_or_gas = "/series/" in choice or "/gas-" in choice
         expected = "adjoint-seminorm" if series_or_gas else "adjoint"
         assert job.config["solver"]["gradient"] == expected, choice
 
 
 def test_integration_time_has_two_starts_and_three_rules():
-    jobs = plan(INTEGRATION_TIME, [0], None)
+    jobs = [job for choice in INTEGRATION_TIME for job in planned(choice)]
     found = {}
     for job in jobs:
         config = job.config

@@ -3,9 +3,10 @@
 import pytest
 
 from scripts import paper_study
-from scripts.jobs import experiments, plan
+from scripts.jobs import experiments
 from scripts.published import PUBLISHED, SOURCE
 from tests.support.made_up_runs import made_up_run
+from tests.support.planned import planned
 
 PAPER = "snopt (rule=paper)"
 LOSSES = {
@@ -164,5 +165,5 @@ def test_epochs_are_those_of_the_experiments():
     for choice in experiments()["paper"]:
         task, optim = choice.rpartition("/")[2].rsplit("-", 1)
         if task in PUBLISHED and PUBLISHED[task].epochs:
-            (job,) = plan([choice], [0], None)
+            (job,) = planned(choice)
             assert job.config["train"]["max_epochs"] == PUBLISHED[task].epochs[optim], choice

@@ -1,5 +1,6 @@
 """Job lists, skipping, resuming, and published numbers beside ours, on a made-up configuration."""
 
+import itertools
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 
 from scripts import jobs, reproduce
 from tests.support.made_up_runs import made_up_run
+from tests.support.planned import planned
 
 BASE = {
     "defaults": ["_self_", {"experiment": "none"}],
@@ -93,15 +95,15 @@ def test_folders_are_experiments_and_stand_for_what_is_in_them(conf):
 
 
 def test_all_optimizers_of_a_seed_come_before_the_next_seed(conf):
-    planned = jobs.plan(jobs.experiments()["paper"], [0, 1], budget=30.0)
-    assert [(j.config["seed"], j.config["optim"]["name"]) for j in planned] == [
+    found = jobs.plan(jobs.experiments()["paper"], [0, 1], budget=30.0)
+    assert [(j.config["seed"], j.config["optim"]["name"]) for j in found] == [
         (0, "adam"),
         (0, "snopt"),
         (1, "adam"),
         (1, "snopt"),
     ]
-    assert {j.config["train"]["max_seconds"] for j in planned} == {30}
-    assert planned[0].folder.parts[-4:-1] == ("circle", "node", "adam")
+    assert {j.config["train"]["max_seconds"] for j in found} == {30}
+    assert found[0].folder.parts[-4:-1] == ("circle", "node", "adam")
 
 
 def test_runs_what_is_missing_skips_what_is_finished_and_draws(conf, trained, tmp_path, capsys):
@@ -176,8 +178,7 @@ def test_costs_are_known_on_a_fresh_checkout(conf, tmp_path, monkeypatch, capsys
 
 
 def test_costs_name_tasks_that_there_are():
-    planned = jobs.plan(jobs.experiments()["paper"], [0], None)
-    for job in planned:
+    for job in itertools.chain.from_iterable(map(planned, jobs.experiments()["paper"])):
         gas = job.config["task"]["name"] == "gas"
         assert math.isnan(jobs.estimate(job, jobs.Path("nowhere"))) == gas
 
@@ -239,9 +240,8 @@ def test_several_at_once_draw_no_bars(conf, trained, tmp_path):
 
 
 def test_reference_is_every_optimizer_for_the_same_seconds():
-    planned = jobs.plan(jobs.experiments()["reference"], [0, 1], None)
     tasks = {}
-    for job in planned:
+    for job in jobs.plan(jobs.experiments()["reference"], [0, 1], None):
         settings = job.config
         tasks.setdefault(settings["task"]["name"], []).append(job)
         assert settings["train"]["max_epochs"] is None
