@@ -18,7 +18,7 @@ class GaussNewton(SNOpt):
 
     Args:
         model: as for :class:`SNOpt`; no ODE is needed.
-        lr: learning rate, > 0; 1 is the whole Gauss-Newton step.
+        lr: learning rate, >= 0; 1 is the whole Gauss-Newton step.
         **settings: of :class:`SNOpt` and of :class:`~snopt.optim.rules.GaussNewton`.
 
     Example:
@@ -54,7 +54,7 @@ class KFAC(SNOpt):
 
     Args:
         model: as for :class:`SNOpt`; no ODE is needed.
-        lr: learning rate, > 0.
+        lr: learning rate, >= 0.
         **settings: of :class:`SNOpt` and of :class:`~snopt.optim.rules.Kfac`.
 
     Example:

@@ -47,7 +47,7 @@ class SNOpt(Optimizer):
             module, a list of modules or a mapping of names to modules. A later group leaves out
             what an earlier one has, so that ``[{"params": model.field, "lr": 1e-3}, {"params":
             model}]`` gives the field a learning rate of its own.
-        lr: learning rate, > 0.
+        lr: learning rate, >= 0.
         rule: how gradients become steps: ``"adam"`` (:class:`~snopt.optim.rules.Adam`), Adam in the
             eigenbasis; ``"paper"`` (:class:`~snopt.optim.rules.Paper`), the published update;
             ``"kfac"`` (:class:`~snopt.optim.rules.Kfac`), the factored inverse;
