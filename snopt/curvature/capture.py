@@ -43,8 +43,9 @@ from snopt.ode.passes import Pass, current_pass, kind_of_pass
 from snopt.ode.tracing import transformed
 
 UNHEARD = (
-    "no backward pass went through the layer: it is used without being called, or the model ran "
-    "compiled before the optimizer was built (build the optimizer first)"
+    "no backward pass went through the layer: it is used without being called, or the model, or "
+    "another one of its class, ran compiled before the optimizer was built (build the optimizer "
+    "first, or call torch.compiler.reset() after it)"
 )
 SOLVED_INSIDE = (
     "its gradient came from a solve inside backward() (torchdiffeq.odeint_adjoint, or an ODEBlock "
@@ -58,7 +59,7 @@ def _heard(
 ) -> Tensor | None:
     """A layer was called; nobody listens once the optimizer is gone."""
     listening = capture()
-    if listening is None:
+    if listening is None or layer.name not in listening.sums:
         return None
     if transformed():
         listening.why.setdefault(layer.name, TRANSFORMED)
@@ -145,12 +146,7 @@ class Capture:
         self.disarm()
         self.why = {}
         self.sums = {name: FactorSums.zeros(self.layers[name]) for name in names}
-        for name in self.outside:
-            if name in self.sums:
-                layer = self.layers[name]
-                passes = self._passes.setdefault(name, Passes(self._origins))
-                hook = UncopiedHook(partial(_heard, weakref.ref(self), layer, passes))
-                self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+        self._hook(name for name in self.outside if name in self.sums)
         for name, block in self.blocks.items():
             modules = {id(m) for m in block.field.modules()}
             inner = [self.layers[n] for n in self.sums if id(self.layers[n].module) in modules]
@@ -159,6 +155,21 @@ class Capture:
                 observer = FieldObserver(self, block, inner, passes)
                 self._observers.append(observer)  # the block itself does not keep it
                 block.observers.add(observer)
+
+    def expose(self) -> None:
+        """Have the coming forward pass meet the hooks of armed layers, which do nothing.
+
+        A compiler that first meets a model without hooks does not notice those that come later.
+        """
+        self.disarm()
+        self._hook(self.outside)
+
+    def _hook(self, names: Iterable[str]) -> None:
+        for name in names:
+            layer = self.layers[name]
+            passes = self._passes.setdefault(name, Passes(self._origins))
+            hook = UncopiedHook(partial(_heard, weakref.ref(self), layer, passes))
+            self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
 
     def clear(self) -> None:
         """Forget what was gathered; forward passes already made still count when answered."""

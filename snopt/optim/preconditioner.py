@@ -107,7 +107,7 @@ class Preconditioner(Method):
     def prepare_next(self) -> None:
         """Have the coming backward pass watched if a refresh is due."""
         names = self.layers_to_refresh() if self.layers else []
-        if names and self.rule.basis != "gradient":
+        if self.rule.basis != "gradient":
             self.capture.arm(names)
         elif names and self.rule.scales_with_loss:  # N matters to no other
             self.count.start()
@@ -238,8 +238,8 @@ class Preconditioner(Method):
         for i, (name, factors) in enumerate(found.items()):
             learned = self.learned[name]
             if factors is None:
-                if self.rule.basis != "gradient" and name in grads and learned.basis is None:
-                    self._leave(name, self.capture.why.get(name, UNHEARD))
+                if self.rule.basis != "gradient" and name in grads and bool(grads[name].any()):
+                    self._tell_of_none(name, self.capture.why.get(name, UNHEARD))
                 continue
             if name in broken:
                 self._discard(name, "the factor is not finite")
@@ -277,6 +277,13 @@ class Preconditioner(Method):
         elif name not in self._told:
             self._told.add(name)
             logger.warning("curvature of layer %s discarded: %s; the old basis stays", name, why)
+
+    def _tell_of_none(self, name: str, why: str) -> None:
+        if self.learned[name].basis is None:
+            self._leave(name, why)
+        elif name not in self._told:
+            self._told.add(name)
+            logger.warning("layer %s keeps its old basis: %s", name, why)
 
     def _leave(self, name: str, why: str) -> None:
         """A layer takes the fallback update: :meth:`SNOpt.coverage` says why, and once the log."""
@@ -354,5 +361,6 @@ class Preconditioner(Method):
             learned.absent = name in absent
         for name in alone & self.blocks.keys():
             self.blocks[name].one_sample = True
-        self.capture.disarm()
         self.prepare_next()
+        if self.rule.basis != "gradient" and not self.capture.armed:
+            self.capture.expose()

@@ -255,6 +255,18 @@ def test_basis_gradient_never_has_hooks() -> None:
     assert model[1].nfe_curvature == 0
 
 
+def test_a_layer_that_is_heard_no_more_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    layer = nn.Linear(5, 2).double()
+    optimizer = SNOpt(layer, rule="paper", refresh_every=1)
+    x, y = torch.randn(7, 5).double(), torch.randn(7, 2).double()
+    for step in range(4):
+        optimizer.zero_grad()
+        outputs = layer(x) if step < 2 else nn.functional.linear(x, layer.weight, layer.bias)
+        problems.squares(y)(outputs).backward()
+        optimizer.step()
+    assert caplog.text.count("keeps its old basis: no backward pass went through the layer") == 1
+
+
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_evaluation_captures_nothing(kind: str) -> None:
     model = problems.model(ODEBlock(problems.field(), gradient=kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -141,6 +142,65 @@ def test_curvature_of_a_compiled_model(settings: dict[str, Any]) -> None:
         found.append([*factors, *(p.detach() for p in model.parameters())])
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
     torch._dynamo.reset()
+
+
+def trained(
+    model: nn.Module, called: Callable[[Tensor], Tensor], steps: int, state: Any = None
+) -> SNOpt:
+    x, y = problems.data()
+    optimizer = SNOpt(model, 0.02, rule="kfac", refresh_every=3)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        problems.squares(y)(called(x)).backward()
+        optimizer.step()
+    return optimizer
+
+
+def test_curvature_of_a_compiled_model_that_goes_on() -> None:
+    """It first runs in a step that measures no curvature, and its layers are heard later."""
+    found = []
+    for compiles in (False, True):
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 3), block("direct"), nn.Linear(3, 3)).double()
+        state = trained(model, model, 4).state_dict()
+        called = torch.compile(model, backend="eager") if compiles else model
+        found.append(trained(model, called, 7, state).factors())
+    torch.compiler.reset()
+    for name, pair in found[0].items():
+        for got, want in zip(found[1][name], pair, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.block, self.last = nn.Linear(3, 3), block("direct"), nn.Linear(3, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(self.block(self.first(x)))
+        return found
+
+
+def test_a_model_that_ran_compiled_before_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    torch.compiler.reset()
+    for _ in range(2):
+        called = torch.compile(Model(), backend="eager")
+        called(problems.data()[0]).sum().backward()
+    model = Model()
+    called = torch.compile(model, backend="eager")
+    with trained(model, called, 1) as optimizer:
+        assert {name.split(".")[0] for name in optimizer.coverage().fallback} == {"first", "last"}
+    assert caplog.text.count("or call torch.compiler.reset() after it") == 2
+    optimizer = SNOpt(model, 0.02, rule="kfac")
+    torch.compiler.reset()
+    called(problems.data()[0]).sum().backward()
+    optimizer.step()
+    assert optimizer.coverage().fraction == 1.0
+    torch.compiler.reset()
 
 
 def test_a_compiler_that_fails_is_named_once(
