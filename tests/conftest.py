@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from beartype import beartype
 from jaxtyping import jaxtyped
+from omegaconf import OmegaConf
 
 from tasks.data import spline
 from tasks.models import cnf, convnet, family_rnn, ode_rnn, trajectory_net
@@ -18,6 +22,35 @@ from tests.support import devices
 from tests.support.bad_server import BadServer
 
 ANNOTATED = (spline, cnf, convnet, family_rnn, ode_rnn, trajectory_net)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _parsed_once() -> Iterator[None]:
+    """Hydra parses some 15 files a composition; a file with the same text is parsed once.
+
+    Files with mistakes are parsed each time.
+    """
+    load = OmegaConf.load
+    known: dict[str, Any] = {}
+
+    def kept(file: Any) -> Any:
+        if not hasattr(file, "seek"):
+            return load(file)
+        text = file.read()
+        if text not in known:
+            file.seek(0)
+            known[text] = load(file)
+        return copy.deepcopy(known[text])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", staticmethod(kept))
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
