@@ -173,7 +173,8 @@ class Method(ABC):
         Raises:
             ValueError: the method is made for a model as a whole.
         """
-        raise ValueError(f"{type(self).__name__} takes no more groups: make it again with all")
+        rule = self.needs_curvature_pass or "this rule"
+        raise ValueError(f"{rule} takes no more groups: build the optimizer again on all modules")
 
     def scaled(self, grad: Tensor) -> Tensor:
         """A gradient times :attr:`gradient_scale`."""
