@@ -29,6 +29,7 @@ from scripts.ranking import workloads
 from scripts.ranking.entrants import TRACKS, Entrant
 from scripts.ranking.outcomes import Outcome
 from scripts.ranking.page import write
+from scripts.ranking.ratios import RATIOS, kept
 from scripts.ranking.scores import Entry
 from scripts.ranking.workloads import Target, Workload
 from scripts.search import parsed, ranges
@@ -264,6 +265,7 @@ def _check(options: argparse.Namespace) -> None:
         _check_own(options.overrides)
     if options.budget is not None and not 0 < options.budget < math.inf:
         raise ConfigError(f"--budget={options.budget:g}: seconds, above 0.")
+    kept(options.out / RATIOS)  # read at the end: a damaged file is refused before hours of runs
 
 
 def _check_own(overrides: Sequence[str]) -> None:

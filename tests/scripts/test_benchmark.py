@@ -251,8 +251,10 @@ def test_tables_stay_where_the_runs_are_gone_until_the_target_changes(toy, capsy
     assert benchmark.main([*flags, "--draw-only", "--results=elsewhere"]) == 0
     assert "nothing to draw yet" in capsys.readouterr().out
     (out / "ratios.csv").write_text("track,workload\ndefault,toy\n")
-    assert benchmark.main([*flags, "--draw-only", "--results=elsewhere"]) == cli.REFUSED
+    nowhere = toy / "nowhere"
+    assert benchmark.main([*flags, f"--results={nowhere}"]) == cli.REFUSED
     assert "ratios.csv: is damaged" in capsys.readouterr().err
+    assert not nowhere.exists()  # refused before anything ran
 
 
 def test_an_own_optimizer_joins_the_field(toy, capsys) -> None:
