@@ -60,7 +60,9 @@ def profiles(standings: Sequence[Standing]) -> bytes:
     axes.set(xlim=(1, TAUS[-1]), ylim=(0, 1.03))
     axes.set_xlabel("seconds to the target, over the fastest optimizer's", fontsize=9)
     axes.set_ylabel(f"share of the {len(standings)} workloads", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, title="area", title_fontsize=8, loc="lower right")
+    figure.legend(
+        frameon=False, fontsize=8, title="area", title_fontsize=8, loc="outside center right"
+    )
     _plain(axes)
     return png(figure)
 
