@@ -59,16 +59,21 @@ def test_steps_of_a_random_field_are_those_of_direct_backpropagation(
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
 
 
+def recorded() -> list[object]:
+    return [x for x in gc.get_objects() if type(x) in (Kept, _Recorder)]
+
+
 @pytest.mark.parametrize("noise", [True, False])
 def test_nothing_outlives_a_first_solve(noise: bool) -> None:
     """No cycle of references keeps what was recorded until Python happens to look for cycles."""
     field, (x, _) = Normed(noise), problems.data()
     gc.disable()
+    others = {id(x) for x in recorded()}  # in tracebacks of tests before it
     try:
         out = ODEBlock(field, gradient="checkpoint", **SOLVERS["rk4"])(x)
         assert isinstance(out, Tensor)
         out.sum().backward()
         del out
-        assert not [x for x in gc.get_objects() if type(x) in (Kept, _Recorder)]
+        assert not [x for x in recorded() if id(x) not in others]
     finally:
         gc.enable()
