@@ -137,9 +137,8 @@ def draw_legend(part: FigureBase, comparison: Comparison, *, target: bool = True
         )
         for s in comparison.series
     ]
-    to_loss = time_to_target(comparison, LOSS) if target else None
-    if to_loss is not None:
-        label = f"target: where {to_loss.baseline} ends"
+    label = _target_text(comparison) if target else ""
+    if label:
         handles.append(Line2D([], [], color=TARGET, linewidth=0.9, linestyle="dashed", label=label))
     if any(run.outcome == "diverged" for s in comparison.series for run in s.runs):
         mark = Line2D([], [], marker="X", color="white", markeredgecolor="black", markersize=8)
@@ -153,6 +152,16 @@ def draw_legend(part: FigureBase, comparison: Comparison, *, target: bool = True
         fontsize=9,
         frameon=False,
     )
+
+
+def _target_text(comparison: Comparison) -> str:
+    """Whose values the dashed lines are; empty without any."""
+    goals = (LOSS, metric_goal(comparison))
+    found = {goal.name: time_to_target(comparison, goal) for goal in goals}
+    ends = {name: target.baseline for name, target in found.items() if target is not None}
+    if len(set(ends.values())) > 1:
+        return "targets: where " + " and ".join(f"{b} ({n})" for n, b in ends.items()) + " end"
+    return f"target: where {next(iter(ends.values()))} ends" if ends else ""
 
 
 def _draw_series(axes: Axes, series: Series, panel: Panel, log: bool) -> None:

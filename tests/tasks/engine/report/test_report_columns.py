@@ -7,8 +7,10 @@ from typing import get_args
 
 import pytest
 
+from tasks.common.figures import new_figure
 from tasks.engine.report import write_report
 from tasks.engine.report.columns import Place, columns, summary_csv
+from tasks.engine.report.drawing import draw_legend
 from tasks.engine.report.formatting import NOTHING
 from tasks.engine.report.targets import LOSS, Goal, time_to_target
 from tests.support.made_up_runs import made_up_run, made_up_suite
@@ -68,3 +70,15 @@ def test_time_to_a_rising_target_is_that_to_the_falling_one_of_what_is_lacking(t
     assert rising.outcomes == falling.outcomes
     assert falling.outcomes["snopt"].cost["steps"].median == 20
     assert falling.outcomes["sgd"].cost["steps"].median == math.inf
+
+
+def test_the_legend_names_the_baselines_of_both_targets(tmp_path) -> None:
+    errors = {"adam": 0.9, "sgd": 0.4}  # SGD ends with the higher loss and the better test metric
+    for optim, losses in {"adam": [0.9, 0.1], "sgd": [0.9, 0.2]}.items():
+        extra = {("test", "error"): {0: 2.0, 10: errors[optim]}.get}
+        made_up_run(tmp_path, optim=optim, losses=losses, steps=10, every=10, extra=extra)
+    (table,) = write_report(tmp_path, metric="error").tables
+    figure = new_figure(6, 4)
+    draw_legend(figure, table.comparison)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[-1] == "targets: where adam (training loss) and sgd (test error) end"
