@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from snopt.curvature.checks import Checks
+from snopt.curvature.check_steps import CheckSteps
 from snopt.curvature.hooks import UncopiedHook, hookable
 from snopt.curvature.per_sample import PerSampleGradients
 from snopt.curvature.real_numbers import as_real, count, flattened
@@ -61,7 +61,7 @@ class OutputRows:
     """
 
     def __init__(
-        self, layers: Mapping[str, Layer], blocks: Mapping[str, ODEBlock], checks: Checks
+        self, layers: Mapping[str, Layer], blocks: Mapping[str, ODEBlock], checks: CheckSteps
     ) -> None:
         self.blocks, self.checks = blocks, checks
         self.active = True

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from snopt.curvature.checks import Checks
+from snopt.curvature.check_steps import CheckSteps
 from snopt.curvature.hooks import UncopiedHook, hookable
 from snopt.curvature.samples import Samples
 from snopt.curvature.stopwatch import Stopwatch
@@ -62,7 +62,7 @@ class PerSampleGradients:
     """
 
     def __init__(
-        self, layers: Mapping[str, Layer], checks: Checks, repeated: Collection[str] = ()
+        self, layers: Mapping[str, Layer], checks: CheckSteps, repeated: Collection[str] = ()
     ) -> None:
         self.checks, self._looked = checks, False
         self.sparing = self.counting = self.ignoring = False

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from snopt.curvature.checks import Checks
+from snopt.curvature.check_steps import CheckSteps
 from snopt.curvature.hearing import ONE_PASS, Hearing
 from snopt.curvature.per_sample import PerSampleGradients
 from snopt.curvature.row_check import check_row, gradient_factor, tolerance
@@ -113,7 +113,7 @@ class LeastSquares(Method):
         }
         self.capture = PerSampleGradients(
             self.layers,
-            Checks(parts.modules, parts.parameters.values()),
+            CheckSteps(parts.modules, parts.parameters.values()),
             {n for n, x in self.layers.items() if id(x.module) in repeated},
         )
         self.stopwatch = self.capture.stopwatch

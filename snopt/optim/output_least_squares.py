@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from snopt.curvature.checks import Checks
+from snopt.curvature.check_steps import CheckSteps
 from snopt.curvature.hearing import ONE_PASS
 from snopt.curvature.output_rows import OutputRows
 from snopt.curvature.real_numbers import count, flattened, shaped
@@ -81,7 +81,7 @@ class OutputLeastSquares(Method):
         self.parameters, self.groups = dict(parts.parameters), parts.groups
         self.memory, self.iterations = memory, iterations
         self.stopwatch = Stopwatch()
-        checks = Checks(parts.modules, self.parameters.values())
+        checks = CheckSteps(parts.modules, self.parameters.values())
         self.rows = OutputRows(self.layers, self.blocks, checks)
         self.backtracking = Backtracking(self.parameters, backtrack)
         self.gain = GainRatio(self.parameters)

@@ -152,10 +152,10 @@ class Preconditioner(Method):
     @override
     def extend(self, parts: ModelView) -> None:
         self.layers.update(parts.layers)
-        self.blocks, self.processes = parts.blocks, parts.processes
+        self.blocks = self.count.blocks = parts.blocks
+        self.processes = self.count.processes = parts.processes
         self.parameters = parts.parameters
         self.learned.update({name: Learned(layer) for name, layer in parts.layers.items()})
-        self.count.blocks, self.count.processes = parts.blocks, parts.processes
         self.capture.disarm()
         self.capture.watch(self.layers, self.blocks)
         self.prepare_next()

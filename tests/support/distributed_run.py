@@ -6,7 +6,6 @@ Every way is trained by both processes; both processes' weights are written.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from snopt import FactorizationError, Horizon, LevenbergMarquardt, ODEBlock, SNOpt
 from snopt.optim import preconditioner
 from tests.support import problems
+from tests.support.left_at_once import leave_together
 
 STEPS = 6
 EQUAL = ((5, 5),) * STEPS
@@ -250,13 +250,7 @@ def main(target: str) -> None:
         gc.collect()
     if dist.get_rank() == 0:
         torch.save(results, target)
-    # The wrapped network goes before the group it talks through; both processes leave together.
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
-    # A thread of gloo's that asks for the interpreter while it shuts down aborts the process.
-    sys.stdout.flush()
-    os._exit(0)
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import snopt
 from tasks.common.checks import ConfigError
 from tasks.engine.training.parallel import World
 from tests.support import fake
+from tests.support.left_at_once import leave_together
 
 
 class Watched(fake.Rings):
@@ -116,11 +116,7 @@ def main(root: str) -> None:
     for given in (*RULES.values(), SCHEDULEFREE, *LOPSIDED.values()):
         fake.train(root, **given)
         gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
-    # A thread of gloo's that asks for the interpreter while it shuts down aborts the process.
-    sys.stdout.flush()
-    os._exit(0)
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ _FIRST_STEPS, _EVERY = 3, 50
 """They are compared in so many steps of a mode at first, and then once in so many."""
 
 
-class Checks:
+class CheckSteps:
     """Which steps compare rows with gradients.
 
     A mode is which modules train and which parameters are frozen. Batch normalization makes samples
