@@ -44,6 +44,33 @@ def test_each_solve_has_its_own_context(kind: str) -> None:
     torch.testing.assert_close(found(kind), found("direct"), rtol=1e-6, atol=1e-8)
 
 
+class Derived(Told):
+    """A field whose context is made from its own parameters, or from another context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(3, 3).double()
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(t, x) * self.gates["first"]
+        return out
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:3])
+def test_contexts_made_from_one_another_are_counted_once(kind: str) -> None:
+    x, _ = problems.data()
+    field = Derived()
+
+    def run(kind: str) -> list[Tensor]:
+        field.zero_grad()
+        field.context = field.encoder(x)
+        field.gates = {"first": torch.tanh(field.context)}
+        ODEBlock(field, rtol=1e-9, atol=1e-9, gradient=kind)(x).square().sum().backward()
+        return [p.grad for p in field.parameters()]
+
+    torch.testing.assert_close(run(kind), run("direct"), rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("kind", GRADIENTS[:3])
 def test_parameters_from_outside(kind: str) -> None:
     field, (x, _) = problems.field(), problems.data()

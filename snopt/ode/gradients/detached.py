@@ -50,16 +50,20 @@ def detached(
         kept = forward(context, y0, t)
     tell_of_draws(context.module, context.gradient, others)
     assert context.held is not None  # set for every solve that is come back to
-    context.held = context.held.settled()
+    held = context.held.settled()
     known = context.parameters
-    inputs = (y0, *known, *context.held.others(known))
-    return _Detached.apply(context, kept, (backward, tangent), *inputs)  # type: ignore[no-untyped-call,no-any-return]
+    others = held.others(known)
+    context.held, ends = held.cut_off(others)
+    inputs = (y0, *known, *others)
+    return _Detached.apply(context, kept, (backward, tangent), ends, *inputs)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _saved(ctx: Any) -> tuple[Kept, tuple[Tensor, ...]]:
+    """The solve, and the inputs that its field sees on the way back."""
     times, states, *rest = ctx.saved_tensors
     starts = sum(map(len, ctx.steps))
-    return Kept(times, states, ctx.steps, rest[:starts]), tuple(rest[starts:])
+    known = rest[starts : len(rest) - len(ctx.ends)]
+    return Kept(times, states, ctx.steps, rest[:starts]), (*known, *ctx.ends)
 
 
 def _products(ctx: Any) -> Forth | None:
@@ -86,9 +90,10 @@ class _Detached(torch.autograd.Function):
         context: SolveContext,
         kept: Kept,
         found_by: tuple[Backward, Tangent | None],
+        ends: tuple[Tensor, ...],
         *inputs: Tensor,
     ) -> Tensor:
-        ctx.context, ctx.steps, ctx.found_by = context, kept.steps, found_by
+        ctx.context, ctx.steps, ctx.found_by, ctx.ends = context, kept.steps, found_by, ends
         # States are saved here alone: the output, held otherwise, would keep itself alive.
         ctx.save_for_backward(kept.times, kept.states, *kept.starts, *inputs[1:])
         return kept.states
@@ -100,7 +105,7 @@ class _Detached(torch.autograd.Function):
         kept, inputs = _saved(ctx)
 
         def backward(context: SolveContext, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-            return (None, None, None, *ctx.found_by[0](context, kept, inputs, cotangent))
+            return (None, None, None, None, *ctx.found_by[0](context, kept, inputs, cotangent))
 
         with ctx.context.as_called(), unheard(inputs):
             return ctx.context.answer(backward, cotangent)  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ forward pass.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from operator import is_
@@ -114,6 +114,23 @@ class Held:
         }
         return list(found.values())
 
+    def cut_off(self, others: Iterable[Tensor]) -> tuple[Held, tuple[Tensor, ...]]:
+        """The same with leaves in place of tensors that were computed, and ``others`` likewise.
+
+        One of them may have been made from another, or from a parameter of the field. What flows on
+        from there is autograd's: a way back that followed it would count it twice.
+        """
+        others = list(others)
+        leaves = {id(x): x.detach().requires_grad_(True) for x in others if not x.is_leaf}
+        if not leaves:
+            return self, tuple(others)
+        found = copy(self)
+        found._places = [
+            (place, {name: _replaced(x, leaves) for name, x in held.items()})
+            for place, held in self._places
+        ]
+        return found, tuple(leaves.get(id(x), x) for x in others)
+
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Inside, the field holds what it held then; nothing that happens inside is seen later.
@@ -201,6 +218,20 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, list | tuple):
         return [x for x in value if isinstance(x, Tensor)]
     return [x for x in value.values() if isinstance(x, Tensor)] if isinstance(value, dict) else []
+
+
+def _replaced(value: Any, new: Mapping[int, Tensor]) -> Any:
+    """A value with other tensors in it, by the id of the old ones."""
+    if not any(id(x) in new for x in _tensors(value)):
+        return value
+    if isinstance(value, Tensor):
+        return new[id(value)]
+    if isinstance(value, dict):
+        found = copy(value)
+        found.update({key: new.get(id(x), x) for key, x in value.items()})
+        return found
+    parts = [new.get(id(x), x) for x in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 @contextmanager
