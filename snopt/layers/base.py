@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snopt.layers.precision import without_autocast
+
 _PATCH_ELEMENTS = 1 << 24
 """Patches are formed for as many samples at a time as fit into this many numbers."""
 
@@ -101,20 +103,18 @@ class Layer(ABC):
         """The gradient as (groups, out, in), bias last; ``None`` before the first backward pass."""
         if self.weight.grad is None:
             return None
-        if self.bias is None:
-            return self.matrix(self.weight.grad)
-        column = torch.zeros_like(self.bias) if self.bias.grad is None else self.bias.grad
-        return self._joined(self.weight.grad, column)
+        return self.joined(self.weight.grad, None if self.bias is None else self.bias.grad)
 
     def value(self) -> Tensor:
         """The parameters, shaped like :meth:`gradient`."""
-        weight = self.weight.detach()
-        if self.bias is None:
-            return self.matrix(weight)
-        return self._joined(weight, self.bias.detach())
+        return self.joined(self.weight.detach(), None if self.bias is None else self.bias.detach())
 
-    def _joined(self, weight: Tensor, bias: Tensor) -> Tensor:
+    def joined(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Tensors shaped like the parameters as one like :meth:`gradient`; ``None`` for zeros."""
         matrix = self.matrix(weight)
+        if self.bias is None:
+            return matrix
+        bias = torch.zeros_like(self.bias) if bias is None else bias
         return torch.cat([matrix, bias.reshape(matrix.shape[0], -1, 1)], dim=2)
 
     def split(self, matrix: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
@@ -154,13 +154,14 @@ class Layer(ABC):
         dtype = torch.promote_types(torch.float32, self.weight.dtype)
         cotangents = self.cotangent_rows(g).to(dtype)
         rows = cotangents.shape[1]
-        if weights is not None:
-            roots = weights[:used].to(dtype).sqrt().repeat_interleave(rows // used)[:, None]
-            cotangents = cotangents * roots
-            inputs = self._weighted_input_moment(z, roots) if with_inputs else None
+        with without_autocast(z.device):
+            if weights is None:
+                inputs = self.input_moment(z, dtype, rows) if with_inputs else None
+            else:
+                roots = weights[:used].to(dtype).sqrt().repeat_interleave(rows // used)[:, None]
+                cotangents = cotangents * roots
+                inputs = self._weighted_input_moment(z, roots) if with_inputs else None
             return inputs, cotangents.mT @ cotangents, rows, used
-        inputs = self.input_moment(z, dtype, rows) if with_inputs else None
-        return inputs, cotangents.mT @ cotangents, rows, used
 
     def per_sample_outer_products(
         self, uses: Sequence[tuple[Tensor, Tensor]], onto: Products | None = None
@@ -185,7 +186,8 @@ class Layer(ABC):
         passes = cotangents[0].shape[1:leading].numel()
         c = _split(c, 0, (len(x), passes)).transpose(1, 2).flatten(2)
         if onto is None:
-            return [(c.mT @ x).view(shape), *sums]
+            with without_autocast(x.device):
+                return [(c.mT @ x).view(shape), *sums]
         onto[0].view(len(x), c.shape[2], x.shape[2]).baddbmm_(c.mT, x)
         for old, new in zip(onto[1:], sums, strict=True):
             old.add_(new)

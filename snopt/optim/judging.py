@@ -12,6 +12,7 @@ from snopt.curvature.capture import Capture
 from snopt.curvature.processes import Processes
 from snopt.curvature.real_numbers import as_real
 from snopt.layers.base import Layer
+from snopt.layers.precision import without_autocast
 from snopt.optim.damping import LevenbergMarquardt
 from snopt.optim.learned import Learned
 from snopt.optim.scaling import Scaling
@@ -67,10 +68,9 @@ def predicted_change(method: Judged, moves: Mapping[Tensor, Tensor], damping: fl
             continue
         curvature = method.rule.diagonal(learned.state, basis)
         if curvature is not None:
-            matrix = layer.matrix(moves[layer.weight])
-            if layer.bias is not None:
-                moved = moves.get(layer.bias, torch.zeros_like(layer.bias))
-                column = moved.reshape(matrix.shape[0], -1, 1)
-                matrix = torch.cat([matrix, column], dim=2)
-            total += float((curvature * basis.to(matrix.to(curvature.dtype)).square()).sum()) / 2
+            bias = None if layer.bias is None else moves.get(layer.bias)
+            matrix = layer.joined(moves[layer.weight], bias)
+            with without_autocast(matrix.device):
+                moved = basis.to(matrix.to(curvature.dtype))
+            total += float((curvature * moved.square()).sum()) / 2
     return total

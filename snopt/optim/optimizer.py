@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from snopt.arguments import choose
 from snopt.curvature.kronecker import dense
 from snopt.curvature.likelihoods import LIKELIHOODS
+from snopt.layers.precision import without_autocast
 from snopt.optim import update
 from snopt.optim.averaged import Averages
 from snopt.optim.carried import made_whole, with_whole
@@ -195,17 +196,16 @@ class SNOpt(Optimizer):
         Raises:
             RuntimeError: :meth:`curvature_pass` was not called and is needed.
         """
-        method = self.method
+        method, parameters = self.method, self.members.by_id.values()
         self.members.resolve(method.steps)
-        method.gradient_scale = update.gradient_scale(
-            self.members.by_id.values(), self.rule.gradient_power
-        )
+        method.gradient_scale = update.gradient_scale(parameters, self.rule.gradient_power)
         if method.needs_curvature_pass and method.missing_curvature_pass:
             raise RuntimeError(
                 f"{method.needs_curvature_pass} needs optimizer.curvature_pass(outputs) between "
                 "the forward pass and backward(), and after zero_grad()"
             )
-        return method.step()
+        with without_autocast(next(iter(parameters)).device):
+            return method.step()
 
     def _measure(self, moves: update.Moves, groups: list[dict[str, Any]]) -> None:
         found = {**moves.directions, **moves.steps}

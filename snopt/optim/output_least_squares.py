@@ -31,6 +31,7 @@ from snopt.curvature.real_numbers import count, flattened, shaped
 from snopt.curvature.residuals import Residuals, blocks_of, residuals, targets_of
 from snopt.curvature.stopwatch import Stopwatch
 from snopt.curvature.vector_products import VectorProducts, flat
+from snopt.layers.precision import without_autocast
 from snopt.optim.backtracking import Backtracking
 from snopt.optim.damped_solve import conjugate_gradients, exact_solution
 from snopt.optim.damping import LevenbergMarquardt, damping_at
@@ -114,6 +115,7 @@ class OutputLeastSquares(Method):
             for block in self.blocks.values():
                 stack.enter_context(block.measuring())
             stack.enter_context(self.stopwatch.running(seen.outputs.device))
+            stack.enter_context(without_autocast(seen.outputs.device))
             stack.enter_context(torch.enable_grad())
             self._batch = self._observed(seen, seen.loss)
         self.rows.clear()
