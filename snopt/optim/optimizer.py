@@ -161,8 +161,6 @@ class SNOpt(Optimizer):
         """
         with torch.enable_grad():
             loss: Any = None if closure is None else closure()
-        if self._closed:
-            raise RuntimeError("this optimizer was closed; build another SNOpt on the model")
         if all(p.grad is None for p in self.members.by_id.values()):
             return loss
         self._averages.settle("a step")
@@ -194,8 +192,10 @@ class SNOpt(Optimizer):
         """The step before momentum and learning rate; for :class:`SNOptPreconditioner`.
 
         Raises:
-            RuntimeError: :meth:`curvature_pass` was not called and is needed.
+            RuntimeError: :meth:`curvature_pass` was not called and is needed, or :meth:`close` was.
         """
+        if self._closed:
+            raise RuntimeError("this optimizer was closed; build another SNOpt on the model")
         method, parameters = self.method, self.members.by_id.values()
         self.members.resolve(method.steps)
         method.gradient_scale = update.gradient_scale(parameters, self.rule.gradient_power)

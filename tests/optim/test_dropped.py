@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snopt import ODEBlock, SNOpt
+from snopt import ODEBlock, SNOpt, SNOptPreconditioner
 from tests.support import problems
 from tests.support.problems import GRADIENTS
 
@@ -78,3 +78,31 @@ def test_nobody_listens_to_a_model_without_its_optimizer(
     del out, loss
     assert not block.observers
     assert not block.listeners
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "tally"])
+def test_a_closed_optimizer_stays_closed(kind: str) -> None:
+    model, x = build("direct"), problems.data()[0]
+    optimizer = SNOpt(model, **{**KINDS, "tally": {"rule": "paper", "basis": "gradient"}}[kind])
+    saved = optimizer.state_dict()
+    optimizer.close()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(saved)
+    block = model[1]
+    assert isinstance(block, ODEBlock)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not block.observers
+    assert not block.listeners
+    model(x).square().mean().backward()
+    with pytest.raises(RuntimeError, match=r"^this optimizer was closed; build another SNOpt"):
+        optimizer.step()
+
+
+def test_a_closed_preconditioner_makes_no_step() -> None:
+    model, x = build("direct"), problems.data()[0]
+    preconditioner = SNOptPreconditioner(model, rule="paper", refresh_every=1)
+    model(x).square().mean().backward()
+    preconditioner.step()
+    preconditioner.close()
+    with pytest.raises(RuntimeError, match=r"^this optimizer was closed; build another SNOpt"):
+        preconditioner.step()
