@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from snopt.errors import SolverError
 from snopt.ode.compiled import compiled_step
 from snopt.ode.field import FlatField, with_own_times
-from snopt.ode.gradients import GRADIENTS, Observer, SolveContext, solve, solve_to_end, together
+from snopt.ode.gradients import GRADIENTS, check_gradient, solve, solve_to_end, together
+from snopt.ode.gradients.context import Observer, SolveContext
 from snopt.ode.gradients.held import Held
 from snopt.ode.integrate import OfSolver, Solver
 from snopt.ode.joining import Place
@@ -101,11 +102,9 @@ class ODEBlock(nn.Module):
             raise TypeError(
                 f"field must be a torch.nn.Module called as field(t, x), got {type(field).__name__}"
             )
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient={gradient!r}; choose one of {', '.join(GRADIENTS)}")
         own, passed = split_options(str(method), options_of(method), options, unknown)
         solver = Solver(method, rtol, atol, own.get("steps"), own.get("max_steps"), passed)
-        GRADIENTS[gradient].check(gradient, solver.integrator, passed)
+        check_gradient(gradient, solver)
         check_names(field)
         self.field = field
         self.t_span = t_span
@@ -260,6 +259,7 @@ class ODEBlock(nn.Module):
         return torch.tensor(self._t_span, dtype=torch.float64) if t is None else times_of(t)
 
     def _context(self, layout: Layout, flat: Tensor, seen: torch.dtype) -> SolveContext:
+        check_gradient(self.gradient, self.solver)  # both may have been replaced
         function = FlatField(self.field, layout, flat, seen)
         watched = bool(self.observers) and torch.is_grad_enabled()
         observer = together(self.observers) if watched else None
@@ -279,15 +279,16 @@ class ODEBlock(nn.Module):
 
     def _hold(self, device: torch.device) -> Held:
         """What the field holds now: that of the last solve, if nothing has changed since."""
-        if self._held is None or not self._held.current(device):
+        if self._held is None or not self._held.current(self.field, device):
             self._held = Held(self.field, device)
         return self._held
 
     def _compiled(self, function: FlatField) -> Callable[[Tensor, Tensor], Tensor]:
         """A compiled step; one for all states of one tensor, one for each set of parts' shapes."""
-        key = function.key
+        tableau = self.solver.tableau
+        key = tableau, *function.key
         if key not in self._steppers:
-            self._steppers[key] = compiled_step(function, self.solver.tableau)
+            self._steppers[key] = compiled_step(function, tableau)
         return self._steppers[key]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled anew for every number

@@ -47,7 +47,7 @@ class FlatField:
     def key(self) -> tuple[object, ...]:
         """What a compiled step over this field is made for."""
         shapes = self.layout.shapes or ()
-        return (*shapes, self.dtype, self.seen, self.device_type, self.autocast_dtype)
+        return (self.module, *shapes, self.dtype, self.seen, self.device, self.autocast_dtype)
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """The slope at (t, y), of y's shape and dtype."""

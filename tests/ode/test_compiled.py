@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -61,6 +63,23 @@ def test_a_compiled_model_is_compiled_once() -> None:
             problems.squares(y)(model(x)).backward()
     assert layer.nfe_forward == 4 * 12  # four stages of three steps, four times
     torch._dynamo.reset()
+
+
+def test_a_step_is_that_of_the_method_and_field_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda eager, **_: eager)
+    x, _ = problems.data()
+    layer = block("direct", compile=True)
+    for name, value in (
+        ("solver", dataclasses.replace(layer.solver, method="midpoint")),
+        ("solver", dataclasses.replace(layer.solver, method="heun2")),
+        ("field", copy.deepcopy(layer.field)),
+    ):
+        layer(x)
+        setattr(layer, name, value)
+    for p in layer.parameters():
+        p.data.mul_(0.5)
+    plain = ODEBlock(layer.field, method="heun2", gradient="direct", options={"steps": 3})
+    torch.testing.assert_close(layer(x), plain(x))
 
 
 @pytest.mark.slow

@@ -122,6 +122,21 @@ def test_checkpoint_repeats_the_numbers_that_were_drawn(
     torch.testing.assert_close(found[2], found[0], rtol=1e-6, atol=1e-8)
 
 
+def test_another_field_draws_numbers_of_its_own() -> None:
+    x, _ = problems.data()
+    noisy = problems.Noisy(True, False)
+    found = []
+    for field in (noisy, problems.field()):
+        block = ODEBlock(field, method="rk4", options={"steps": 2}, gradient="checkpoint")
+        block(x)
+        block.field = noisy
+        noisy.zero_grad()
+        torch.manual_seed(3)
+        block(x).square().sum().backward()
+        found.append([p.grad for p in noisy.parameters()])
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("kind", GRADIENTS[:2])
 @pytest.mark.parametrize(("dropout", "own"), [(True, False), (False, False), (False, True)])
 def test_random_fields_of_adjoints_are_told(kind: str, dropout: bool, own: bool) -> None:

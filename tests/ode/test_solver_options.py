@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -146,6 +147,20 @@ def test_direct_takes_the_steps_for_constants() -> None:
 def test_what_cannot_be_honoured_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ODEBlock(problems.field(), **settings)
+
+
+def test_what_does_not_go_together_is_refused_where_it_was_replaced() -> None:
+    x, _ = problems.data()
+    block = ODEBlock(problems.field(), options={"jump_t": torch.tensor([0.4])})
+    block.gradient = "checkpoint"
+    with pytest.raises(ValueError, match="options: jump_t"):
+        block(x)
+    block.solver = dataclasses.replace(block.solver, method="dopri8", options={})
+    with pytest.raises(ValueError, match="repeats single steps"):
+        block(x)
+    block.gradient = "checkpiont"
+    with pytest.raises(ValueError, match="gradient='checkpiont'; choose one of adjoint"):
+        block(x)
 
 
 @pytest.mark.parametrize("kind", ["adjoint", "adjoint-seminorm", "direct"])

@@ -31,6 +31,7 @@ from snopt.ode.gradients.detached import detached
 from snopt.ode.gradients.entry import Gradient
 from snopt.ode.gradients.tangent import moved_states
 from snopt.ode.gradients.watching import together
+from snopt.ode.integrate import Solver
 from snopt.ode.tracing import exporting, transformed
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Gradient",
     "Observer",
     "SolveContext",
+    "check_gradient",
     "detached",
     "linear_in_cotangents",
     "solve",
@@ -63,6 +65,17 @@ GRADIENTS: dict[str, Gradient] = {
 }
 """Gradient methods by name: what :class:`snopt.ODEBlock` takes as ``gradient``. A further one is
 one row more."""
+
+
+def check_gradient(name: str, solver: Solver) -> None:
+    """Refuse a gradient method that there is not, or that does not go with a solver.
+
+    Raises:
+        ValueError: the message names what does.
+    """
+    if name not in GRADIENTS:
+        raise ValueError(f"gradient={name!r}; choose one of {', '.join(GRADIENTS)}")
+    GRADIENTS[name].check(name, solver.integrator, solver.options)
 
 
 def through_layers() -> list[str]:

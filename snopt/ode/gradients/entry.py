@@ -51,14 +51,13 @@ class Gradient:
                 f"gradient={name!r} repeats single steps, which {method.name!r} does not allow; "
                 f"choose method from {', '.join(TABLEAUS)}, or another gradient"
             )
+        if self.repeats_steps and (exposed := sorted({"jump_t", "perturb"} & passed.keys())):
+            raise ValueError(
+                f"options: {', '.join(exposed)}: gradient={name!r} repeats steps without "
+                "them, which is another solve; choose gradient='direct' or 'adjoint'"
+            )
         if self.through_solver and not method.differentiable:
             raise ValueError(
                 f"gradient={name!r} goes through the solver's operations, and {method.name!r} does "
                 "not work on tensors with a graph: choose gradient='adjoint', or another method"
-            )
-        exposed = sorted({"jump_t", "perturb"} & passed.keys())
-        if self.repeats_steps and exposed:
-            raise ValueError(
-                f"options: {', '.join(exposed)}: gradient={name!r} repeats steps without "
-                "them, which is another solve; choose gradient='direct' or 'adjoint'"
             )

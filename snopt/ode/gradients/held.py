@@ -70,13 +70,14 @@ class Held:
             if isinstance(x, Tensor) and not x.is_inference()
         ]
 
-    def current(self, device: torch.device) -> bool:
-        """Whether this is what the field holds now, so that it serves another solve as well.
+    def current(self, module: nn.Module, device: torch.device) -> bool:
+        """Whether this is what a field holds now, so that it serves another solve as well.
 
         One with tensors besides parameters does not: it would keep them alive.
         """
         single = not any(isinstance(x, Tensor | Collection) for _, x in self._loose)
-        return single and device == self.device and not self._changed()
+        same = module is self.module and device == self.device
+        return same and single and not self._changed()
 
     def settled(self) -> Held:
         """After the forward solve: what it changed itself (counters, caches) is no context."""
