@@ -93,6 +93,27 @@ def test_a_jump_in_both_directions(kind: str, span: tuple[float, float]) -> None
     )
 
 
+@pytest.mark.parametrize("kind", ["adjoint", "adjoint-seminorm", "direct"])
+def test_a_jump_at_output_times(kind: str) -> None:
+    field, times = Switched(), [0.0, 0.4, 1.0]
+
+    def solve(jumps: list[float]) -> Tensor:
+        options = {"jump_t": jumps}
+        block = ODEBlock(field, rtol=1e-6, atol=1e-6, gradient=kind, options=options)
+        return run(lambda x: block(x, times)[-1], field)
+
+    torch.testing.assert_close(solve([0.0, 0.4, 1.0]), solve([0.4]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_list_of_jumps_has_all_digits() -> None:
+    evaluations = []
+    for jumps in ([0.4], torch.tensor([0.4], dtype=torch.float64)):
+        block = ODEBlock(Switched(), rtol=1e-9, atol=1e-9, options={"jump_t": jumps})
+        block(problems.data()[0])
+        evaluations.append(block.nfe_forward)
+    assert evaluations[0] == evaluations[1]
+
+
 def test_the_norm_sees_the_parts_of_a_tuple() -> None:
     seen = []
 

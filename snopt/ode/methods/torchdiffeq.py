@@ -20,6 +20,9 @@ from snopt.ode.runge_kutta import TABLEAUS, stage_times
 NAMES = SOLVERS.keys()
 """Methods that torchdiffeq has."""
 
+_TIMES = {"step_t", "jump_t"}
+"""Options that are times."""
+
 
 class Torchdiffeq(Method):
     """A method of torchdiffeq.
@@ -69,7 +72,12 @@ class Torchdiffeq(Method):
         if problem.first_step is not None:
             options["first_step"] = problem.first_step
         if problem.exact_endpoint:
-            options["step_t"] = _with_end(options.get("step_t"), problem.times)
+            end = problem.times[-1:]
+            for name in _TIMES & options.keys():
+                times = options[name].to(end)
+                options[name] = times[times < end]
+            # A step to the end sees the field just before it, as one to a jump there would.
+            options["step_t"] = torch.cat([options.get("step_t", end[:0]), end])
         if problem.times.dtype != torch.float64:
             options.setdefault("dtype", problem.times.dtype)
         return options
@@ -157,21 +165,16 @@ def _options_of(name: str) -> frozenset[str]:
 def _in_solver_time(options: Mapping[str, Any], sign: float) -> dict[str, Any]:
     """Torchdiffeq's options for a solve in time ``sign * t``, which always grows."""
     found = dict(options)
-    for name in ("step_t", "jump_t"):
-        if found.get(name) is not None:
-            found[name] = torch.as_tensor(found[name]) * sign
+    for name in _TIMES:
+        times = found.pop(name, None)
+        if times is not None:
+            # Numbers of Python have more digits than the default dtype.
+            dtype = times.dtype if isinstance(times, Tensor) else torch.float64
+            found[name] = torch.as_tensor(times, dtype=dtype) * sign
     grid: Callable[..., Tensor] | None = found.get("grid_constructor")
     if grid is not None and sign < 0:
         found["grid_constructor"] = lambda function, y0, s: -grid(function, y0, -s)
     return found
-
-
-def _with_end(step_t: Tensor | None, times: Tensor) -> Tensor:
-    end = times[-1:]
-    if step_t is None:
-        return end
-    step_t = step_t.to(end)
-    return torch.cat([step_t[step_t < end], end])
 
 
 def _reason(message: str) -> str:
