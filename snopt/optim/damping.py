@@ -69,18 +69,24 @@ def damping_at(damping: Damping, step: int) -> float:
     return damping(step) if callable(damping) else damping
 
 
+NO_LOSS = (
+    "Levenberg-Marquardt damping compares losses: call step(closure), with a closure that returns "
+    "the loss"
+)
+
+
 def controller_at(
-    groups: Iterable[Mapping[str, Any]], step: int, closure: object
+    groups: Iterable[Mapping[str, Any]], step: int, loss: Any
 ) -> LevenbergMarquardt | None:
     """The groups' controller, if it wants to compare losses in this step.
 
     Raises:
-        ValueError: there is one, and no closure to compute losses with.
+        ValueError: there is one, and no loss of a closure.
     """
     for group in groups:
         damping = group.get("damping")
         if isinstance(damping, LevenbergMarquardt):
-            if closure is None:
-                raise ValueError("Levenberg-Marquardt damping compares losses: call step(closure)")
+            if loss is None:
+                raise ValueError(NO_LOSS)
             return damping if step % damping.every == 0 else None
     return None

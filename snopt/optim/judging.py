@@ -47,7 +47,7 @@ def judge(
     predicted = predicted_change(method, moves, controller.value)
     with method.capture.paused(), torch.enable_grad():
         again = closure()
-    change = method.processes.mean(float(again) - loss, again.device)
+    change = method.processes.mean(float(again) - loss, next(iter(moves)).device)
     controller.observe(change, predicted)
 
 

@@ -34,7 +34,7 @@ from snopt.curvature.vector_products import VectorProducts, flat
 from snopt.layers.precision import without_autocast
 from snopt.optim.backtracking import Backtracking
 from snopt.optim.damped_solve import conjugate_gradients, exact_solution
-from snopt.optim.damping import LevenbergMarquardt, damping_at
+from snopt.optim.damping import NO_LOSS, LevenbergMarquardt, damping_at
 from snopt.optim.gain_ratio import GainRatio, Quadratic
 from snopt.optim.method import Closure, Method, ModelView, Seen, Step
 from snopt.optim.saving import check_rows, copied, reading
@@ -181,6 +181,10 @@ class OutputLeastSquares(Method):
             return True
         self._steered = closure is not None or self.gain.knows(batch.targets, batch.inputs)
         controller = self._controller
+        if controller is not None and closure is not None:
+            if loss is None:
+                raise ValueError(NO_LOSS)
+            self._batch = batch._replace(loss=float(loss))  # what is compared after the step
         if controller is None:
             kept = not self._halved(batch)
             share = 0.5
@@ -284,7 +288,7 @@ class OutputLeastSquares(Method):
             self.rows.active = False
             try:
                 with torch.enable_grad():
-                    again = torch.as_tensor(closure()).detach()
+                    again = closure()
             finally:
                 self.rows.active = True
             if not self.gain.judge(controller, float(again)):

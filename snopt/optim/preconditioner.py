@@ -164,7 +164,7 @@ class Preconditioner(Method):
 
     @override
     def before_update(self, loss: Any, closure: Closure | None) -> bool:
-        self._controller = controller_at(self.groups, self.steps, closure)
+        self._controller = controller_at(self.groups, self.steps, loss)
         if self._controller is not None:
             self._before = {
                 name: p.detach().clone()

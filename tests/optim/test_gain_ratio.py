@@ -94,6 +94,24 @@ def test_a_step_that_makes_it_worse_is_taken_back(closure: bool) -> None:
     assert optimizer.diagnostics()["steps_rejected"] == 1
 
 
+def test_the_closures_own_loss_is_compared() -> None:
+    """A penalty that curvature_pass() does not know of is in the loss before a step, too."""
+    model, x, y = problem()
+    optimizer = GaussNewton(model, damping=controller())
+
+    def closure() -> float:
+        loss = evaluate(model, optimizer, x, y)
+        penalty = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
+        penalty.backward()
+        return float((loss + penalty).detach())
+
+    losses = [optimizer.step(closure) for _ in range(20)]
+    assert optimizer.diagnostics()["steps_rejected"] < 3
+    assert losses[-1] < 0.7 * losses[0]
+    with pytest.raises(ValueError, match="a closure that returns the loss"):
+        optimizer.step(lambda: evaluate(model, optimizer, x, y) and None)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_batch_is_known_again_without_targets(dtype: torch.dtype) -> None:
     dampings = []

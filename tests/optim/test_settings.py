@@ -188,6 +188,30 @@ def test_levenberg_marquardt_follows_the_quality_of_the_model() -> None:
         optimizer.step()
 
 
+def test_levenberg_marquardt_takes_a_number_for_a_loss_and_asks_for_one() -> None:
+    found = []
+    for returned in (Tensor.detach, Tensor.item, lambda loss: None):
+        model, damping = net(), LevenbergMarquardt(0.05, every=1, decay=0.5)
+        optimizer = SNOpt(model, 0.02, rule="kfac", damping=damping)
+
+        def closure(
+            model: nn.Module = model, optimizer: SNOpt = optimizer, returned: Any = returned
+        ) -> Any:
+            optimizer.zero_grad()
+            loss = problems.squares(YS)(model(XS))
+            loss.backward()
+            return returned(loss)
+
+        if found[1:]:
+            with pytest.raises(ValueError, match="a closure that returns the loss"):
+                optimizer.step(closure)
+            assert torch.equal(flat(model), flat(net()))
+        else:
+            optimizer.step(closure)
+            found.append(damping.value)
+    assert found[0] == found[1] != 0.05
+
+
 def test_levenberg_marquardt_by_hand() -> None:
     damping = LevenbergMarquardt(1.0, decay=0.5, every=2, floor=0.1, ceiling=3.0)
     damping.observe(-0.9, -1.0)
