@@ -57,12 +57,13 @@ from tasks.engine.training.dataset_cache import DatasetCache
 
 #: What is kept in the tuned file where it is given: settings of how a task is trained.
 KEPT = ("optim.", "schedule.", "task.batch_size")
+_SHORTER = "ends a trial before its seconds, which are the same for all: leave it out"
 #: What the search itself sets, and what to say instead.
 SEARCHED = {
     "optim.lr": "is what is searched: leave it out, or train with run.py",
     "seed": "is that of each trial: say --seeds=...",
     "train.max_seconds": "is that of each trial: say --seconds=...",
-    "train.target": "ends a trial before its seconds, which are the same for all: leave it out",
+    **dict.fromkeys(("train.max_steps", "train.max_epochs", "train.target"), _SHORTER),
     "train.eval_every_seconds": "follows from --seconds: leave it out",
     "train.eval_splits": "is the split that scores: say --select=...",
 }

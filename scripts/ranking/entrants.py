@@ -277,8 +277,8 @@ class Trainer:
         )
         tried = []
         for trial in found.trials:
-            rung = trial.results[-1].rung
-            if rung.seconds == workload.seconds:
+            if trial.lasted(workload.seconds):
+                rung = trial.results[-1].rung
                 folder = run_folder(settings_of(configure, trial.changes, rung))
                 worth = merit(Outcome.read(folder), workload.goal, workload.seconds)
                 settings = {**trial.changes, "train.max_seconds": workload.seconds}

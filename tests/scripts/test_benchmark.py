@@ -382,6 +382,30 @@ def test_what_is_given_is_not_searched(toy, mine, monkeypatch, given) -> None:
     assert {"optim.field_lr" in changes for changes in drawn} == {not given}
 
 
+def test_what_diverged_in_a_whole_run_is_no_choice(toy, monkeypatch) -> None:
+    """However soon it was at the target before."""
+    workload = Workload.read("toy")
+    one = Entrant("tuned", workload, "sgd", toy / "results")
+    whole = rungs(4, workload.seconds)[-1]
+
+    def tried(*losses):
+        def found(configure, space, **more) -> Found:
+            drawn = zip(space.draw(2, seed=0), losses, strict=False)
+            return Found([Trial(c, (Result(whole, loss, 9),)) for c, loss in drawn], [space])
+
+        return found
+
+    worth = {0.9: (5.0, 0.9), math.inf: (1.0, 0.1)}
+    order = iter([worth[0.9], worth[math.inf], worth[math.inf]])
+    monkeypatch.setattr(entrants, "Outcome", SimpleNamespace(read=lambda folder: folder))
+    monkeypatch.setattr(entrants, "merit", lambda *rest: next(order))
+    monkeypatch.setattr(entrants, "search", tried(0.9, math.inf))
+    assert [one.merit for one in Trainer(one, print).search().trials] == [worth[0.9]]
+    monkeypatch.setattr(entrants, "search", tried(math.inf))
+    with pytest.raises(ConfigError, match="sgd: every trial on toy diverged before"):
+        Trainer(one, print).search()
+
+
 def in_process(commands, jobs, begin, *, deadline):
     """The entrants' program, without processes of its own."""
     codes = []

@@ -368,6 +368,8 @@ def test_dry_run_says_what_it_will_cost(tmp_path, monkeypatch, capsys) -> None:
             "optim.about.search is read from",
         ),
         (["task=digits", "optim=adam", "train.target=0.9"], "train.target ends a trial"),
+        (["task=digits", "optim=adam", "train.max_steps=9"], "train.max_steps ends a trial"),
+        (["task=digits", "optim=adam", "train.max_epochs=2"], "train.max_epochs ends a trial"),
         (["task=digits", "optim=adam", "train.eval_splits=[test]"], "say --select="),
         (["task=digits", "optim=adan"], "Did you mean adam"),
         (["task=digits", "optim=custom"], r"optim._target_ is missing"),
