@@ -126,10 +126,11 @@ def write_study(runs: Sequence[Run], folder: Path) -> str:
             parts.append(_silverbox(members, folder))
         elif task in STUDIES:
             parts.append(_families(task, members, folder))
-        if len({run.optim for run in members}) == 1 and task in _FIGURES:
+        # Weights of a run that diverged are those before it did: nothing to show.
+        ended = _ended(members)
+        if len({run.optim for run in members}) == 1 and task in _FIGURES and ended:
             name, draw = _FIGURES[task]
-            # Weights of a run that diverged are those before it did: nothing to show.
-            write_file(folder / f"{name}.png", png(draw(_ended(members))))
+            write_file(folder / f"{name}.png", png(draw(ended)))
     return "\n".join(parts)
 
 
@@ -200,7 +201,7 @@ def _families(task: str, runs: Sequence[Run], folder: Path) -> str:
                 _early(members, study.key),
                 late_evaluations(members),
                 *(measured[_shown(members).path.name, t] for t in study.tolerances),
-                spread(Spread.of(r.seconds / r.steps * r.steps_per_epoch for r in members)),
+                spread(Spread.of(_step(r) * r.steps_per_epoch for r in members)),
                 theirs.value,
                 theirs.early,
                 theirs.nfe,
@@ -220,6 +221,11 @@ def _early(members: Sequence[Run], key: Key) -> str:
     found = [curve.values[curve.steps == steps] for curve, steps in curves]
     values = np.concatenate([*found, []])
     return spread(Spread.of(values), metric_style(key[1])).replace(NOTHING, "")
+
+
+def _step(run: Run) -> float:
+    """Training seconds of a step; NaN where none was made."""
+    return run.seconds / run.steps if run.steps else math.nan
 
 
 def _shown(members: Sequence[Run]) -> Run:
@@ -304,7 +310,10 @@ def _growth(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 def _optimizers(task: str, runs: Sequence[Run]) -> str:
     """Families by optimizers: the training loss at the end, the test metric, seconds a step."""
-    optims = sorted({run.optim for run in runs}, key=("snopt", "adam", "sgd").index)
+    first = ("snopt", "adam", "sgd")
+    optims = sorted(
+        {run.optim for run in runs}, key=lambda name: ((*first, name).index(name), name)
+    )
     metric = runs[0].metric
     heads = ["family"]
     for optim in optims:
@@ -321,15 +330,15 @@ def _optimizers(task: str, runs: Sequence[Run]) -> str:
                 result(own, ("train", "loss")),
                 result(own, ("test", metric)),
                 ", ".join(rates),
-                spread(Spread.of(1000 * run.seconds / run.steps for run in own)),
+                spread(Spread.of(1000 * _step(run) for run in own)),
             ]
         rows.append(cells)
-    steps = sorted({run.steps for run in runs})
+    steps = " / ".join(map(str, sorted({run.steps for run in runs})))
     data = ", ".join(sorted({run.provenance for run in runs}))
-    title = f"{task}: families by optimizers (data: {data}; {steps[-1]} steps each)"
+    title = f"{task}: families by optimizers (data: {data}; {steps} steps)"
     note = (
-        "Median [range] over seeds after equally many steps. lr: the best of those swept over, "
-        "by the training loss at the end on a seed of its own. Steps cost differently, see ms.\n"
+        "Median [range] over seeds at the end of training. lr: the best of those swept over, by "
+        "the training loss at the end on a seed of its own. Steps cost differently, see ms.\n"
     )
     return _table(title, heads, rows) + note
 

@@ -174,6 +174,23 @@ def test_a_run_that_diverged_is_told_and_not_drawn(
     assert drawn == cloud
 
 
+def test_families_that_diverged_at_once_are_tabulated(cloud: list[Run], tmp_path: Path) -> None:
+    failed = [dataclasses.replace(run, outcome="diverged", steps=0, seconds=0.0) for run in cloud]
+    text = write_study(failed, tmp_path)
+    assert text.count("| diverged |") == 2
+    assert not (tmp_path / "point_cloud.png").exists()
+    others = [dataclasses.replace(run, optim="adamw") for run in failed]
+    assert write_study([*failed, *others], tmp_path).count("diverged") == 2 * 2 * 2
+
+
+def test_any_optimizers_are_tabulated_with_their_steps(cloud: list[Run], tmp_path: Path) -> None:
+    further = [dataclasses.replace(run, optim="soap", steps=9) for run in cloud]
+    text = write_study([*cloud, *further], tmp_path)
+    assert "| family | adam: train loss |" in text
+    assert "| soap: train loss |" in text
+    assert f"{cloud[0].steps} / 9 steps" in text
+
+
 def test_runs_of_one_family_are_no_study(cloud: list[Run], tmp_path: Path) -> None:
     assert write_study(cloud[:1], tmp_path) == ""
     assert not any(tmp_path.iterdir())
