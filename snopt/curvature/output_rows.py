@@ -25,13 +25,13 @@ from torch.utils.hooks import RemovableHandle
 from snopt.curvature.check_steps import CheckSteps
 from snopt.curvature.hooks import UncopiedHook, hookable
 from snopt.curvature.per_sample import PerSampleGradients
-from snopt.curvature.real_numbers import as_real, count, flattened
 from snopt.curvature.residuals import Residuals
 from snopt.curvature.samples import Samples
 from snopt.layers.base import Layer, input_of
 from snopt.ode.block import ODEBlock
 from snopt.ode.gradients import GRADIENTS
 from snopt.ode.passes import current_pass
+from snopt.real_numbers import as_real, count, flattened
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from snopt.curvature.real_numbers import count, flattened, shaped
 from snopt.curvature.residuals import Residuals
 from snopt.ode.gradients import linear_in_cotangents
+from snopt.real_numbers import count, flattened, shaped
 
 
 class VectorProducts:

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snopt.curvature.real_numbers import as_real
 from snopt.optim.damping import LevenbergMarquardt
 from snopt.optim.displacement import length_since, written_since
 from snopt.optim.saving import copied, reading
+from snopt.real_numbers import as_real
 
 logger = logging.getLogger(__name__)
 

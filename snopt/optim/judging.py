@@ -10,12 +10,12 @@ from torch import Tensor
 
 from snopt.curvature.capture import Capture
 from snopt.curvature.processes import Processes
-from snopt.curvature.real_numbers import as_real
 from snopt.layers.base import Layer
 from snopt.layers.precision import without_autocast
 from snopt.optim.damping import LevenbergMarquardt
 from snopt.optim.learned import Learned
 from snopt.optim.scaling import Scaling
+from snopt.real_numbers import as_real
 
 
 class Judged(Protocol):

@@ -27,7 +27,6 @@ from typing_extensions import override
 from snopt.curvature.check_steps import CheckSteps
 from snopt.curvature.hearing import ONE_PASS
 from snopt.curvature.output_rows import OutputRows
-from snopt.curvature.real_numbers import count, flattened, shaped
 from snopt.curvature.residuals import Residuals, blocks_of, residuals, targets_of
 from snopt.curvature.stopwatch import Stopwatch
 from snopt.curvature.vector_products import VectorProducts, flat
@@ -39,6 +38,7 @@ from snopt.optim.gain_ratio import GainRatio, Quadratic
 from snopt.optim.method import Closure, Method, ModelView, Seen, Step
 from snopt.optim.saving import check_rows, copied, reading
 from snopt.optim.update import plain_gradient
+from snopt.real_numbers import count, flattened, shaped
 
 logger = logging.getLogger(__name__)
 

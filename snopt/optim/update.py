@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.curvature.real_numbers import as_real
 from snopt.optim.method import Method, Step
 from snopt.optim.rule import Rule
+from snopt.real_numbers import as_real
 
 
 @dataclass(frozen=True)

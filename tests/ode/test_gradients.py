@@ -192,6 +192,34 @@ def test_gradient_of_a_tuple(kind: str, solver: str) -> None:
     assert relative(run(lambda x: block((x, z))), run(exact)) < 2e-6
 
 
+class Spectral(nn.Module):
+    """Complex weights of Fourier coefficients, as in neural operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.scale = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.randn(2, 2, dtype=torch.complex128))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        out: Tensor = torch.fft.irfft(torch.fft.rfft(torch.tanh(x)) @ self.weight.conj(), n=3)
+        return self.scale * out
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:3])
+def test_gradient_of_complex_parameters(kind: str) -> None:
+    field, (x, y) = Spectral(), problems.data()
+
+    def run(kind: str) -> list[Tensor]:
+        field.zero_grad()
+        block = ODEBlock(field, rtol=1e-9, atol=1e-9, gradient=kind)
+        states = block(x, [0.0, 0.4, 1.0])
+        (problems.squares(y)(states[-1]) + states[1].sum()).backward()
+        return [p.grad for p in field.parameters()]
+
+    torch.testing.assert_close(run(kind), run("direct"), rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_gradients_of_unused_frozen_and_borrowed_parameters(kind: str) -> None:
     """Zero or none for what does not enter, and ordinary gradients beside the block."""

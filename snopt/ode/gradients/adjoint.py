@@ -11,6 +11,7 @@ from snopt.ode.gradients.context import SolveContext, vjp
 from snopt.ode.gradients.held import drawn
 from snopt.ode.gradients.kept import Kept
 from snopt.ode.packing import Layout
+from snopt.real_numbers import as_complex, as_real
 
 
 def solved(context: SolveContext, y0: Tensor, t: Tensor) -> Kept:
@@ -76,7 +77,8 @@ class _AdjointSystem:
         self.context, self.parameters, self.seminorm = context, parameters, seminorm
         self.summed = seminorm and context.solver.integrator.tableau is not None
         self.carried_parameters = () if self.summed else parameters
-        self.layout = Layout([like.shape, like.shape, *(p.shape for p in self.carried_parameters)])
+        shapes = [as_real(p).shape for p in self.carried_parameters]
+        self.layout = Layout([like.shape, like.shape, *shapes])
         self.gradients = [torch.zeros_like(p) for p in parameters]
         self.norm = context.norm
         self.stages: list[tuple[Tensor, Tensor]] = []
@@ -85,7 +87,7 @@ class _AdjointSystem:
     def backwards(self, start: float, end: float, y: Tensor, y_end: Tensor, a: Tensor) -> Tensor:
         """The adjoint at ``end`` from the adjoint ``a`` at ``start``; adds to the gradients."""
         nodes = self.context.watched(start, end)
-        carried = () if self.summed else tuple(self.gradients)
+        carried = () if self.summed else map(as_real, self.gradients)
 
         def on_step(time: float, flat: Tensor, dt: float) -> None:
             if self.summed:
@@ -108,7 +110,7 @@ class _AdjointSystem:
         )[-1]
         _, a_end, *gradients = self.layout.unpack(final)
         if not self.summed:
-            self.gradients = gradients
+            self.gradients = list(map(as_complex, gradients, self.parameters))
         if nodes is not None:
             nodes.boundary(end, y_end, a_end)
             nodes.finish()
@@ -127,7 +129,7 @@ class _AdjointSystem:
         grads = vjp([slope], (y, *self.carried_parameters), [-a], retain=self.summed)
         if self.summed:
             self.stages.append((slope, a))
-        return self.layout.pack((slope.detach(), *grads))
+        return self.layout.pack((slope.detach(), *map(as_real, grads)))
 
     def _norm(self, flat: Tensor) -> Tensor:
         y, a, *parameters = self.layout.unpack(flat)

@@ -8,7 +8,12 @@ from torch import Tensor
 
 def as_real(x: Tensor) -> Tensor:
     """A complex tensor as pairs of real numbers, which is how torch's optimizers take them."""
-    return torch.view_as_real(x) if x.is_complex() else x
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def as_complex(x: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`as_real`, for a tensor that is to be real or complex as ``like``."""
+    return torch.complex(*x.unbind(-1)) if like.is_complex() else x
 
 
 def count(p: Tensor) -> int:
@@ -28,7 +33,4 @@ def flattened(x: Tensor, leading: int = 0) -> Tensor:
 
 def shaped(row: Tensor, like: Tensor) -> Tensor:
     """The inverse of :func:`flattened`: a tensor of the parameter's shape and dtype."""
-    if not like.is_complex():
-        return row.view_as(like).to(like.dtype)
-    pairs = row.view(*like.shape, 2)
-    return torch.complex(pairs[..., 0], pairs[..., 1]).to(like.dtype)
+    return as_complex(row.view(as_real(like).shape), like).to(like.dtype)
