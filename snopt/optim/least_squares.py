@@ -263,7 +263,7 @@ class LeastSquares(Method):
         for name, products in rows.items():
             r = scaled[name] = products.flatten(1) * factors.to(products.dtype).unsqueeze(1)
             gram += (r @ r.mT).double() * weights[name]
-            prior = priors[name] = self._prior(name, residual_norm * weights[name]).to(r.dtype)
+            prior = priors[name] = self._prior(name, residual_norm, weights[name]).to(r.dtype)
             target -= (r @ prior.flatten()).double()
         solution = self._solved(
             gram, target, max(residual_norm, MIN_DAMPING_FRACTION) * self.damping
@@ -274,15 +274,14 @@ class LeastSquares(Method):
         for name, r in scaled.items():
             d = ((solution.to(r.dtype) @ r) * weights[name]).view(rows[name].shape[1:])
             self.last[name] = d.add_(priors[name])
-            found[name] = d * (largest if weights[name] > 0 else 0.0)  # what has no rate stays
+            found[name] = d * largest
         return found
 
-    def _prior(self, name: str, strength: float) -> Tensor:
+    def _prior(self, name: str, fade: float, weight: float) -> Tensor:
         """The step that the solution stays near: what is left of the last one, and the decay."""
         layer = self.layers[name]
-        decay = strength * float(self.settings(layer)["weight_decay"])
-        prior = decay * layer.value()
-        if name in self.last:
+        prior = fade * weight * float(self.settings(layer)["weight_decay"]) * layer.value()
+        if name in self.last and weight > 0:  # what has no rate stays
             last = self.last[name]
             if last.shape == prior.shape:  # else the bias was frozen or thawed in between
                 prior = prior + float(self.settings(layer)["momentum"]) * last.to(prior)

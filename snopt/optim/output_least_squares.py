@@ -5,9 +5,10 @@ generalised Gauss-Newton matrix R^T R. A step d, which is subtracted, solves
 
     min |R d - v|^2 + c damping (d - p)^T W^-1 (d - p),   p = momentum d' + c decay W w,
 
-c = min(1, sqrt(2 loss)), or 1 where a controller steers the damping; d' is the step before, w the
-parameters, W the groups' learning rates over the largest of them. All parameters take part. What
-else is in their gradients (a penalty, a factor of clipping) joins R^T v.
+c = min(1, sqrt(2 loss)), but for the damping 1 where a controller steers it; d' is the step before,
+w the parameters, W the groups' learning rates over the largest of them. All parameters take part;
+what has no rate stays. What else is in their gradients (a penalty, a factor of clipping) joins
+R^T v.
 
 Source: as for :mod:`snopt.optim.least_squares`; Martens 2010 (conjugate gradients with products).
 """
@@ -214,7 +215,6 @@ class OutputLeastSquares(Method):
         """The step d times the largest learning rate."""
         batch, self._batch = self._batch, None
         assert batch is not None  # `missing_curvature_pass` is asked first
-        self.steps += 1
         with self.stopwatch.running(batch.parameters[0].device):
             d, model = self._solved(batch)
         largest = max(float(group["lr"]) for group in self.groups)
@@ -228,12 +228,9 @@ class OutputLeastSquares(Method):
         self.last = {names[p]: part.clone() for p, part in found.items()}
         controller = self._controller
         self.gain.clear()
-        if (
-            controller is not None
-            and model is not None
-            and (self.steps - 1) % controller.every == 0
-        ):
+        if controller is not None and model is not None and self.steps % controller.every == 0:
             self.gain.expect(found, model, batch.loss, batch.targets, batch.inputs)
+        self.steps += 1
         return Step({}, complete=True, parameters={p: x * largest for p, x in found.items()})
 
     def _solved(self, batch: _Batch) -> tuple[Tensor, Quadratic | None]:
@@ -270,7 +267,7 @@ class OutputLeastSquares(Method):
         for p in batch.parameters:
             weight = float(groups[p]["lr"]) / largest if largest > 0 else 0.0
             prior = fade * weight * float(groups[p]["weight_decay"]) * flattened(p).double()
-            if names[p] in self.last:
+            if names[p] in self.last and weight > 0:
                 prior += float(groups[p]["momentum"]) * flattened(self.last[names[p]]).to(prior)
             priors.append(prior)
             roots.append(torch.full_like(prior, math.sqrt(weight)))

@@ -170,3 +170,43 @@ def test_the_random_numbers_of_the_loop_are_left_alone() -> None:
     torch.manual_seed(5)
     step(model, x, lambda f: functional.mse_loss(f, y), targets=y)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("rows", ["samples", "outputs", "products"])
+def test_a_rate_of_zero_is_like_freezing(rows: str) -> None:
+    """From one step to the next: what is left of the last step moves nothing either."""
+    x = inputs()
+    ends = []
+    for frozen in (False, True):
+        model, _ = made("few outputs")
+        y = like(model(x))
+        settings = {**PLAIN, "momentum": 0.9, "memory": 0 if rows == "products" else 2.0**30}
+        settings["rows"] = "samples" if rows == "samples" else "outputs"
+        optimizer = GaussNewton([{"params": model[0]}, {"params": model[2]}], 0.5, **settings)
+        for k in range(4):
+            if k == 2:
+                kept = flat(model[0])
+                model[0].requires_grad_(not frozen)
+                optimizer.param_groups[0]["lr"] = 0.5 if frozen else 0.0
+            optimizer.zero_grad()
+            outputs = model(x)
+            loss = functional.mse_loss(outputs, y)
+            optimizer.curvature_pass(outputs, "gaussian", targets=y, loss=loss)
+            loss.backward()
+            optimizer.step()
+        model.requires_grad_(True)
+        assert torch.equal(flat(model[0]), kept)
+        ends.append(flat(model))
+    same(*ends)
+
+
+@pytest.mark.parametrize("memory", [2.0**30, 0.0])
+def test_a_schedule_of_the_damping_begins_at_zero(memory: float) -> None:
+    x = inputs()
+    ends = []
+    for damping in (DAMPING, lambda step: DAMPING if step == 0 else 1e6):
+        model, _ = made("few outputs")
+        y = like(model(x))
+        loss = lambda f, y=y: functional.mse_loss(f, y)  # noqa: E731
+        ends.append(step(model, x, loss, targets=y, memory=memory, damping=damping))
+    same(*ends)
