@@ -9,6 +9,7 @@ Source: Liu, Chen, Theodorou, "Second-Order Neural ODE Optimizer", NeurIPS 2021,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -293,7 +294,8 @@ class Horizon:
         ]
         if slope is None or not pairs:
             return 0.0
-        return (slope * torch.stack(pairs).sum()).item()
+        found: float = (slope * torch.stack(pairs).sum()).item()
+        return found if math.isfinite(found) else 0.0  # such gradients tell nothing
 
 
 class _Terminal(torch.autograd.Function):

@@ -353,3 +353,20 @@ def test_mistakes_are_explained() -> None:
     block(torch.zeros(1, 1), torch.tensor([0.0, 0.5, 1.0])).sum().backward()
     with pytest.raises(RuntimeError, match="without times"):
         optimizer.step()
+
+
+def test_a_batch_without_a_finite_gradient_leaves_the_horizon_finite() -> None:
+    """Gauss-Newton takes no step then, and others may be made not to."""
+    model, block, x, y = model_and_batch((0.0, 1.0))
+    optimizer = SNOpt(model, rule="gauss_newton", rows="outputs")
+    horizon = Horizon(block, optimizer, every=2, floor=0.5)
+    for scale in (1.0, math.nan, 1.0, 1.0):
+        optimizer.zero_grad()
+        outputs = model(x)
+        loss = nn.functional.mse_loss(outputs, y) * scale
+        optimizer.curvature_pass(outputs, "gaussian", targets=y, loss=loss)
+        loss.backward()
+        optimizer.step()
+    first, second = horizon.trace
+    assert first.feedback == 0.0 != second.feedback
+    assert math.isfinite(horizon.T)
