@@ -164,17 +164,21 @@ class Method(ABC):
     def close(self) -> None:
         """Take hooks and observers off the model, for good."""
 
-    def extend(self, parts: ModelView) -> None:
-        """Take in the layers of a new parameter group.
-
-        Args:
-            parts: the new layers, all blocks, all parameters.
+    def require_extensible(self) -> None:
+        """Refuse a new parameter group before there is one.
 
         Raises:
             ValueError: the method is made for a model as a whole.
         """
         rule = self.needs_curvature_pass or "this rule"
         raise ValueError(f"{rule} takes no more groups: build the optimizer again on all modules")
+
+    def extend(self, parts: ModelView) -> None:  # noqa: B027
+        """Take in the layers of a new parameter group.
+
+        Args:
+            parts: the new layers, all blocks, all parameters.
+        """
 
     def scaled(self, grad: Tensor) -> Tensor:
         """A gradient times :attr:`gradient_scale`."""

@@ -135,10 +135,9 @@ class SNOpt(Optimizer):
         if "method" not in self.__dict__:  # while the optimizer is made
             self._take(param_group)
             return
-        names = self.members.names
-        named, modules = named_groups(
-            [renamed(param_group)], self._shown(), names.keys(), set(names.values())
-        )
+        self.method.require_extensible()
+        group, names = renamed(param_group), self.members.names
+        named, modules = named_groups([group], self._shown(), names.keys(), set(names.values()))
         self._take(self._completed(named[0]))
         self.method.extend(self.members.extend(modules))
 

@@ -152,6 +152,10 @@ class Preconditioner(Method):
         self.count.clear()
 
     @override
+    def require_extensible(self) -> None:
+        pass
+
+    @override
     def extend(self, parts: ModelView) -> None:
         self.layers.update(parts.layers)
         self.blocks = self.count.blocks = parts.blocks

@@ -264,8 +264,11 @@ def test_groups_that_cannot_be_added() -> None:
     with pytest.raises(ValueError, match="did you mean 'lr'"):
         optimizer.add_param_group({"params": nn.Linear(2, 2), "learning_rate": 0.1})
     assert len(optimizer.param_groups) == 1
+    whole = gauss_newton(Classifier())
+    groups, state = len(whole.param_groups), len(whole.state)
     with pytest.raises(ValueError, match=r"^rule='gauss_newton' takes no more groups: build"):
-        gauss_newton(Classifier()).add_param_group({"params": nn.Linear(2, 2)})
+        whole.add_param_group({"params": nn.Linear(2, 2)})
+    assert (len(whole.param_groups), len(whole.state)) == (groups, state)
 
 
 def test_a_controller_in_a_group_of_the_preconditioner_alone() -> None:
