@@ -1,4 +1,4 @@
-"""Parameter groups made of modules, and the ranges of their settings."""
+"""Parameter groups made of modules, with names for the parameters."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import override
@@ -198,8 +198,3 @@ def in_force(group: Mapping[str, Any], known: Mapping[str, Kind], step: int) -> 
         ValueError: what was written into the group is no number.
     """
     return {**group, **{name: kind.now(name, group[name], step) for name, kind in known.items()}}
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names as they stand in a message."""
-    return ", ".join(sorted(names))
