@@ -63,13 +63,11 @@ class Backtracking:
         losses = losses.double()
         spread = float(losses.var()) / len(losses) if len(losses) > 1 else 0.0
         mean = float(losses.mean())
-        if self._expected is not None and self._taken > 0 and self._in_a_row < _IN_A_ROW:
+        judged = self.errors < math.inf and self._taken > 0 and self._in_a_row < _IN_A_ROW
+        if judged and self._expected is not None:
             past, error = self._expected
-            allowed = math.inf
-            if self.errors < math.inf:  # or a spread of zero would make it no number
-                allowed = self.errors * math.sqrt(spread + error)
             # A mean that is not a number compares false and goes back too.
-            if not mean - past <= allowed:
+            if not mean - past <= self.errors * math.sqrt(spread + error):
                 before = {self.parameters[name]: old for name, old in self._before.items()}
                 if not written_since(before, self._taken):
                     for p, old in before.items():

@@ -131,6 +131,8 @@ class Members:
             unheard = "its layer is used without being called" if id(layer.module) in silent else ""
             why = (unheard or left_to_fallback.get(layer.name, "")) if layer.trains else FROZEN
             for p in layer.parameters:
+                if id(p) not in self.names:
+                    continue  # a bias that the module was given later is no parameter of ours
                 if why:
                     reasons[self.names[id(p)]] = why
                 else:

@@ -219,6 +219,7 @@ def norm(tensors: list[Tensor]) -> float:
 def gradient_scale(parameters: Iterable[Tensor], power: float) -> float:
     """One over the whole gradient's norm to a power; 1 where that is no number above zero."""
     grads = [p.grad for p in parameters if p.grad is not None] if power else []
+    grads = [grad for grad in grads if grad.layout == torch.strided]  # others are refused later
     length = norm(grads) if grads else 0.0
     return length**-power if 0 < length < math.inf else 1.0
 

@@ -176,14 +176,15 @@ def test_complex_parameters_are_as_in_torch(rule: str) -> None:
     torch.testing.assert_close(flat(ours), flat(theirs))
 
 
+@pytest.mark.parametrize("settings", [{"rule": "paper"}, {"normalize": 0.5}])
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
-def test_sparse_embeddings_are_refused(kind: Any) -> None:
+def test_sparse_embeddings_are_refused(kind: Any, settings: dict[str, Any]) -> None:
     model = nn.ModuleDict({"table": kind(4, 3, sparse=True), "head": nn.Linear(3, 2)})
-    optimizer = SNOpt(model, rule="paper")
+    optimizer = SNOpt(model, **settings)
     model["head"](model["table"](torch.tensor([[0, 1]]))).sum().backward()
     with pytest.raises(RuntimeError, match=r"'table\.weight' has a sparse gradient.*SparseAdam"):
         optimizer.step()
-    without = SNOpt([{"params": model["head"]}], rule="paper")
+    without = SNOpt([{"params": model["head"]}], **settings)
     without.step()
 
 

@@ -127,8 +127,9 @@ def test_a_loss_that_is_no_number_is_not_what_later_ones_are_held_to() -> None:
 
 
 def test_infinity_lets_every_step_stand() -> None:
-    _, search = stepped(math.inf)
-    assert not halve(search, LOW + 1e9)
+    for losses in (LOW + 1e9, LOW * math.inf, LOW * math.nan):
+        _, search = stepped(math.inf)
+        assert not halve(search, losses)
 
 
 # -- in an optimizer -------------------------------------------------------------------------------

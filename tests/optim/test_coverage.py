@@ -77,3 +77,13 @@ def test_a_parametrized_weight_is_named() -> None:
     coverage = SNOpt(model, rule="paper").coverage()
     assert not coverage.preconditioned
     assert all(reason for reason in coverage.fallback.values())
+
+
+def test_parameters_that_came_later_are_none_of_the_optimizers() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = SNOpt(model)
+    model.bias = nn.Parameter(torch.zeros(2))
+    assert set(optimizer.coverage().sizes) == {"weight", "bias"}
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    assert not model.bias.any()
