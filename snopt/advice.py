@@ -5,23 +5,29 @@ from __future__ import annotations
 import copy
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snopt.errors import SolverError
 from snopt.ode.block import ODEBlock
+from snopt.ode.gradients.held import tensors_in
 from snopt.ode.packing import State, as_tuple
 from snopt.random_streams import random_streams_kept
+from snopt.real_numbers import as_real
 
 #: Tolerance of the reference solve, in float64.
 TIGHT = 1e-10
 #: Passes that are timed.
 ROUNDS = 5
+
+Times = Tensor | Sequence[float] | None
+"""As :meth:`ODEBlock.forward` takes them."""
+
 #: Gradient error that is good enough even where the block's own is smaller.
 GOOD_ENOUGH = 1e-3
 
@@ -112,9 +118,7 @@ class Advice:
         return "\n".join(lines)
 
 
-def gradient_error(
-    block: ODEBlock, x: State, t: Tensor | None = None, *, seed: int = 0
-) -> GradientError:
+def gradient_error(block: ODEBlock, x: State, t: Times = None, *, seed: int = 0) -> GradientError:
     """How far a block's gradient is from that of an accurate solve, in float64 at 1e-10.
 
     The scalar that is differentiated is the product of the block's output with fixed random
@@ -131,14 +135,14 @@ def gradient_error(
         SolverError: the block's solve failed, or the tight one.
     """
     with random_streams_kept(block):
-        reference = _pass(_tight(block), _doubled(x), None if t is None else t.double(), seed)
+        reference = _pass(_tight(block), _doubled(x), t, seed)
         return _compared(_pass(_twin(block), x, t, seed), reference)
 
 
 def advise(
     block: ODEBlock,
     x: State,
-    t: Tensor | None = None,
+    t: Times = None,
     *,
     tolerance: float | None = None,
     seed: int = 0,
@@ -163,7 +167,7 @@ def advise(
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: must be positive, such as 1e-3")
     with random_streams_kept(block):
-        reference = _pass(_tight(block), _doubled(x), None if t is None else t.double(), seed)
+        reference = _pass(_tight(block), _doubled(x), t, seed)
         own = _measured(block, _arguments(block), x, t, reference, seed)
         others = [
             _measured(block, arguments, x, t, reference, seed)
@@ -210,7 +214,7 @@ def _measured(
     block: ODEBlock,
     arguments: Mapping[str, Any],
     x: State,
-    t: Tensor | None,
+    t: Times,
     reference: _Pass,
     seed: int,
 ) -> Candidate:
@@ -218,7 +222,7 @@ def _measured(
     try:
         _pass(twin, x, t, seed)  # a warm start has something to start from
         before = twin.nfe_forward, twin.nfe_backward
-        found = _pass(twin, x, t, seed)
+        found = _pass(twin, x, t, seed, weigh=True)
         counts = twin.nfe_forward - before[0], twin.nfe_backward - before[1]
         seconds = min(_pass(twin, x, t, seed).seconds for _ in range(ROUNDS))
     except (SolverError, RuntimeError) as error:
@@ -237,20 +241,25 @@ class _Pass:
     memory: int
 
 
-def _pass(block: ODEBlock, x: State, t: Tensor | None, seed: int) -> _Pass:
+def _pass(block: ODEBlock, x: State, t: Times, seed: int, *, weigh: bool = False) -> _Pass:
+    """One pass; memory is looked at where it is asked for, since that takes time."""
     parts = [p.detach().requires_grad_(p.is_floating_point()) for p in as_tuple(x)]
     parameters = [p for p in block.field.parameters() if p.requires_grad]
     spare = {p.untyped_storage().data_ptr() for p in (*parameters, *parts)}
+    watch: AbstractContextManager[dict[int, int]]
+    watch = _kept_bytes(spare) if weigh else nullcontext({})
     with torch.enable_grad():
         start = _now(parts[0])
-        with _kept_bytes(spare) as kept:
+        with watch as kept:
             outputs = as_tuple(block(parts[0] if isinstance(x, Tensor) else tuple(parts), t))
+        seconds = _now(parts[0]) - start
         draw = torch.Generator().manual_seed(seed)
         cotangents = [
             torch.randn(out.shape, generator=draw, dtype=torch.float64).to(out) for out in outputs
         ]
+        start = _now(parts[0])
         grads = torch.autograd.grad(outputs, [*parameters, *parts], cotangents, allow_unused=True)
-        seconds = _now(parts[0]) - start
+        seconds += _now(parts[0]) - start
     leaves = [*parameters, *parts]
     whole = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
     split = len(parameters)
@@ -298,13 +307,17 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def _flat(parts: Iterable[Tensor]) -> Tensor:
-    flat = [p.detach().double().flatten().cpu() for p in parts]
+    flat = [as_real(p.detach()).double().flatten().cpu() for p in parts]
     return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.float64)
 
 
 def _twin(block: ODEBlock) -> ODEBlock:
     """A copy that nobody listens to, with gradients and counters of its own."""
-    twin = copy.deepcopy(block)
+    # What a model has computed for its field cannot be copied with its graph.
+    known: dict[int, Any] = {
+        id(x): x.detach().clone().requires_grad_(x.requires_grad) for x in _held(block)
+    }
+    twin = copy.deepcopy(block, known)
     twin.observers, twin.listeners = weakref.WeakSet(), weakref.WeakSet()
     return twin
 
@@ -315,7 +328,9 @@ def _tight(block: ODEBlock) -> ODEBlock:
             "the field takes a time for each sample, and what its block is compared with calls it "
             "with one for all: ask of a block with a method by name, e.g. method='dopri5'"
         )
-    twin = _twin(block).double()
+    twin = _twin(block)
+    for x in (*twin.parameters(), *_held(twin)):
+        x.data = _accurate(x.data)
     tight = replace(
         block.solver, method="dopri5", rtol=TIGHT, atol=TIGHT, steps=None, max_steps=None
     )
@@ -325,6 +340,19 @@ def _tight(block: ODEBlock) -> ODEBlock:
     return twin
 
 
+def _held(block: ODEBlock) -> list[Tensor]:
+    """Tensors of a block's field that are no parameters: buffers, and what it was given."""
+    values = [value for m in block.field.modules() for value in vars(m).values()]
+    found = [x for value in values for x in tensors_in(value)]
+    return [x for x in found if not isinstance(x, nn.Parameter)]
+
+
+def _accurate(x: Tensor) -> Tensor:
+    if x.is_complex():
+        return x.to(torch.complex128)
+    return x.double() if x.is_floating_point() else x
+
+
 def _doubled(x: State) -> State:
-    parts = tuple(p.double() if p.is_floating_point() else p for p in as_tuple(x))
+    parts = tuple(map(_accurate, as_tuple(x)))
     return parts[0] if isinstance(x, Tensor) else parts

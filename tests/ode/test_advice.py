@@ -1,6 +1,8 @@
 """Advice on solvers: errors against something independent, candidates that do what they say."""
 
 import copy
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +84,69 @@ def test_times_and_tuples_of_states() -> None:
     x = (start(), torch.zeros(2, 2))
     found = snopt.gradient_error(block, x, torch.tensor([0.0, 0.3, 2.0]))
     assert 0 < found.parameters < 1e-2
+
+
+def test_times_are_what_a_block_takes() -> None:
+    block = ODEBlock(Net(), rtol=1e-4, atol=1e-4)
+    times = [0.0, 0.3, 2.0]
+    found = snopt.gradient_error(block, start(), times)
+    assert found == snopt.gradient_error(block, start(), torch.tensor(times, dtype=torch.float64))
+    assert snopt.advise(block, start(), times).own.error == found
+
+
+class Waves(nn.Module):
+    """Complex weights of Fourier coefficients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(2, 2, dtype=torch.complex64))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return torch.fft.ifft(torch.fft.fft(torch.tanh(x)) @ self.weight).real
+
+
+def test_complex_parameters_count_with_both_their_parts() -> None:
+    block = ODEBlock(Waves(), gradient="direct", rtol=1e-2, atol=1e-2)
+    found = snopt.gradient_error(block, start(), seed=3)
+    v = torch.randn((2, 2), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    fine = ODEBlock(Waves(), rtol=1e-9, atol=1e-9)
+    fine.field.weight.data = fine.field.weight.data.to(torch.complex128)
+    gradients = []
+    for solved, x in ((block, start()), (fine, start().double())):
+        (solved(x) * v.to(x)).sum().backward()
+        gradients.append(torch.view_as_real(solved.field.weight.grad).double())
+    wanted = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    assert found.parameters == pytest.approx(float(wanted), rel=1e-3)
+
+
+class Driven(Net):
+    """A field with tensors that are neither parameters nor buffers."""
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.net(x) @ self.matrix + self.context[0]
+
+
+def test_what_a_model_has_computed_for_a_field() -> None:
+    block = ODEBlock(Driven())
+    block.field.matrix = torch.tensor([[0.5, 0.1], [0.0, -0.5]])
+    block.field.context = (nn.Linear(2, 2)(start()),)
+    found = snopt.gradient_error(block, start())
+    assert 0 < max(found.parameters, found.state, found.output) < 1e-2
+    assert snopt.advise(block, start()).own.error == found
+    assert block.field.matrix.dtype == block.field.context[0].dtype == torch.float32
+
+
+def test_memory_is_not_looked_at_while_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    def kept(spare: set[int]) -> Any:
+        looked.append(spare)
+        return nullcontext({})
+
+    monkeypatch.setattr("snopt.advice._kept_bytes", kept)
+    advice = snopt.advise(ODEBlock(Net()), start())
+    assert len(looked) == 1 + len(advice.candidates)
 
 
 def test_nothing_is_left_behind() -> None:

@@ -110,7 +110,7 @@ class Held:
         found = {
             id(x): x
             for _, value in self._loose
-            for x in _tensors(value)
+            for x in tensors_in(value)
             if x.requires_grad and id(x) not in seen
         }
         return list(found.values())
@@ -213,7 +213,8 @@ class Held:
                 )
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors that an attribute of a module is, or holds in a list, tuple or dict."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, list | tuple):
@@ -223,7 +224,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _replaced(value: Any, new: Mapping[int, Tensor]) -> Any:
     """A value with other tensors in it, by the id of the old ones."""
-    if not any(id(x) in new for x in _tensors(value)):
+    if not any(id(x) in new for x in tensors_in(value)):
         return value
     if isinstance(value, Tensor):
         return new[id(value)]
