@@ -160,7 +160,7 @@ class SNOpt(Optimizer):
         """
         with torch.enable_grad():
             loss: Any = None if closure is None else closure()
-        if all(p.grad is None for p in self.members.by_id.values()):
+        if all(p.grad is None for p in self.members.by_id.values()) and not self._closed:
             return loss
         self._averages.settle("a step")
         method = self.method
