@@ -64,7 +64,7 @@ class ODEBlock(nn.Module):
             * ``compile``: compile the Runge-Kutta step (needs ``steps``; default False). The first
               call takes a minute or so, which pays off in long runs;
             * ``on_failure``: ``"raise"`` (default), or ``"partial"`` to return the state at the
-              last time that was reached, with a warning.
+              last time that was reached, with a warning; a trajectory is raised for either way.
 
     Attributes:
         nfe_forward: evaluations of the field in forward solves so far.
@@ -256,16 +256,17 @@ class ODEBlock(nn.Module):
             raise SolverError("non-finite state", self._t_span[1] - dt, dt, solves * nfe)
 
     def _times(self, t: Tensor | Sequence[float] | None) -> Tensor:
-        return torch.tensor(self._t_span, dtype=torch.float64) if t is None else times_of(t)
+        if t is not None:
+            return times_of(t)
+        return torch.tensor(self._t_span, dtype=torch.float64, device="cpu")
 
     def _context(self, layout: Layout, flat: Tensor, seen: torch.dtype) -> SolveContext:
         check_gradient(self.gradient, self.solver)  # both may have been replaced
         function = FlatField(self.field, layout, flat, seen)
         watched = bool(self.observers) and torch.is_grad_enabled()
         observer = together(self.observers) if watched else None
-        own_times = self.solver.integrator.per_sample
         return SolveContext(
-            field=with_own_times(function) if own_times else function,
+            field=with_own_times(function) if self.solver.integrator.per_sample else function,
             module=self.field,
             layout=layout,
             solver=self.solver,

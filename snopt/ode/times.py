@@ -87,7 +87,9 @@ def times_of(t: Tensor | Sequence[float]) -> Tensor:
     if given.is_complex() or given.dtype == torch.bool:
         raise TypeError(f"t must hold real numbers, got {given.dtype}")
     # Read again from what was given: numbers of Python have more digits than the default dtype.
-    times = given if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+    times = (
+        given if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device="cpu")
+    )
     times = times.detach().cpu().to(torch.float64)
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(

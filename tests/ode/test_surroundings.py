@@ -1,4 +1,4 @@
-"""What stands around a block: layers in place behind it, gradients that overflow above it."""
+"""What stands around a block: layers in place, gradients that overflow, a default device."""
 
 import pytest
 import torch
@@ -38,3 +38,19 @@ def test_an_overflow_above_the_block_is_not_a_failed_solve(gradient):
     (block(x).sum() * torch.inf).backward()
     assert not block.field.linear.weight.grad.isfinite().all()
     assert not x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_times_do_not_follow_the_default_device(gradient, method):
+    """It may be one without float64, as Apple's GPUs, or here without numbers."""
+    options = {"steps": 2} if method == "rk4" else {"step_t": [0.25]}
+    block = ODEBlock(Field(), method=method, gradient=gradient, options=options)
+    x = torch.randn(4, 3)
+    found = []
+    for device in ("cpu", "meta"):
+        block.zero_grad()
+        with torch.device(device):
+            (block(x).sum() + block(x, [0.0, 0.5, 1.0]).sum()).backward()
+        found.append(block.field.linear.weight.grad.clone())
+    assert torch.equal(*found)

@@ -102,7 +102,7 @@ class _AdjointSystem:
             "backward",
             self,
             self.layout.pack((y, a, *carried)),
-            torch.tensor([start, end], dtype=torch.float64),
+            torch.tensor([start, end], dtype=torch.float64, device="cpu"),
             norm=self._norm,
             exact_endpoint=self.summed,
             on_attempt=self._forget_stages if self.summed else None,

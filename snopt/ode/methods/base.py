@@ -249,5 +249,6 @@ class Method(ABC):
         """
         assert self.tableau is not None
         step = steps[index]
-        time, dt = (torch.as_tensor(x, dtype=torch.float64) for x in (step.time, step.dt))
+        dtype, device = time_dtype(like.device), like.device
+        time, dt = (torch.as_tensor(x, dtype=dtype, device=device) for x in (step.time, step.dt))
         return torch.stack([*(time + node * dt for node in self.tableau.nodes), dt]).to(like)

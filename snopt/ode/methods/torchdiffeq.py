@@ -100,7 +100,7 @@ class Torchdiffeq(Method):
         before = -math.copysign(math.inf, step.dt)
         shared = [node == 1.0 or (node == 0.0 and index > 0) for node in nodes]
         toward = [before if at_an_end else t for t, at_an_end in zip(times, shared, strict=True)]
-        row = torch.tensor([*times, step.dt], dtype=like.dtype)
+        row = torch.tensor([*times, step.dt], dtype=like.dtype, device="cpu")
         return torch.nextafter(row, row.new_tensor([*toward, step.dt])).to(like.device)
 
 
@@ -169,8 +169,9 @@ def _in_solver_time(options: Mapping[str, Any], sign: float) -> dict[str, Any]:
         times = found.pop(name, None)
         if times is not None:
             # Numbers of Python have more digits than the default dtype.
-            dtype = times.dtype if isinstance(times, Tensor) else torch.float64
-            found[name] = torch.as_tensor(times, dtype=dtype) * sign
+            if not isinstance(times, Tensor):
+                times = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+            found[name] = times * sign
     grid: Callable[..., Tensor] | None = found.get("grid_constructor")
     if grid is not None and sign < 0:
         found["grid_constructor"] = lambda function, y0, s: -grid(function, y0, -s)
