@@ -164,6 +164,8 @@ class Silverbox(WindowTask):
         if forcing not in FORCINGS:
             raise ValueError(choices("forcing", forcing, FORCINGS))
         require_positive(window=window)
+        if window > (most := self.TRAIN.stop):
+            raise ValueError(f"window={window}: must be at most {most}, or no window fits a part.")
         super().__init__("silverbox", batch_size, eval_batch_size, train_samples)
         self.forcing, self.as_published, self.window = forcing, as_published, window
 

@@ -205,6 +205,12 @@ def test_spheres_are_generated_from_the_seed() -> None:
     assert measured["accuracy"].tolist() == [1.0, 0.0]
 
 
+def test_a_window_longer_than_a_part_is_refused() -> None:
+    assert Silverbox(window=1000).window == 1000
+    with pytest.raises(ValueError, match=r"window=1001: must be at most 1000"):
+        Silverbox(window=1001)
+
+
 def test_silverbox_reports_the_norm_of_the_whole_state() -> None:
     task = Silverbox()
     batch = (torch.zeros(3, 64), torch.ones(3, 64))
