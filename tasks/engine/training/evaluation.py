@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ from tasks.engine.optimizers.averaging import evaluation_weights
 from tasks.engine.training.batches import evenly_spaced
 from tasks.engine.training.learner import Learner
 from tasks.task import Batch, Task
+
+Values = Mapping[str, Mapping[str, float]]
+"""By split and metric."""
 
 
 class Evaluator:
@@ -37,12 +40,18 @@ class Evaluator:
             for split in train.eval_splits
         }
 
-    def measure(self, *, last: bool) -> dict[str, dict[str, float]]:
+    def measure(
+        self, *, last: bool, reached: Callable[[Values], bool] = lambda found: False
+    ) -> dict[str, dict[str, float]]:
         """Everything that the task measures, by split and metric.
 
+        The evaluation that training ends with takes the whole test split, and measures the
+        difference that a solver of its own makes to the loss, ``solver_gap``.
+
         Args:
-            last: whether training is over, so that it takes the whole test split, and measures
-                the difference that a solver of its own makes to the loss, ``solver_gap``.
+            last: whether training is over.
+            reached: whether it is over with these values, by split and metric; in such a run all
+                evaluations take the whole test split.
 
         Raises:
             SolverError: a solve failed.
@@ -55,7 +64,7 @@ class Evaluator:
         with preserving_state(model, self._device), weights:
             with solved_by(self._solver, model):
                 found = self._evaluate(parts)
-            if last and self._solver is not None:
+            if self._solver is not None and (last or reached(found)):
                 for split, trained in self._evaluate(parts).items():
                     found[split]["solver_gap"] = abs(found[split]["loss"] - trained["loss"])
         return found

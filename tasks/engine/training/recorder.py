@@ -122,9 +122,9 @@ class Recorder:
         """Write down that the next step, or the evaluation before it, could not be made."""
         self._append([("train", "batch_loss", math.nan)], step=self.counters.step + 1)
 
-    def reached(self, target: float) -> bool:
-        """Whether the latest validation metric is as good as ``target``."""
-        value = self.counters.final["valid"][self._learner.task.metric]
+    def reached(self, target: float, values: Mapping[str, Mapping[str, float]]) -> bool:
+        """Whether the validation metric among values, by split, is as good as ``target``."""
+        value = values["valid"][self._learner.task.metric]
         return value == target or self._better(value, target)
 
     def save(self, parts: Mapping[str, Any]) -> None:

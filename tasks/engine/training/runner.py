@@ -1,8 +1,9 @@
 """The training loop: steps, measurements, checkpoints, and how a run ends.
 
-Whatever a run computes is decided by its configuration and seed; time decides only when something
-is measured or saved, where the settings ask for intervals in seconds. A run that is killed and
-resumed therefore writes the same rows as one that was not.
+Whatever a run computes is decided by its configuration and seed. Time decides only when something
+is measured or saved, where the settings ask for intervals in seconds, and how far a run of
+``train.max_seconds`` has come, which schedules go by. Without such a limit, a run that is killed
+and resumed therefore writes the same rows as one that was not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tasks.engine.records import checkpoint
 from tasks.engine.records.clock import Clock
 from tasks.engine.records.record import Outcome
 from tasks.engine.records.results import ResultsError
-from tasks.engine.training.evaluation import Evaluator
+from tasks.engine.training.evaluation import Evaluator, Values
 from tasks.engine.training.learner import Learner
 from tasks.engine.training.parallel import World
 from tasks.engine.training.probe import GradientProbe
@@ -148,7 +149,8 @@ class Runner:
         """Measure the splits, and write it down; the last time, the whole test split."""
         with self.clock.during("evaluation"):
             try:
-                values = self._evaluator.measure(last=self._at_limit() is not None)
+                last = self._at_limit() is not None
+                values = self._evaluator.measure(last=last, reached=self._reached)
             except snopt.SolverError as error:
                 raise DivergedError(f"a solve of the evaluation failed: {error}") from error
         with self.clock.during("logging"):
@@ -197,15 +199,18 @@ class Runner:
         return Due(measure, save, stop)
 
     def _ended(self) -> tuple[Outcome, str] | None:
-        target, counters = self.settings.train.target, self.recorder.counters
-        measured = counters.evaluated_at == counters.step
-        if target is not None and measured and self.recorder.reached(target):
+        counters = self.recorder.counters
+        if counters.evaluated_at == counters.step and self._reached(counters.final):
             metric = self.learner.task.metric
             return Outcome.TARGET_REACHED, (
                 f"Validation {metric} reached {counters.final['valid'][metric]:.4g} at step "
-                f"{counters.step} (train.target={target:g})."
+                f"{counters.step} (train.target={self.settings.train.target:g})."
             )
         return self._at_limit()
+
+    def _reached(self, values: Values) -> bool:
+        target = self.settings.train.target
+        return target is not None and self.recorder.reached(target, values)
 
     def _at_limit(self) -> tuple[Outcome, str] | None:
         step = self.recorder.counters.step

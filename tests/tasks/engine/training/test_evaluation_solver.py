@@ -71,6 +71,17 @@ def test_a_small_gap_goes_without_a_warning(tmp_path, caplog) -> None:
     assert "too coarsely" not in caplog.text
 
 
+def test_a_run_that_reaches_its_target_has_its_gap_measured(tmp_path, caplog) -> None:
+    train = {"max_steps": 6, "eval_every_steps": 2, "target": 1e3, "eval_at_start": False}
+    with caplog.at_level(logging.WARNING):
+        record, folder = run(tmp_path, {}, train=train)
+    assert (record["outcome"], record["steps"]) == ("target_reached", 2)
+    rows = [row for row in fake.rows(folder) if row["metric"] == "solver_gap"]
+    assert {(row["split"], row["step"]) for row in rows} == {(s, 2) for s in record["final"]}
+    assert record["final"]["test"]["solver_gap"] > 0.05
+    assert "training solves too coarsely" in caplog.text
+
+
 def test_training_does_not_see_the_evaluation_solver(tmp_path) -> None:
     own, one = run(tmp_path / "own", {})
     plain, other = run(tmp_path / "plain", None)

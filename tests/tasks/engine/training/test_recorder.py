@@ -158,7 +158,7 @@ def test_without_a_validation_split_there_is_no_best() -> None:
 def test_a_target_is_reached_from_the_right_side(higher, value, reached) -> None:
     run = recorder(Kept(), higher=higher)
     run.evaluation({"valid": measures(value)})
-    assert run.reached(0.5) is reached
+    assert run.reached(0.5, run.counters.final) is reached
 
 
 def test_totals_add_up_and_count_on_from_a_checkpoint() -> None:
