@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pickle import UnpicklingError
+from typing import Any
 
 from tasks.common.checks import ConfigError
 from tasks.common.figures import png
+from tasks.engine.config.solver import EvaluationSolver
 from tasks.engine.records.runs import Run
 from tasks.engine.report.comparison import Comparison, Series
 from tasks.engine.report.figures import heading
@@ -44,13 +47,20 @@ def _task(run: Run) -> Task | None:
         return None
 
 
+def _judging(run: Run) -> dict[str, Any]:
+    """The solver of the run's evaluations, whose numbers stand beside the picture."""
+    given = run.config["solver"].get("evaluation")
+    own = {} if given is None else {**asdict(EvaluationSolver(**given)), "warm_start": False}
+    return {**own, "compile": False}  # not worth it for a few solves
+
+
 def _trained(series: Series) -> Trained | None:
     from tasks.data.errors import DataError
     from tasks.engine.report.reload import rebuild
 
     run = series.runs[0]
     try:
-        made = rebuild(run, solver={"compile": False})  # not worth it for a few solves
+        made = rebuild(run, solver=_judging(run))
     except (OSError, UnpicklingError, RuntimeError, KeyError, DataError, ConfigError):
         return None
     test = run.curves.get(("test", made.task.metric))

@@ -80,6 +80,16 @@ def test_a_picture_has_the_number_of_the_tables(results) -> None:
     assert Trained("adam", "red", 3, None, None).caption("nll") == "adam, seed 3"
 
 
+def test_a_picture_is_solved_as_the_run_was_judged(tmp_path) -> None:
+    judged = ["optim=adam", "solver.evaluation={rtol:1e-7}", f"results.root={tmp_path}"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
+        config = composing.plain(compose("config", overrides=[*TINY, *judged]))
+    experiment.train(Settings.read(config))
+    (comparison,) = compare([run(tmp_path)])
+    solver = _trained(comparison.series[0]).model.blocks[0].solver
+    assert (solver.method, solver.rtol, solver.atol, solver.steps) == ("dopri5", 1e-7, 1e-6, None)
+
+
 def test_the_grid_is_not_transposed(results) -> None:
     picture = drawn(results)
     axes = [np.linspace(picture.low[i], picture.high[i], 60) for i in range(2)]
