@@ -215,10 +215,13 @@ def _notes(members: Sequence[Run]) -> list[str]:
         notes.append(f"Seconds may not compare: {name} = {' / '.join(values)}.")
     if all(run.by_processors for run in members):
         notes.append("Seconds are those on processors, by which these runs were limited.")
-    parts = {_get(r.config, "train", "eval_test_samples") for r in members} - {None}
-    if parts:
-        sizes = " / ".join(str(size) for size in sorted(parts))
-        notes.append(f"Test values before the last are of {sizes} test samples, the last of all.")
+    for split, said in (
+        ("valid", "Validation values, and what is chosen by them, are of {} validation samples."),
+        ("test", "Test values before the last are of {} test samples, the last of all."),
+    ):
+        parts = {_get(r.config, "train", f"eval_{split}_samples") for r in members} - {None}
+        if parts:
+            notes.append(said.format(" / ".join(str(size) for size in sorted(parts))))
     batches = {r.optim for r in members if find_curve(r, TRAIN_LOSS[:1]) is None}
     if batches:
         notes.append(

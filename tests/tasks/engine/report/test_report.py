@@ -223,10 +223,12 @@ def test_the_rule_tells_variants_of_snopt_apart_before_all_else(tmp_path):
 def test_a_test_curve_of_a_part_of_the_split_is_said_to_be_one(tmp_path):
     folder = made_up_run(tmp_path)
     config = (folder / "config.yaml").read_text()
-    config = config.replace("max_seconds: 40", "max_seconds: 40\n  eval_test_samples: 192")
-    (folder / "config.yaml").write_text(config)
-    (note,) = write_report(tmp_path).tables[0].comparison.notes
-    assert note == "Test values before the last are of 192 test samples, the last of all."
+    parts = "max_seconds: 40\n  eval_test_samples: 192\n  eval_valid_samples: 16"
+    (folder / "config.yaml").write_text(config.replace("max_seconds: 40", parts))
+    assert write_report(tmp_path).tables[0].comparison.notes == (
+        "Validation values, and what is chosen by them, are of 16 validation samples.",
+        "Test values before the last are of 192 test samples, the last of all.",
+    )
 
 
 def test_first_order_runs_of_another_folder_are_compared_with(tmp_path, capsys):
