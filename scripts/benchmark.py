@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.entry import MISTAKES, at_least, require_ranges_of_files, status
-from scripts.pool import INTERRUPTED, run_all
+from scripts.pool import run_all
 from scripts.ranking import workloads
 from scripts.ranking.entrants import TRACKS, Entrant
 from scripts.ranking.outcomes import Outcome
@@ -38,6 +38,7 @@ from tasks.engine import cli
 from tasks.engine.config import composing
 from tasks.engine.optimizers.build import check_optimizer, import_modules
 from tasks.engine.report.console import console
+from tasks.engine.training.signals import INTERRUPTED
 
 #: Who runs where by default, and with how many seeds.
 FIELD = {

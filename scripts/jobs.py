@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tasks.common.checks import ConfigError
 from tasks.engine.config.composing import CONF, plain
 from tasks.engine.config.settings import Settings
-from tasks.engine.records.record import FINISHED, Outcome, RecordError, read_record
+from tasks.engine.records.record import FINISHED, Outcome, record_or_empty
 from tasks.engine.records.results import run_folder
 
 #: Seconds of a step of the paper's experiments, and samples of an epoch, measured once: for the
@@ -51,7 +51,7 @@ class Job:
     @property
     def record(self) -> dict[str, Any]:
         """What its ``run.json`` holds; empty where there is none that can be read."""
-        return _record(self.folder / "run.json")
+        return record_or_empty(self.folder / "run.json")
 
     @property
     def finished(self) -> bool:
@@ -233,12 +233,5 @@ def _relatives(job: Job, root: Path, *, any_optim: bool) -> list[dict[str, Any]]
     names = [job.config[part].get("name") or "*" for part in ("task", "model", "optim")]
     if any_optim:
         names[-1] = "*"
-    records = (_record(path) for path in root.glob("/".join([*names, "*", "run.json"])))
+    records = (record_or_empty(path) for path in root.glob("/".join([*names, "*", "run.json"])))
     return [r for r in records if r.get("steps") and r.get("seconds") and r.get("steps_per_epoch")]
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        return read_record(path)
-    except (FileNotFoundError, RecordError):
-        return {}

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.engine.config.composing import CONF
+from tasks.engine.training.signals import INTERRUPTED
 
-#: Exit code of a command that was interrupted.
-INTERRUPTED = 130
 _POLL = 0.05  # seconds
 if sys.platform == "win32":
     _APART: dict[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}

@@ -23,7 +23,7 @@ from scripts.family_study import write_study
 from scripts.horizon_study import horizon_markdown
 from scripts.jobs import Job, chosen, estimate, experiments, plan, wall_factor
 from scripts.paper_study import by_machine, paper_markdown
-from scripts.pool import INTERRUPTED, run_all
+from scripts.pool import run_all
 from scripts.seeds import read_seeds
 from tasks.common.checks import ConfigError
 from tasks.engine.cli import DIVERGED, REFUSED
@@ -33,6 +33,7 @@ from tasks.engine.records.runs import UnreadableRunError
 from tasks.engine.report import Report, Run, SkippedRun, read_run, write_runs
 from tasks.engine.report.console import console, show
 from tasks.engine.report.formatting import number
+from tasks.engine.training.signals import INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,7 +32,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from scripts.entry import MISTAKES, at_least, require_ranges_of_files, status
-from scripts.pool import INTERRUPTED, run_all
+from scripts.pool import run_all
 from scripts.search import (
     MOST_WIDENINGS,
     Changes,
@@ -54,6 +54,7 @@ from tasks.engine.config import composing
 from tasks.engine.records.results import write_file
 from tasks.engine.report.console import console
 from tasks.engine.training.dataset_cache import DatasetCache
+from tasks.engine.training.signals import INTERRUPTED
 
 #: What is kept in the tuned file where it is given: settings of how a task is trained.
 KEPT = ("optim.", "schedule.", "task.batch_size")

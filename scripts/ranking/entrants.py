@@ -28,7 +28,7 @@ from tasks.common.checks import ConfigError
 from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 from tasks.engine.optimizers.about import About, about, colour
-from tasks.engine.records.record import FINISHED, RecordError, read_record
+from tasks.engine.records.record import FINISHED, record_or_empty
 from tasks.engine.records.results import run_folder, write_file
 from tasks.engine.report.console import console
 from tasks.engine.training.dataset_cache import DatasetCache
@@ -193,11 +193,12 @@ class Entrant:
         if choice is None:
             return []
         folders = [run_folder(self.settings(choice.settings, seed)) for seed in seeds]
-        return folders if all(_outcome(folder) in FINISHED for folder in folders) else []
+        ended = [record_or_empty(folder / "run.json").get("outcome") for folder in folders]
+        return folders if all(outcome in FINISHED for outcome in ended) else []
 
     def spent(self) -> tuple[float, float]:
         """Processor seconds of training, and seconds in all, that went into it so far."""
-        records = [_record(path) for path in self.runs.rglob("run.json")]
+        records = [record_or_empty(path) for path in self.runs.rglob("run.json")]
         cpu = sum(float(record.get("cpu_seconds") or 0.0) for record in records)
         return cpu, sum(float(record.get("wall") or 0.0) for record in records)
 
@@ -320,17 +321,6 @@ def _shown(changes: Changes) -> str:
     """Settings in a line, without those that say how a run is measured."""
     parts = [(key, value) for key, value in changes.items() if not key.startswith("train.")]
     return " ".join(f"{key.partition('.')[2]}={typed(value)}" for key, value in parts)
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        return read_record(path)
-    except (FileNotFoundError, RecordError):
-        return {}
-
-
-def _outcome(folder: Path) -> Any:
-    return _record(folder / "run.json").get("outcome")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

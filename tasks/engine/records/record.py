@@ -96,6 +96,14 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def record_or_empty(path: Path) -> dict[str, Any]:
+    """As :func:`read_record`; empty where there is no file, or a damaged one."""
+    try:
+        return read_record(path)
+    except (FileNotFoundError, RecordError):
+        return {}
+
+
 def _seal(record: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in record.items() if key != SEAL}
     return sha256(json.dumps(kept, sort_keys=True).encode())
