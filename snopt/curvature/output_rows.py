@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from snopt.curvature.check_steps import CheckSteps
 from snopt.curvature.hooks import UncopiedHook, hookable
-from snopt.curvature.per_sample import PerSampleGradients
+from snopt.curvature.per_sample import PerSampleGradients, repeated_layers
 from snopt.curvature.residuals import Residuals
 from snopt.curvature.samples import Samples
 from snopt.layers.base import Layer, input_of
@@ -71,13 +71,7 @@ class OutputRows:
         self._layouts: dict[str, dict[int, int]] = {name: {} for name in layers}
         self._batched = True
         self._told = False
-        repeated = {
-            id(m)
-            for block in blocks.values()
-            if GRADIENTS[block.gradient].repeats_steps
-            for m in block.field.modules()
-        }
-        names = {name for name, layer in layers.items() if id(layer.module) in repeated}
+        names = repeated_layers(layers, blocks)
         self._replayed = PerSampleGradients(layers, checks, names) if names else None
         self._layers = dict(layers)
         handles: list[RemovableHandle] = []

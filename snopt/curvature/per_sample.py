@@ -28,12 +28,21 @@ from snopt.curvature.samples import Samples
 from snopt.curvature.stopwatch import Stopwatch
 from snopt.layers.base import Layer, Products, input_of
 from snopt.layers.kinds import KINDS
+from snopt.ode.block import ODEBlock
+from snopt.ode.gradients import GRADIENTS
 
 _WAITING = 1 << 20
 """Elements buffered before outer products are formed; larger buffers fall out of the cache."""
 
 Use = tuple[Tensor, Tensor]
 """A layer's input and the cotangent of its output."""
+
+
+def repeated_layers(layers: Mapping[str, Layer], blocks: Mapping[str, ODEBlock]) -> set[str]:
+    """Names of the layers whose calls within a backward pass are a block's repeated steps."""
+    repeating = [x for x in blocks.values() if GRADIENTS[x.gradient].repeats_steps]
+    modules = {id(m) for block in repeating for m in block.field.modules()}
+    return {name for name, layer in layers.items() if id(layer.module) in modules}
 
 
 class PerSampleGradients:
@@ -44,7 +53,7 @@ class PerSampleGradients:
     Args:
         layers: the layers by name.
         checks: told of the mode of forward passes; none is spared in a step that compares.
-        repeated: layers whose calls within a backward pass are a block's repeated steps.
+        repeated: what :func:`repeated_layers` has found.
 
     Attributes:
         sparing: whether passes that begin now leave the layers' gradients to :meth:`finish`.

@@ -24,6 +24,19 @@ _ROW_TOLERANCE = 0.05
 """Of one sample's row: an adaptive solver's steps depend, a little, on all samples."""
 
 
+def refuse_scaled(factor: float) -> None:
+    """Refuse gradients that a scaled loss has left.
+
+    Raises:
+        ValueError: they are so many times those of the loss that they must be.
+    """
+    if factor > _SCALED:
+        raise ValueError(
+            f"the gradients are {factor:.6g} times those of the loss: call "
+            "scaler.unscale_(optimizer) or scaler.step(optimizer) before the step is taken"
+        )
+
+
 def tolerance(dtypes: Iterable[torch.dtype], device: torch.device) -> float:
     """Relative rounding that sums of products of these types may show."""
     eps = max(torch.finfo(dtype).eps for dtype in dtypes)
@@ -94,11 +107,7 @@ def gradient_factor(
     bottom = sum(ss for ss, *_ in products)
     factor = sum(sg for _, sg, *_ in products) / bottom if bottom > 0 else 1.0
     if factor >= 0 and max(off(factor)) <= 1:
-        if factor > _SCALED:
-            raise ValueError(
-                f"the gradients are {factor:.6g} times those of the loss: call "
-                "scaler.unscale_(optimizer) or scaler.step(optimizer) before the step is taken"
-            )
+        refuse_scaled(factor)
         return factor
     worst = max(range(len(first)), key=lambda i: first[i])
     raise ValueError(_difference(layers[names[worst]], rows, products[worst]))

@@ -37,10 +37,10 @@ from typing_extensions import override
 
 from snopt.curvature.check_steps import CheckSteps
 from snopt.curvature.hearing import ONE_PASS, Hearing
-from snopt.curvature.per_sample import PerSampleGradients
+from snopt.curvature.per_sample import PerSampleGradients, repeated_layers
 from snopt.curvature.row_check import check_row, gradient_factor, tolerance
 from snopt.layers.base import Layer
-from snopt.ode.gradients import GRADIENTS, through_layers
+from snopt.ode.gradients import through_layers
 from snopt.optim.backtracking import Backtracking
 from snopt.optim.damped_solve import cholesky_solution
 from snopt.optim.damping import LevenbergMarquardt
@@ -105,16 +105,10 @@ class LeastSquares(Method):
         self.processes = parts.processes
         self.backtracking = Backtracking(parts.parameters, backtrack)
         self.loss_scale = parts.loss_scale
-        repeated = {
-            id(m)
-            for block in parts.blocks.values()
-            if GRADIENTS[block.gradient].repeats_steps
-            for m in block.field.modules()
-        }
         self.capture = PerSampleGradients(
             self.layers,
             CheckSteps(parts.modules, parts.parameters.values()),
-            {n for n, x in self.layers.items() if id(x.module) in repeated},
+            repeated_layers(self.layers, self.blocks),
         )
         self.stopwatch = self.capture.stopwatch
         self.steps = self.failures = 0

@@ -29,6 +29,7 @@ from snopt.curvature.check_steps import CheckSteps
 from snopt.curvature.hearing import ONE_PASS
 from snopt.curvature.output_rows import OutputRows
 from snopt.curvature.residuals import Residuals, blocks_of, residuals, targets_of
+from snopt.curvature.row_check import refuse_scaled
 from snopt.curvature.stopwatch import Stopwatch
 from snopt.curvature.vector_products import VectorProducts, flat
 from snopt.layers.precision import without_autocast
@@ -42,9 +43,6 @@ from snopt.optim.update import plain_gradient
 from snopt.real_numbers import count, flattened, shaped
 
 logger = logging.getLogger(__name__)
-
-_SCALED = 1e3
-"""A factor on gradients beyond which they are those of a scaled loss."""
 
 
 class _Batch(NamedTuple):
@@ -380,11 +378,7 @@ def _parts(own: Tensor, gradient: Tensor, dtype: torch.dtype) -> tuple[float, Te
     rounding = 8 * torch.finfo(dtype).eps ** 0.5  # long solves round, and steps magnify the rest
     square = float(own @ own)
     factor = float(own @ gradient) / square if square > 0 else 0.0
-    if factor > _SCALED:
-        raise ValueError(
-            f"the gradients are {factor:.6g} times those of the loss: call "
-            "scaler.unscale_(optimizer) or scaler.step(optimizer) before the step is taken"
-        )
+    refuse_scaled(factor)
     rest = gradient - factor * own
     if float(rest.norm()) <= rounding * max(math.sqrt(square), float(gradient.norm())):
         return (1.0 if abs(factor - 1) <= rounding else factor), None
