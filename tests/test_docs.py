@@ -74,6 +74,7 @@ def test_costs_of_rules_are_the_measured_ones():
     (advice,) = re.findall(
         r"^## A rule$(.*?)^## ", (DOCS / "how_to_choose.md").read_text(), re.M | re.S
     )
+    assert costs.keys() == {"adam", "paper", "kfac", "gauss_newton"}
     for name, measured in costs.items():
         (said,) = re.findall(rf'^\| `"{name}"`.*\| ([\d. to]+) \|$', advice, re.M)
         assert [*map(float, said.split(" to "))] == sorted({min(measured), max(measured)})

@@ -228,7 +228,7 @@ def test_contexts_that_are_no_tensors(kind: str) -> None:
         optimizer.step()
         factors.append([x for pair in optimizer.factors().values() for x in pair])
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(factors[0][0], factors[1][0], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(factors[0], factors[1], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", GRADIENTS[:3])

@@ -199,8 +199,9 @@ def test_a_model_that_is_a_derivative() -> None:
 def test_curvature_passes_of_parts_add_up(curvature: str) -> None:
     """Unequal micro-batches, each with a curvature pass of its own, are the joined batch."""
     found = []
-    x, y = problems.batch(7)
-    for parts in ([slice(0, 7)], [slice(0, 2), slice(2, 7)]):
+    count = 7 if curvature == "ggn" else 700
+    x, y = problems.batch(count)
+    for parts in ([slice(0, count)], [slice(0, count // 3), slice(count // 3, count)]):
         model = problems.model(
             ODEBlock(problems.field(), method="rk4", gradient="adjoint", options={"steps": 4})
         )
@@ -209,13 +210,13 @@ def test_curvature_passes_of_parts_add_up(curvature: str) -> None:
         for part in parts:
             out = model(x[part])
             optimizer.curvature_pass(out, "gaussian")
-            ((out - y[part]).square().sum() / 7).backward()
+            ((out - y[part]).square().sum() / count).backward()
         optimizer.step()
         factors = optimizer.factors()
         found.append({name: float(b.trace()) for name, (_, b) in factors.items()})
     for name, trace in found[0].items():
-        # Draws differ from part to part, so that fisher agrees in size alone.
-        tolerance = 1e-9 if curvature == "ggn" else 2.0
+        # Draws differ from part to part: of so many samples the average is about the same.
+        tolerance = 1e-9 if curvature == "ggn" else 0.3
         assert found[1][name] == pytest.approx(trace, rel=tolerance)
 
 

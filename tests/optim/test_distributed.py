@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from snopt import SNOpt
-from tests.support import distributed_run
+from snopt.curvature.processes import Processes
+from tests.support import distributed_run, problems
 from tests.support.distributed_run import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -100,14 +102,19 @@ def test_a_group_is_a_group() -> None:
         SNOpt(distributed_run.build(), rule="paper", process_group="gloo")
 
 
-def test_draws_differ_between_processes() -> None:
+def test_draws_differ_between_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Curvature that is drawn from the model's distribution: one draw for each sample."""
-    from snopt.curvature.loss_hessian import loss_hessian_sqrt_columns
-    from snopt.optim.preconditioner import _SEEDS_APART
+    x, y = problems.batch()
 
-    outputs = torch.zeros(4, 2, dtype=torch.float64)
-    one, other = (
-        next(loss_hessian_sqrt_columns(outputs, "gaussian", "fisher", seed))
-        for seed in (0, _SEEDS_APART)
-    )
-    assert not torch.equal(one, other)
+    def drawn(rank: int) -> Tensor:
+        monkeypatch.setattr(Processes, "rank", rank)
+        model = distributed_run.build()
+        optimizer = SNOpt(model, 0.0, rule="paper", curvature="fisher")
+        outputs = model(x)
+        optimizer.curvature_pass(outputs, "gaussian")
+        problems.squares(y)(outputs).backward()
+        optimizer.step()
+        return optimizer.factors()["4"][1]
+
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.equal(drawn(0), drawn(1))

@@ -43,14 +43,15 @@ def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
     return [p.grad.clone() for p in model.parameters()]
 
 
+# Gradients of samples' losses refuse adjoints when they are built.
+PAIRS = [(k, g) for k in KINDS for g in GRADIENTS if k != "samples" or "adjoint" not in g]
+
+
 @pytest.mark.parametrize("stage", ["built", "called", "answered", "stepped"])
-@pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "gradient"), PAIRS)
 def test_nobody_listens_to_a_model_without_its_optimizer(
     kind: str, gradient: str, stage: str
 ) -> None:
-    if kind == "samples" and gradient.startswith("adjoint"):
-        return  # refused when built
     model, x = build(gradient), problems.data()[0]
     optimizer = SNOpt(model, lr=0.0, **KINDS[kind])
     out = loss = torch.zeros(())

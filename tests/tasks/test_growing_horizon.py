@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from torch import Tensor
 
 from snopt.ode.gradients import GRADIENTS
@@ -162,7 +163,9 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize("value", [0.0, -0.1, 1.1, float("nan")])
 @pytest.mark.parametrize("task", ["spiral", "hare_lynx"])
 def test_what_cannot_be(task: str, name: str, value: float) -> None:
-    with pytest.raises(Exception, match=f"{name}={value}: is a share, above 0 and at most 1"):
+    with pytest.raises(
+        InstantiationException, match=f"{name}={value}: is a share, above 0 and at most 1"
+    ):
         small(task, **{name: value})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from torch import Tensor
 
 from snopt import GaussNewton, SNOpt
@@ -172,7 +173,7 @@ def test_every_rule_descends_and_learns_starts(rule: str) -> None:
     ],
 )
 def test_what_cannot_be(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(InstantiationException, match=message):
         shooting("van_der_pol", **changes)
 
 

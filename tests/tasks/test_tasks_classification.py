@@ -8,6 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from torch import nn
 
 from tasks.data.splits import stratified_thirds
@@ -237,7 +238,7 @@ def test_statistics_are_the_training_part_alone(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments(name: str, arguments: dict[str, object], said: str) -> None:
-    with pytest.raises(Exception, match=said):
+    with pytest.raises(InstantiationException, match=said):
         make(name, **arguments)
 
 

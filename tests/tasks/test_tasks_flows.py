@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from torch import Tensor
 
 from tasks.data.checkerboard import ENTROPY
@@ -288,7 +289,7 @@ def test_part_of_the_training_rows(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments(arguments: dict[str, object], said: str) -> None:
-    with pytest.raises(Exception, match=said):
+    with pytest.raises(InstantiationException, match=said):
         make("circle", **arguments)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from torch import Tensor, nn
 
 from snopt import SNOpt
@@ -193,7 +194,7 @@ def test_gauss_newton_takes_gaps_and_noise() -> None:
     ],
 )
 def test_what_cannot_be(name: str, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(InstantiationException, match=message):
         small(name, **changes)
 
 

@@ -1,5 +1,7 @@
+import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,8 +73,13 @@ def test_load_adds_the_process_before() -> None:
     assert clock.wall == 8.0
 
 
-def test_compile_seconds_without_compilation() -> None:
-    assert compile_seconds("forward") >= 0.0
+def test_compile_seconds_are_those_that_the_compiler_tells(monkeypatch) -> None:
+    told = {"_compile.compile_inner": [1.0, 2.0], "compile_fx.<locals>.bw_compiler": [0.5]}
+    name = "torch._dynamo.utils"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(compilation_time_metrics=told))
+    assert (compile_seconds("forward"), compile_seconds("backward")) == (3.0, 0.5)
+    monkeypatch.delitem(sys.modules, name)  # it was never used
+    assert compile_seconds("forward") == 0.0
 
 
 class SlowToMeasure(fake.Rings):
