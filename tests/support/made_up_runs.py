@@ -6,6 +6,10 @@ from pathlib import Path
 
 import yaml
 
+from tasks.engine.records.runs import read_runs
+from tasks.engine.report.comparison import compare
+from tasks.engine.report.summary import Table, tabulate
+
 BUCKETS = {
     "data": 0.01,
     "forward": 0.4,
@@ -148,3 +152,8 @@ def made_up_suite(root: Path, seeds=(0, 1, 2)):
             shares={"curvature": 0.02},
         )
     made_up_run(root, optim="adamw", losses=[2.3, 1.1, 0.9, 1.7, math.nan], outcome="diverged")
+
+
+def tables_of(root: Path, metric: str | None = None) -> list[Table]:
+    """The tables of the report on the runs below a folder, without its pictures and files."""
+    return [tabulate(comparison) for comparison in compare(read_runs(root)[0], metric=metric)]

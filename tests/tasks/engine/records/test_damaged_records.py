@@ -100,8 +100,15 @@ def test_rows_after_the_checkpoint_do_not_matter(stopped, tmp_path, runs) -> Non
 
 
 @pytest.mark.parametrize("what", list(DAMAGE))
-def test_damaged_metrics_are_left_out_of_the_report(finished, tmp_path, what, capsys) -> None:
+def test_damaged_metrics_are_left_out_of_the_report(finished, tmp_path, what) -> None:
     damage(finished / "metrics.jsonl", what)
+    (other,), (left,) = read_runs(tmp_path)
+    assert (other.path, left.path) == (tmp_path / "other", finished)
+    assert left.reason.startswith("metrics.jsonl")
+
+
+def test_the_report_says_what_it_leaves_out(finished, tmp_path, capsys) -> None:
+    damage(finished / "metrics.jsonl", "missing")
     assert main([str(tmp_path)]) == 0  # the other run is in it
     printed = capsys.readouterr().out
     assert f"left out {finished.relative_to(tmp_path)}: metrics.jsonl" in printed
@@ -190,12 +197,12 @@ def turned_bits(runs: Any, tmp_path: Path, name: str, count: int) -> None:
             assert [left.path for left in skipped] == [folder]
 
 
-def test_files_from_before_there_were_seals_are_read(finished, tmp_path, capsys) -> None:
+def test_files_from_before_there_were_seals_are_read(finished, tmp_path) -> None:
     sealed = read_runs(tmp_path)[0]
     damaged.as_before_seals(finished)
-    assert main([str(tmp_path)]) == 0
-    assert "left out" not in capsys.readouterr().out
-    for one, other in zip(read_runs(tmp_path)[0], sealed, strict=True):
+    found, skipped = read_runs(tmp_path)
+    assert not skipped
+    for one, other in zip(found, sealed, strict=True):
         assert one.curves.keys() == other.curves.keys()
         assert (one.seed, one.steps, one.outcome) == (other.seed, other.steps, other.outcome)
     assert fake.train(tmp_path, **damaged.settings())["outcome"] == "completed"

@@ -13,7 +13,8 @@ from scripts.report import main
 from tasks.engine.report import read_runs, write_report
 from tasks.engine.report.comparison import compare
 from tasks.engine.report.figures import diagnostics_figure
-from tests.support.made_up_runs import made_up_run, made_up_suite
+from tasks.engine.report.markdown import summary_markdown
+from tests.support.made_up_runs import made_up_run, made_up_suite, tables_of
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,7 @@ def test_files_of_the_report(suite):
     }
     assert [t.comparison.task for t in report.tables] == ["digits", "japanese_vowels"]
     assert not report.skipped
+    assert (root / "summary.md").read_text() == summary_markdown(report.tables)
     with Image.open(root / "comparison.png") as picture:
         assert min(picture.size) > 600
         assert len(set(picture.convert("RGB").resize((200, 100)).get_flattened_data())) > 50
@@ -96,7 +98,7 @@ def test_series_of_one_optimizer_are_told_apart_by_what_differs(suite):
 def test_subset_and_complete_data_are_not_mixed(tmp_path):
     made_up_run(tmp_path, provenance="complete")
     made_up_run(tmp_path, optim="sgd", provenance="first 5000 images")
-    tables = write_report(tmp_path).tables
+    tables = tables_of(tmp_path)
     assert [t.comparison.provenance for t in tables] == ["complete", "first 5000 images"]
     assert all(len(t.comparison.series) == 1 for t in tables)
 
@@ -167,9 +169,7 @@ def test_last_line_of_a_killed_run_is_ignored_and_noted(tmp_path):
     run = read_runs(tmp_path)[0][0]
     assert run.curves["train", "loss"].final == intact.curves["train", "loss"].final
     assert "1 unreadable line" in run.warnings[0]
-    assert any(
-        "unreadable line" in note for note in write_report(tmp_path).tables[0].comparison.notes
-    )
+    assert any("unreadable line" in note for note in tables_of(tmp_path)[0].comparison.notes)
 
 
 def test_unfinished_runs_show_only_when_asked_for(tmp_path):
@@ -205,7 +205,7 @@ def test_settings_that_differ_between_optimizers_are_pointed_out(tmp_path):
     )
     config = (folder / "config.yaml").read_text().replace("rtol: 0.001", "rtol: 0.1")
     (folder / "config.yaml").write_text(config)
-    notes = " ".join(write_report(tmp_path).tables[0].comparison.notes)
+    notes = " ".join(tables_of(tmp_path)[0].comparison.notes)
     assert "solver.rtol = 0.001 / 0.1" in notes
     assert "device_name = another / made-up" in notes
     assert "version of the code: 0123abc / None" in notes
@@ -216,7 +216,7 @@ def test_the_rule_tells_variants_of_snopt_apart_before_all_else(tmp_path):
     for rule, basis in (("adam", "gradient"), ("paper", "curvature")):
         settings = {"rule": rule, "basis": basis, "lr": 0.1 if rule == "adam" else 0.2}
         made_up_run(tmp_path, optim="snopt", config_hash=rule, optim_settings=settings)
-    labels = [row.series.label for row in write_report(tmp_path).tables[0].rows]
+    labels = [row.series.label for row in tables_of(tmp_path)[0].rows]
     assert labels == ["snopt (rule=adam)", "snopt (rule=paper)"]
 
 
@@ -225,7 +225,7 @@ def test_a_test_curve_of_a_part_of_the_split_is_said_to_be_one(tmp_path):
     config = (folder / "config.yaml").read_text()
     parts = "max_seconds: 40\n  eval_test_samples: 192\n  eval_valid_samples: 16"
     (folder / "config.yaml").write_text(config.replace("max_seconds: 40", parts))
-    assert write_report(tmp_path).tables[0].comparison.notes == (
+    assert tables_of(tmp_path)[0].comparison.notes == (
         "Validation values, and what is chosen by them, are of 16 validation samples.",
         "Test values before the last are of 192 test samples, the last of all.",
     )

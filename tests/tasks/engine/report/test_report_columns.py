@@ -8,19 +8,18 @@ from typing import get_args
 import pytest
 
 from tasks.common.figures import new_figure
-from tasks.engine.report import write_report
 from tasks.engine.report.columns import Place, columns, summary_csv
 from tasks.engine.report.drawing import draw_legend
 from tasks.engine.report.formatting import NOTHING
 from tasks.engine.report.targets import LOSS, Goal, time_to_target
-from tests.support.made_up_runs import made_up_run, made_up_suite
+from tests.support.made_up_runs import made_up_run, made_up_suite, tables_of
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     root = tmp_path_factory.mktemp("results")
     made_up_suite(root)
-    return write_report(root).tables
+    return tables_of(root)
 
 
 @pytest.mark.parametrize("place", get_args(Place))
@@ -61,7 +60,7 @@ def test_time_to_a_rising_target_is_that_to_the_falling_one_of_what_is_lacking(t
         gains = {10 * place: -value for place, value in enumerate(lacking)}
         extra = {("test", "gain"): gains.get}
         made_up_run(tmp_path, optim=optim, losses=lacking, steps=30, every=10, extra=extra)
-    (table,) = write_report(tmp_path, metric="gain").tables
+    (table,) = tables_of(tmp_path, "gain")
     up = Goal((("test", "gain"),), "test gain", higher=True)
     rising, falling = time_to_target(table.comparison, up), time_to_target(table.comparison, LOSS)
     assert rising is not None
@@ -77,7 +76,7 @@ def test_the_legend_names_the_baselines_of_both_targets(tmp_path) -> None:
     for optim, losses in {"adam": [0.9, 0.1], "sgd": [0.9, 0.2]}.items():
         extra = {("test", "error"): {0: 2.0, 10: errors[optim]}.get}
         made_up_run(tmp_path, optim=optim, losses=losses, steps=10, every=10, extra=extra)
-    (table,) = write_report(tmp_path, metric="error").tables
+    (table,) = tables_of(tmp_path, "error")
     figure = new_figure(6, 4)
     draw_legend(figure, table.comparison)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]

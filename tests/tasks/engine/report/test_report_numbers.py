@@ -8,12 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.engine.records.metrics import Curve
-from tasks.engine.records.runs import read_runs
-from tasks.engine.report.comparison import compare
 from tasks.engine.report.statistics import Spread, band, spans_decades
-from tasks.engine.report.summary import tabulate
 from tasks.engine.report.targets import LOSS, Goal
-from tests.support.made_up_runs import made_up_run
+from tests.support.made_up_runs import made_up_run, tables_of
 
 
 def curve(x, values):
@@ -22,8 +19,8 @@ def curve(x, values):
 
 
 def table(root):
-    (comparison,) = compare(read_runs(root)[0])
-    return tabulate(comparison)
+    (found,) = tables_of(root)
+    return found
 
 
 def row(found, label):
