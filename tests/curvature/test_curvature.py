@@ -59,9 +59,9 @@ def build(kind: str = "adjoint") -> nn.Module:
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_average_of_fisher_draws_is_the_ggn(kind: str, likelihood: str) -> None:
-    model, x = build(kind), torch.randn(60, 5, dtype=torch.float64)
+    model, x = build(kind), torch.randn(720, 5, dtype=torch.float64)
     pairs = {}
-    for curvature, draws in (("ggn", 1), ("fisher", 60)):
+    for curvature, draws in (("ggn", 1), ("fisher", 5)):
         optimizer = SNOpt(model, rule="paper", lr=0.0, curvature=curvature, refresh_every=1)
         totals: dict[str, list[Tensor]] = {}
         for _ in range(draws):

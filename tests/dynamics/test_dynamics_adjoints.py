@@ -173,9 +173,10 @@ def test_generalised_heavy_ball_adjoint_is_not_a_heavy_ball() -> None:
     bounded, parts = build("ghbnode")
     linear, _ = build("ghbnode")
     linear.activation = lambda m: m
+    adjoints = Adjoint(linear, parts), Adjoint(bounded, parts)
     for i in POINTS:
-        assert heavy_ball_residual(linear, Adjoint(linear, parts), i, part=1) < 1e-5
-        assert heavy_ball_residual(bounded, Adjoint(bounded, parts), i, part=1) > 1e-2
+        assert heavy_ball_residual(linear, adjoints[0], i, part=1) < 1e-5
+        assert heavy_ball_residual(bounded, adjoints[1], i, part=1) > 1e-2
 
 
 def test_adam_adjoint_is_not_an_adam_system() -> None:
