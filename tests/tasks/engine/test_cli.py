@@ -55,10 +55,10 @@ def test_refused_value_at_the_console(tmp_path) -> None:
 
 
 def test_help_lists_what_can_be_chosen() -> None:
-    answer = run("--help")
-    assert answer.returncode == 0
+    answer = console.run("--help")
+    assert answer.code == 0
     for word in ("japanese_vowels", "adamw", "train.max_seconds", "SNOPT_DATA", "python run.py -m"):
-        assert word in answer.stdout
+        assert word in answer.text
 
 
 def test_cfg_prints_the_composed_configuration() -> None:
@@ -84,8 +84,7 @@ def test_run_writes_its_folder_and_nothing_else(tmp_path) -> None:
 
 def test_sweep_over_schedules_that_share_a_setting(tmp_path) -> None:
     """The schedule without the setting is trained as if it had not been given."""
-    arguments = ["task=digits", "optim=sgd", "task.hidden=4", "train.max_steps=1"]
-    arguments += [f"results.root={tmp_path}", "train.eval_at_start=false"]
+    arguments = [*console.ONE_STEP, "optim=sgd", f"results.root={tmp_path}"]
     names = ["schedule.name=constant,cosine", "schedule.final_factor=0.1"]
     answer = console.run("-m", *arguments, *names)
     assert answer.code == 0, answer.text
