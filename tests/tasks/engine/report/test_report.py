@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -288,15 +286,6 @@ def test_command_says_what_is_missing(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "no finished run" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_training_does_not_import_what_only_the_report_needs():
-    code = (
-        "import sys, tasks.engine.experiment; "
-        "print({'matplotlib', 'tasks.engine.report'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()"
 
 
 def test_names_of_what_else_was_logged_keep_to_their_panels(tmp_path) -> None:
