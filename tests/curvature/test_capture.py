@@ -194,12 +194,12 @@ def test_layers_off_the_path_of_the_state() -> None:
 
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("sampling", ["steps", "grid"])
-@pytest.mark.parametrize("solver", ["dopri5", "rk4", "rk4-steps"])
+@pytest.mark.parametrize("solver", problems.COARSE)
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_refresh_gradient_is_the_ordinary_one_bit_for_bit(
     kind: str, solver: str, sampling: str, warm: bool
 ) -> None:
-    settings = copy.deepcopy(problems.SOLVERS[solver])
+    settings = copy.deepcopy(problems.COARSE[solver])
     if warm:
         settings["options"] = {**settings.get("options", {}), "warm_start": True}
     model = problems.model(ODEBlock(problems.field(), gradient=kind, **settings))

@@ -23,7 +23,7 @@ SPANS = [(0.0, 1.0), (0.2, 1.7), (1.0, -0.5)]
 
 @pytest.mark.parametrize("span", SPANS[1:])
 @pytest.mark.parametrize("sampling", ["steps", "grid"])
-@pytest.mark.parametrize("solver", ["dopri5", "rk4", "rk4-steps"])
+@pytest.mark.parametrize("solver", problems.COARSE)
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_weights_add_up_to_the_interval(
     kind: str,
@@ -39,7 +39,7 @@ def test_weights_add_up_to_the_interval(
 
     monkeypatch.setattr(FieldObserver, "_evaluate_node", spy)
     x, y = problems.data()
-    block = ODEBlock(problems.field(), span, gradient=kind, **problems.SOLVERS[solver])
+    block = ODEBlock(problems.field(), span, gradient=kind, **problems.COARSE[solver])
     with SNOpt(block, rule="paper", sampling=sampling, grid_points=30):
         problems.squares(y)(block(x)).backward()
     times, weights = [t for t, _ in seen], [w for _, w in seen]
@@ -62,7 +62,7 @@ def test_weights_of_a_trajectory_add_up(monkeypatch: pytest.MonkeyPatch) -> None
                 FieldObserver, "_evaluate_node", lambda *s, to=total: to.append(s[-1])
             )
             x, y = problems.data()
-            block = ODEBlock(problems.field(), gradient=kind, **problems.SOLVERS[solver])
+            block = ODEBlock(problems.field(), gradient=kind, **problems.COARSE[solver])
             with SNOpt(block, rule="paper"):
                 states = block(x, [0.0, 0.3, 0.9, 1.5])
                 sum(problems.squares(y)(s) for s in states).backward()

@@ -68,7 +68,7 @@ TIMES = torch.tensor([1.0, 0.6, 0.1], dtype=torch.float64)
 @pytest.mark.parametrize(("kind", "times"), [*itertools.product(ADJOINTS, (None, TIMES))])
 def test_products_are_those_of_the_jacobian(kind: str, times: Tensor | None) -> None:
     torch.manual_seed(0)
-    model = Pairs(times, method="rk4", gradient=kind, options={"steps": 40})
+    model = Pairs(times, method="rk4", gradient=kind, options={"steps": 20})
     found, rows = products(model)
     x = torch.randn(rows.shape[1], dtype=torch.float64)
     forth = found.forth(x)

@@ -20,6 +20,12 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "rk4-steps": {"method": "rk4", "options": {"steps": 40}},
     "dopri5-steps": {"method": "dopri5", "options": {"steps": 20}},
 }
+#: Where nothing is compared with the exact flow.
+COARSE: dict[str, dict[str, Any]] = {
+    "dopri5": {"method": "dopri5", "rtol": 1e-4, "atol": 1e-4},
+    "rk4": {"method": "rk4", "options": {"step_size": 0.25}},
+    "rk4-steps": {"method": "rk4", "options": {"steps": 4}},
+}
 
 
 class Field(nn.Module):
