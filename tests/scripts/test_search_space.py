@@ -46,7 +46,9 @@ def test_points_fill_the_space_and_stay_in_it(optim) -> None:
 @pytest.mark.parametrize("optim", search.ranges())
 def test_every_setting_that_is_searched_composes(optim) -> None:
     space = search.Space.of(optim)
-    for changes in space.draw(4, seed=0):
+    drawn = space.draw(2, seed=0)
+    assert {changes["schedule.name"] for changes in drawn} == {"constant", "cosine"}
+    for changes in drawn:
         given = [f"{key}={search.typed(value)}" for key, value in changes.items()]
         with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
             overrides = ["task=digits", f"optim={optim}", *given]

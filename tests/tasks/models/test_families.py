@@ -237,15 +237,15 @@ def test_walker_gaps_lie_on_the_right_side_of_a_frame() -> None:
 def test_only_the_published_sonode_ignores_how_much_time_passes(net: type, name: str) -> None:
     """Fault D2 of the released code: it takes every gap for one unit."""
     solver = {"method": "rk4", "options": {"steps": 2}, "gradient": "direct"}
-    channels = 17 if net is WalkerNet else 5
-    seen = torch.randn(1, 64, channels, generator=torch.Generator().manual_seed(0))
+    channels, sizes = (17, {}) if net is WalkerNet else (5, {"window": 8, "horizon": 4})
+    seen = torch.randn(1, 8, channels, generator=torch.Generator().manual_seed(0))
 
     def outputs(as_published: bool, gap: float) -> Tensor:
         torch.manual_seed(0)
-        model = net({"name": name}, solver=solver, as_published=as_published)
+        model = net({"name": name}, solver=solver, as_published=as_published, **sizes)
         for parameter in model.parameters():  # as after some training: time matters
             parameter.data.mul_(1.0 if net is WalkerNet else 20.0)
-        out: Tensor = model(seen, torch.full((1, 64), gap))
+        out: Tensor = model(seen, torch.full((1, 8), gap))
         return out
 
     assert not torch.equal(outputs(False, 0.5), outputs(False, 1.0))
@@ -321,8 +321,8 @@ def test_only_bounded_families_stay_bounded_on_a_long_interval(name: str, mode: 
         1, 64, dtype=torch.float64
     )  # the measured voltage's size, times 100
     first = torch.tensor([0.9], dtype=torch.float64)
-    reached = growth(name, forcing, first, 8, mode)
+    reached = growth(name, forcing, first, 3, mode)
     if name in ("ghbnode", "adamnode"):
         assert reached < 3.0
     else:
-        assert reached > 10.0
+        assert reached > 6.0
