@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from snopt import ODEBlock, SNOpt
 from tests.support import problems
 from tests.support.problems import GRADIENTS
+from tests.support.training import flat
 
 
 def build(kind: str, stem: bool = True) -> nn.Module:
@@ -17,13 +18,15 @@ def build(kind: str, stem: bool = True) -> nn.Module:
     return problems.model(block)
 
 
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-
-
-@pytest.mark.parametrize("rule", ["paper", "adam"])
-@pytest.mark.parametrize("kind", GRADIENTS)
-@pytest.mark.parametrize("sizes", [(4, 4), (5, 3), (1, 2, 5)])
+@pytest.mark.parametrize(
+    ("sizes", "kind", "rule"),
+    [
+        *(((1, 2, 5), kind, "paper") for kind in GRADIENTS),
+        ((4, 4), "direct", "paper"),
+        ((5, 3), "adjoint", "adam"),
+        ((1, 2, 5), "direct", "adam"),
+    ],
+)
 def test_micro_batches_are_one_batch(sizes: tuple[int, ...], kind: str, rule: str) -> None:
     x, y = torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 2, dtype=torch.float64)
     whole, parts = build(kind), build(kind)

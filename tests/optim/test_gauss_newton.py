@@ -23,6 +23,7 @@ from tests.support.classifiers import (
     pictures,
     series,
 )
+from tests.support.training import flat
 
 
 def per_sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,10 +35,6 @@ def per_sample_gradients(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor
         losses.append(loss.detach())
         grads.append(torch.cat([g.flatten() for g in grad]))
     return torch.stack(losses), torch.stack(grads)
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 MODELS = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from snopt import LevenbergMarquardt, ODEBlock, SNOpt, load_solver_state, solver_state
 from tests.support import problems
+from tests.support.training import flat
 
 X, Y = (part.float() for part in problems.batch())
 
@@ -30,10 +31,6 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.block(self.norm(self.stem(x)))
         return self.head(self.conv(h.unsqueeze(1)).flatten(1))
-
-
-def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
 def train(model: nn.Module, optimizer: SNOpt, count: int) -> None:

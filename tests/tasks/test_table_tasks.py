@@ -7,21 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from sklearn.datasets import load_diabetes
 
 from tasks.common.checks import ConfigError
 from tasks.engine import experiment
-from tasks.engine.config import composing
-from tasks.engine.config.settings import Settings
 from tasks.engine.report import read_run, write_report
+from tests.support.composed import read
 from tests.support.task_cases import make
 from tests.tasks.engine.config.test_config import ONE_STEP
-
-
-def settings(*overrides: str) -> Settings:
-    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
-        return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
 
 
 def test_every_patient_is_in_one_split() -> None:
@@ -58,7 +51,7 @@ def test_it_runs_with_every_kind_of_optimizer_and_is_reported(tmp_path: Path) ->
     common = ["task=diabetes", "dtype=float64", *ONE_STEP, "train.max_steps=20"]
     for optim in OPTIMIZERS:
         root = tmp_path / optim
-        ended = experiment.train(settings(*common, f"optim={optim}", f"results.root={root}"))
+        ended = experiment.train(read(*common, f"optim={optim}", f"results.root={root}"))
         found = ended["outcome"], ended["model"], ended["nfe_forward"]
         assert found == ("completed", "mlp", 0), optim
         (folder,) = (root / "diabetes" / "mlp").glob("*/*")
@@ -71,4 +64,4 @@ def test_it_runs_with_every_kind_of_optimizer_and_is_reported(tmp_path: Path) ->
 
 def test_a_network_without_an_ode_has_no_horizon() -> None:
     with pytest.raises(ConfigError, match="horizon"):
-        experiment.build_task(settings("task=diabetes", "horizon=feedback"))
+        experiment.build_task(read("task=diabetes", "horizon=feedback"))

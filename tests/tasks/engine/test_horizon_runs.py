@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 import snopt
@@ -13,19 +12,14 @@ from tasks.common.checks import ConfigError
 from tasks.engine import experiment
 from tasks.engine.config import composing
 from tasks.engine.config.identity import config_hash
-from tasks.engine.config.settings import Settings
 from tasks.engine.records.runs import read_run
 from tasks.engine.report.reload import rebuild
 from tests.support import fake
+from tests.support.composed import read
 from tests.tasks.engine.config.test_config import CHOICES, ONE_STEP, TINY
 
 HORIZON = {"rule": "feedback", "T0": 0.5, "every": 4, "penalty": 0.01}
 RULES = sorted(path.stem for path in (composing.CONF / "horizon").glob("*.yaml"))
-
-
-def read(*overrides: str) -> Settings:
-    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
-        return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
 
 
 def logged(root: Path, metric: str, **changes) -> list[tuple[int, float]]:

@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from tasks.common.checks import ConfigError
 from tasks.engine import experiment
-from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
 from tasks.engine.report import family_figures
 from tasks.images import ImageClassification
@@ -22,6 +20,7 @@ from tasks.models.families import FAMILIES, Family
 from tasks.models.family_rnn import FamilyRNN
 from tasks.models.ode_rnn import ODERNN, GatedCell
 from tasks.series import SeriesClassification
+from tests.support.composed import read
 from tests.support.task_cases import NAMES
 from tests.tasks.engine.config.test_config import ONE_STEP, SERIES, TINY
 
@@ -41,11 +40,6 @@ def trained(kinds: Iterable[str]) -> list[tuple[str, str]]:
         for place, kind in enumerate(kinds)
         if task != SERIES[place % 2]
     ]
-
-
-def read(*overrides: str) -> Settings:
-    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
-        return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
 
 
 def count(model: nn.Module) -> int:

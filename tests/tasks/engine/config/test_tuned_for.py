@@ -6,7 +6,6 @@ import re
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 
 from tasks.common.checks import ConfigError
 from tasks.engine.config import composing
@@ -14,6 +13,7 @@ from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
 from tasks.engine.config.tuned_for import TunedFor
 from tests.support import fake
+from tests.support.composed import read
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,6 @@ def test_it_is_no_part_of_a_run_s_identity(tmp_path) -> None:
 def test_a_length_is_positive(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"tuned_for\.steps=0: must be at least 1"):
         Settings.read(fake.config(tmp_path, tuned_for={"steps": 0}))
-
-
-def read(*overrides: str) -> Settings:
-    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
-        return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
 
 
 def test_a_tuned_file_applies_unless_told_otherwise(tmp_path) -> None:

@@ -2,21 +2,14 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 import snopt
 from tasks.common.checks import ConfigError
 from tasks.engine import experiment
-from tasks.engine.config import composing
-from tasks.engine.config.settings import Settings
 from tasks.engine.optimizers.build import build_optimizer
 from tests.support import fake
-
-
-def read(*overrides: str) -> Settings:
-    with initialize_config_dir(version_base="1.3", config_dir=str(composing.CONF)):
-        return Settings.read(composing.plain(compose("config", overrides=list(overrides))))
+from tests.support.composed import read
 
 
 @pytest.mark.parametrize(
