@@ -97,7 +97,7 @@ def kronecker_error(
         {
             name: _error(
                 dense(factors.a).double(),
-                factors.b.double(),
+                dense(factors.b).double(),
                 torch.stack(vectors[name]),
                 len(inputs),
             )

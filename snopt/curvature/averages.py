@@ -5,6 +5,7 @@ Source: Gupta et al., Shampoo, 2018; Vyas et al., SOAP, 2024.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -20,24 +21,23 @@ class Average(NamedTuple):
     """The averages of one layer, not corrected for their start at zero.
 
     Attributes:
-        left: of G G^T, (groups, out, out).
-        right: of G^T G, as :func:`snopt.curvature.kronecker.gradient_moments` has it.
+        left: of G G^T, as :func:`snopt.curvature.kronecker.gradient_moments` has it.
+        right: of G^T G, likewise.
         steps: gradients so far.
     """
 
-    left: Tensor
+    left: Sum
     right: Sum
     steps: int
 
 
-def averaged(old: Average | None, grad: Tensor, modes: Modes) -> Average:
+def averaged(old: Average | None, grad: Tensor, rows: Modes, columns: Modes) -> Average:
     """The averages with one more gradient, (groups, out, in); those given are changed in place."""
-    left, right = gradient_moments(grad, modes)
+    found = gradient_moments(grad, rows, columns)
     if old is None:
-        zeros = tuple(tuple(torch.zeros_like(new) for new in term) for term in right)
-        old = Average(torch.zeros_like(left), zeros, 0)
-    old.left.lerp_(left, 1 - DECAY)
-    for means, news in zip(old.right, right, strict=True):
+        left, right = (tuple(tuple(map(torch.zeros_like, x)) for x in side) for side in found)
+        old = Average(left, right, 0)
+    for means, news in zip((*old.left, *old.right), chain(*found), strict=True):
         for mean, new in zip(means, news, strict=True):
             mean.lerp_(new, 1 - DECAY)
     return old._replace(steps=old.steps + 1)

@@ -1,9 +1,9 @@
 """Kronecker factors and their eigenbases: pure tensor functions.
 
 A layer's curvature block is approximated by A (x) B, A over its inputs and B over its output
-cotangents. All matrices have a leading dimension of groups. A may itself be a direct sum of
-Kronecker products, :data:`Sum`, so that a convolution's can be kept as small factors over channels
-and over positions of the kernel.
+cotangents. All matrices have a leading dimension of groups. A and B may themselves be direct sums
+of Kronecker products, :data:`Sum`: a convolution's A is kept as small factors over channels and
+over positions of the kernel, and wide factors are kept as blocks along their diagonal.
 
 Source: Martens and Grosse 2015; George et al. 2018 (second moments in the eigenbasis).
 """
@@ -31,11 +31,11 @@ class Factors(NamedTuple):
 
     Attributes:
         a: E[z z^T] averaged over time, summed over locations; over (groups, in, in), bias last.
-        b: T times the time integral of E[g g^T], averaged over locations; (groups, out, out).
+        b: T times the time integral of E[g g^T], averaged over locations; over (groups, out, out).
     """
 
     a: Sum
-    b: Tensor
+    b: Sum
 
 
 class Basis(NamedTuple):
@@ -44,15 +44,15 @@ class Basis(NamedTuple):
     values_a: Tensor
     u_a: Sum
     values_b: Tensor
-    u_b: Tensor
+    u_b: Sum
 
     def to(self, matrix: Tensor) -> Tensor:
         """A gradient (groups, out, in) in this basis: U_B^T G U_A."""
-        return times(self.u_b.mT @ matrix, self.u_a)
+        return times(left_times(_each(self.u_b, _transposed), matrix), self.u_a)
 
     def back(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`to`."""
-        return times(self.u_b @ matrix, _each(self.u_a, lambda u: u.mT))
+        return times(left_times(self.u_b, matrix), _each(self.u_a, _transposed))
 
     @property
     def eigenvalues(self) -> Tensor:
@@ -78,8 +78,17 @@ def times(matrix: Tensor, right: Sum) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+def left_times(left: Sum, matrix: Tensor) -> Tensor:
+    """The product of a :data:`Sum` of single matrices and (groups, out, in)."""
+    blocks = [block for (block,) in left]
+    if len(blocks) == 1:
+        return blocks[0] @ matrix
+    rows = matrix.split_with_sizes([block.shape[-1] for block in blocks], dim=1)
+    return torch.cat([block @ part for block, part in zip(blocks, rows, strict=True)], dim=1)
+
+
 def dense(matrix: Sum) -> Tensor:
-    """A :data:`Sum` written out, (groups, in, in)."""
+    """A :data:`Sum` written out, (groups, d, d)."""
     like = matrix[0][0]
     if len(matrix) == len(matrix[0]) == 1:
         return like
@@ -90,6 +99,10 @@ def dense(matrix: Sum) -> Tensor:
 
 def _each(matrix: Sum, change: Callable[[Tensor], Tensor]) -> Sum:
     return tuple(tuple(change(factor) for factor in term) for term in matrix)
+
+
+def _transposed(factor: Tensor) -> Tensor:
+    return factor.mT
 
 
 def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,12 +135,16 @@ def eigenbasis(factors: Factors) -> Basis:
     Raises:
         FactorizationError: a factor has no eigendecomposition.
     """
-    values, vectors = [], []
-    for term in factors.a:
-        found = [symmetric_eigen(factor) for factor in term]
-        values.append(_products([spectrum for spectrum, _ in found]))
-        vectors.append(tuple(u for _, u in found))
-    return Basis(torch.cat(values, dim=1), tuple(vectors), *symmetric_eigen(factors.b))
+    a, b = (
+        _side([[symmetric_eigen(factor) for factor in term] for term in side]) for side in factors
+    )
+    return Basis(*a, *b)
+
+
+def _side(found: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> tuple[Tensor, Sum]:
+    """The spectrum and the basis of a :data:`Sum` from those of its matrices."""
+    values = [_products([spectrum for spectrum, _ in term]) for term in found]
+    return torch.cat(values, dim=1), tuple(tuple(u for _, u in term) for term in found)
 
 
 def _products(spectra: Sequence[Tensor]) -> Tensor:
@@ -160,13 +177,17 @@ def followed(factors: Factors, old: Basis | None) -> Basis:
     Source: Golub and Van Loan 2013, section 7.3.2 (orthogonal iteration); Vyas et al., SOAP, 2024
     (one step of it a refresh); the shift is ours.
     """
-    values, vectors = [], []
-    for i, term in enumerate(factors.a):
-        found = [_turned(x, None if old is None else old.u_a[i][j]) for j, x in enumerate(term)]
-        values.append(_products([diagonal for diagonal, _ in found]))
-        vectors.append(tuple(u for _, u in found))
-    b = _turned(factors.b, None if old is None else old.u_b)
-    return Basis(torch.cat(values, dim=1), tuple(vectors), *b)
+    known = (None, None) if old is None else (old.u_a, old.u_b)
+    a, b = (
+        _side(
+            [
+                [_turned(x, None if last is None else last[i][j]) for j, x in enumerate(term)]
+                for i, term in enumerate(side)
+            ]
+        )
+        for side, last in zip(factors, known, strict=True)
+    )
+    return Basis(*a, *b)
 
 
 def _turned(matrix: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -218,78 +239,87 @@ def not_finite(tensors: Mapping[str, Sequence[Tensor]]) -> set[str]:
     return {name for name, fine in zip(names, sound, strict=True) if not fine}
 
 
-def rotation(old: Basis, new: Basis) -> tuple[Tensor, Sum]:
+def rotation(old: Basis, new: Basis) -> tuple[Sum, Sum]:
     """R_B, and R_A transposed, with ``new.to(old.back(X)) = R_B X R_A^T``."""
-    terms = zip(old.u_a, new.u_a, strict=True)
-    return new.u_b.mT @ old.u_b, tuple(
-        tuple(o.mT @ n for o, n in zip(*term, strict=True)) for term in terms
+    return _turn(new.u_b, old.u_b), _turn(old.u_a, new.u_a)
+
+
+def _turn(first: Sum, second: Sum) -> Sum:
+    return tuple(
+        tuple(x.mT @ y for x, y in zip(*term, strict=True))
+        for term in zip(first, second, strict=True)
     )
 
 
-def rotate_mean(moment: Tensor, turn: tuple[Tensor, Sum]) -> Tensor:
+def rotate_mean(moment: Tensor, turn: tuple[Sum, Sum]) -> Tensor:
     """A first moment in the new basis, exactly."""
-    return times(turn[0] @ moment, turn[1])
+    return times(left_times(turn[0], moment), turn[1])
 
 
-def rotate_square(moment: Tensor, turn: tuple[Tensor, Sum]) -> Tensor:
+def rotate_square(moment: Tensor, turn: tuple[Sum, Sum]) -> Tensor:
     """A second moment in the new basis: the diagonal of the rotated diagonal matrix."""
-    return times(turn[0].square() @ moment, _each(turn[1], torch.square))
+    return times(left_times(_each(turn[0], torch.square), moment), _each(turn[1], torch.square))
 
 
-def gradient_moments(grad: Tensor, modes: Modes) -> tuple[Tensor, Sum]:
-    """G G^T, and the parts of G^T G for every mode of the inputs.
+def gradient_moments(grad: Tensor, rows: Modes, columns: Modes) -> tuple[Sum, Sum]:
+    """The parts of G G^T, and those of G^T G for every mode of the inputs.
 
     Args:
         grad: a layer's gradient, (groups, out, in).
-        modes: how ``in`` divides. A term of one size has G^T G of its columns; one of two sizes,
+        rows: how ``out`` divides, into terms of one size.
+        columns: how ``in`` divides. A term of one size has G^T G of its columns; one of two sizes,
             the columns being their product, has the sums of it over the other.
     """
+    parts = grad.split([size for (size,) in rows], dim=1)
+    left = tuple((part @ part.mT,) for part in parts)
     terms: list[tuple[Tensor, ...]] = []
-    for columns, shape in zip(
-        grad.split([prod(shape) for shape in modes], dim=2), modes, strict=True
+    for part, shape in zip(
+        grad.split([prod(shape) for shape in columns], dim=2), columns, strict=True
     ):
         if len(shape) == 1:
-            terms.append((columns.mT @ columns,))
+            terms.append((part.mT @ part,))
         else:
-            split = columns.unflatten(2, shape)
+            split = part.unflatten(2, shape)
             outer, inner = split.transpose(1, 2).flatten(2), split.flatten(1, 2)
             terms.append((outer @ outer.mT, inner.mT @ inner))
-    return grad @ grad.mT, tuple(terms)
+    return left, tuple(terms)
 
 
-def gradient_factors(left: Tensor, right: Sum, samples: float, seen: float = 1.0) -> Factors:
+def gradient_factors(left: Sum, right: Sum, samples: float, seen: float = 1.0) -> Factors:
     """Factors from running averages of G G^T and G^T G, scaled so that tr(A (x) B) = N E|G|^2.
 
     Args:
-        left: E[G G^T], shape (groups, out, out).
-        right: E[G^T G] as from :func:`gradient_moments`, over (groups, in, in).
+        left: E[G G^T] as from :func:`gradient_moments`, over (groups, out, out).
+        right: E[G^T G] likewise, over (groups, in, in).
         samples: N, the samples behind one gradient.
         seen: what both averages are to be divided by.
 
     Source: Gupta et al., Shampoo, 2018; Vyas et al., SOAP, 2024.
     """
-    tiny = torch.finfo(left.dtype).tiny
-    root = (seen * _trace(left)).clamp_min(tiny).sqrt()
+    tiny = torch.finfo(left[0][0].dtype).tiny
+    trace = torch.stack([_trace(block) for (block,) in left]).sum(dim=0)
+    root = (seen * trace).clamp_min(tiny).sqrt()
     # Both matrices of a product have the trace of its term.
     terms = (
         (*(outer / _trace(outer).clamp_min(tiny) for outer in term[:-1]), term[-1] / root)
         for term in right
     )
-    return Factors(tuple(terms), samples * left / root)
+    return Factors(tuple(terms), _each(left, lambda block: samples * block / root))
 
 
 def combined_factors(curvature: Factors, gradient: Factors) -> Factors:
     """The mean of both kinds of factors, the gradient's scaled to the curvature's traces.
 
-    Both have an A of one matrix.
+    A and B of both are single matrices.
     """
 
     def mean(c: Tensor, g: Tensor) -> Tensor:
         scale = _trace(c) / _trace(g).clamp_min(torch.finfo(g.dtype).tiny)
         return (c + g * scale) / 2
 
-    ((c,),), ((g,),) = curvature.a, gradient.a
-    return Factors(((mean(c, g),),), mean(curvature.b, gradient.b))
+    ((a,),), ((b,),) = curvature
+    ((of_a,),), ((of_b,),) = gradient
+    return Factors(((mean(a, of_a),),), ((mean(b, of_b),),))
 
 
 def damped_inverse(basis: Basis, damping: float) -> Tensor:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snopt.curvature.kronecker import Basis, Factors
+from snopt.curvature.kronecker import Basis, Factors, Sum
 from snopt.errors import FactorizationError
 
 Group = Any
@@ -195,22 +195,25 @@ def shared_basis(
     """
     if processes.size == 1:
         return find(factors)
-    width = sum(prod(factor.shape[-1] for factor in term) for term in factors.a)
-    b = factors.b
     # Not a number until it is known, so that a failure is told by the same message.
-    values_a, values_b = b.new_full((len(b), width), nan), b.new_full(b.shape[:2], nan)
-    u_a = tuple(tuple(torch.full_like(x, nan) for x in term) for term in factors.a)
-    basis = Basis(values_a, u_a, values_b, torch.full_like(b, nan))
+    basis = Basis(*_unknown(factors.a), *_unknown(factors.b))
     tensors = _tensors(basis)
     if processes.rank == worker:
         with suppress(FactorizationError):
             for tensor, found in zip(tensors, _tensors(find(factors)), strict=True):
                 tensor.copy_(found)
     processes.spread(tensors, worker)
-    if not bool(torch.isfinite(basis.u_b).all()):
+    if not bool(torch.isfinite(basis.values_b).all()):
         raise FactorizationError(f"process {worker} found no eigendecomposition")
     return basis
 
 
 def _tensors(basis: Basis) -> list[Tensor]:
-    return [basis.values_a, *chain(*basis.u_a), basis.values_b, basis.u_b]
+    return [basis.values_a, *chain(*basis.u_a), basis.values_b, *chain(*basis.u_b)]
+
+
+def _unknown(side: Sum) -> tuple[Tensor, Sum]:
+    width = sum(prod(factor.shape[-1] for factor in term) for term in side)
+    like = side[0][0]
+    vectors = tuple(tuple(torch.full_like(x, nan) for x in term) for term in side)
+    return like.new_full((len(like), width), nan), vectors

@@ -60,4 +60,5 @@ class FactorSums:
         """A and B, or ``None`` if nothing was seen."""
         if self.samples == 0 or self.rows == 0:
             return None
-        return Factors(((self.a / self.samples,),), self.b * (self.samples**2 / self.rows))
+        b = self.b * (self.samples**2 / self.rows)
+        return Factors(((self.a / self.samples,),), ((b,),))

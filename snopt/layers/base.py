@@ -30,8 +30,21 @@ _STRIP = 128
 """Columns below which a product is not worth splitting."""
 
 
+WIDEST = 512
+"""Factors that ``basis="gradient"`` keeps whole: work grows with the third power of the width."""
+
+Sizes = tuple[tuple[int, ...], ...]
+"""Of the matrices in a direct sum of Kronecker products."""
+
 Products = list[Tensor]
 """Sums of outer products, (groups * samples, out, in), and of a bias' cotangents, (.., out)."""
+
+
+def parts_of(width: int) -> list[int]:
+    """As few parts as can be that are at most :data:`WIDEST` wide, as equal as can be."""
+    count = max(1, -(-width // WIDEST))
+    size, more = divmod(width, count)
+    return [size + (i < more) for i in range(count)]
 
 
 class Layer(ABC):
@@ -75,9 +88,14 @@ class Layer(ABC):
         return matrix.shape[0], matrix.shape[1], matrix.shape[2] + (self.bias is not None)
 
     @property
-    def input_factor_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """How ``basis="gradient"`` splits ``in``, into terms that are products of sizes."""
-        return ((self.shape[2],),)
+    def factor_sizes(self) -> tuple[Sizes, Sizes]:
+        """How ``basis="gradient"`` splits ``out`` and ``in``: terms that are products of sizes."""
+        _, out, width = self.shape
+        return tuple((n,) for n in parts_of(out)), self.input_factor_sizes(width)
+
+    def input_factor_sizes(self, width: int) -> Sizes:
+        """How it splits ``in``, which is ``width`` wide."""
+        return tuple((n,) for n in parts_of(width))
 
     @abstractmethod
     def matrix(self, weight: Tensor) -> Tensor:

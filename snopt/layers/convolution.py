@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from snopt.layers.base import Layer
+from snopt.layers.base import Layer, Sizes, parts_of
 from snopt.layers.patches import as_rows, pad, patch_moment, patches, shares_products, spread
 
 
@@ -23,12 +23,13 @@ class _Convolution(Layer):
 
     module: Any
 
-    @property
     @override
-    def input_factor_sizes(self) -> tuple[tuple[int, ...], ...]:
+    def input_factor_sizes(self, width: int) -> Sizes:
         positions = prod(self.module.kernel_size)
-        patch = ((self.shape[2] - (self.bias is not None)) // positions, positions)
-        return (patch,) if self.bias is None else (patch, (1,))
+        patch = tuple(
+            (n, positions) for n in parts_of((width - (self.bias is not None)) // positions)
+        )
+        return patch if self.bias is None else (*patch, (1,))
 
     @abstractmethod
     def windows(self, z: Tensor) -> Tensor:

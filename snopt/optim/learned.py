@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from snopt.curvature.averages import Average
-from snopt.curvature.kronecker import Basis, Factors
+from snopt.curvature.kronecker import Basis, Factors, not_finite
 from snopt.layers.base import Layer
 from snopt.optim.rule import State
 from snopt.optim.saving import copied
@@ -53,8 +52,8 @@ class Learned:
 
     def follow(self, grad: Tensor) -> None:
         """Move to the gradient's device and precision."""
-        known = None if self.average is None else self.average[0]
-        known = known if self.basis is None else self.basis.u_b
+        known = None if self.average is None else self.average.left[0][0]
+        known = known if self.basis is None else self.basis.values_b
         if known is None or (known.dtype == grad.dtype and known.device == grad.device):
             return
         for name in ("state", "factors", "basis", "average"):
@@ -62,7 +61,8 @@ class Learned:
 
     def drop_broken(self) -> None:
         """Drop a running average that is not finite: it would stay so."""
-        if self.average is not None and not bool(torch.isfinite(self.average[0]).all()):
+        average = self.average
+        if average is not None and not_finite({"": [x for (x,) in average.left]}):
             self.average = None
 
     @property

@@ -296,11 +296,12 @@ class SNOpt(Optimizer):
 
         A has shape (in, in), with the bias last, and B (out, out). Grouped convolutions have a
         leading dimension of groups. docs/method.md says how the factors are normalised. With
-        ``basis="gradient"``, a convolution's A is a product of factors over channels and positions.
+        ``basis="gradient"``, a convolution's A is a product of factors over channels and positions,
+        and what is wider than 512 is zero outside of blocks along the diagonal.
         """
         found = {}
         for name, factors in self.method.factors.items():
-            a, b = dense(factors.a), factors.b
+            a, b = map(dense, factors)
             found[name] = (a[0], b[0]) if a.shape[0] == 1 else (a, b)
         return found
 

@@ -28,6 +28,7 @@ from snopt.curvature.kronecker import (
 from snopt.curvature.loss_hessian import gather, loss_hessian_sqrt_columns
 from snopt.curvature.processes import shared_basis
 from snopt.errors import FactorizationError
+from snopt.layers.base import Sizes
 from snopt.optim.damping import LevenbergMarquardt, controller_at
 from snopt.optim.judging import judge
 from snopt.optim.learned import Learned
@@ -239,7 +240,7 @@ class Preconditioner(Method):
         if self.rule.basis != "curvature":
             self._average(grads)
         found = {name: self._factors(self.learned[name], captured.get(name)) for name in due}
-        broken = not_finite({n: [*chain(*x.a), x.b] for n, x in found.items() if x is not None})
+        broken = not_finite({n: [*chain(*x.a, *x.b)] for n, x in found.items() if x is not None})
         lost = not_finite({n: self.learned[n].state_tensors for n in due})
         for i, (name, factors) in enumerate(found.items()):
             learned = self.learned[name]
@@ -301,10 +302,9 @@ class Preconditioner(Method):
     def _average(self, grads: Mapping[str, Tensor]) -> None:
         for name, grad in grads.items():
             learned = self.learned[name]
-            sizes: tuple[tuple[int, ...], ...] = ((grad.shape[2],),)
-            if self.rule.basis == "gradient":  # captured factors are whole, and so is their mean
-                sizes = learned.layer.input_factor_sizes
-            learned.average = averaged(learned.average, grad, sizes)
+            # Captured factors are whole, and so is their mean with these.
+            sizes = learned.layer.factor_sizes if self.rule.basis == "gradient" else _whole(grad)
+            learned.average = averaged(learned.average, grad, *sizes)
 
     @override
     def diagnostics(self) -> dict[str, float]:
@@ -370,3 +370,8 @@ class Preconditioner(Method):
         self.prepare_next()
         if self.rule.basis != "gradient" and not (self.capture.armed or self._closed):
             self.capture.expose()
+
+
+def _whole(grad: Tensor) -> tuple[Sizes, Sizes]:
+    _, out, width = grad.shape
+    return ((out,),), ((width,),)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snopt.layers.base import Layer
+from snopt.layers.base import WIDEST, Layer, Sizes
 from snopt.optim.renamed import renamed
 from snopt.optim.settings import Kind, in_force, validate
 
@@ -198,14 +198,16 @@ def read_layer(
 
     Args:
         name: the layer's.
-        entry: its factors, basis, averages and the rule's state, tuples as lists.
+        entry: its factors, basis, averages and the rule's state, tuples as lists; earlier versions
+            had a matrix of the outputs instead of a direct sum.
         layer: the layer, ``None`` if the model has none of that name.
         keeps: names of the entries of the rule's state.
-        modes: whether factors of a convolution are kept by modes.
+        modes: whether factors are kept by modes of a convolution and by blocks of a wide layer.
 
     Raises:
         ValueError: it was saved for a layer, a basis or a rule of another kind.
     """
+    entry = _as_sums(entry)
     basis, averages, state = entry["basis"], entry["averages"], entry["rule"]
     if basis is None and averages is None and not state:
         return None
@@ -214,28 +216,45 @@ def read_layer(
     if not state.keys() <= set(keeps):
         raise ValueError(f"the state of layer {name!r} was saved with another rule")
     groups, out, width = layer.shape
-    sides = [] if basis is None else [(basis[1], basis[3])]
-    sides += [] if averages is None else [(averages[1], averages[0])]
-    widths = {_width(right) for right, _ in sides}
+    sides = [] if basis is None else [(basis[3], basis[1])]
+    sides += [] if averages is None else [(averages[0], averages[1])]
+    widths = {_width(right) for _, right in sides}
     widths |= {x.shape[-1] for x in state.values() if isinstance(x, Tensor)}
-    lefts = {tuple(left.shape) for _, left in sides}
-    lefts |= {(*x.shape[:-1], out) for x in state.values() if isinstance(x, Tensor)}
+    lefts = {(left[0][0].shape[0], _width(left)) for left, _ in sides}
+    lefts |= {(x.shape[0], x.shape[1]) for x in state.values() if isinstance(x, Tensor)}
     weight = width - (layer.bias is not None)
     has_bias = layer.module._parameters.get("bias") is not None
-    if lefts - {(groups, out, out)} or widths - {weight, weight + has_bias}:
+    if lefts - {(groups, out)} or widths - {weight, weight + has_bias}:
         raise ValueError(
             f"the state was saved for another model: layer {name!r} has shape "
             f"{(groups, out, width)} here (groups, outputs, inputs with the bias)"
         )
     if widths != {width}:
         return None  # the bias was frozen then, or is now: the layer begins again
-    expected = layer.input_factor_sizes if modes else ((width,),)
-    for right, _ in sides:
-        if tuple(tuple(factor.shape[-1] for factor in term) for term in right) != expected:
-            raise ValueError(f"the state of layer {name!r} was saved with another basis")
+    whole = ((out,),), ((width,),)
+    expected = layer.factor_sizes if modes else whole
+    kept = {tuple(map(_sizes, side)) for side in sides} - {expected}
+    if kept == {whole} and max(out, width) > WIDEST:
+        return None  # an earlier version kept what is wide in one piece: the layer begins again
+    if kept:
+        raise ValueError(f"the state of layer {name!r} was saved with another basis")
     found: dict[str, Any] = copied(entry, layer.weight.device)
     return found
 
 
+def _sizes(matrix: Sequence[Sequence[Tensor]]) -> Sizes:
+    return tuple(tuple(factor.shape[-1] for factor in term) for term in matrix)
+
+
 def _width(matrix: Sequence[Sequence[Tensor]]) -> int:
-    return sum(prod(factor.shape[-1] for factor in term) for term in matrix)
+    return sum(map(prod, _sizes(matrix)))
+
+
+def _as_sums(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer's entry whose matrices of the outputs are direct sums."""
+    found = dict(entry)
+    for name, place in (("factors", 1), ("basis", 3), ("averages", 0)):
+        if found[name] is not None and isinstance(found[name][place], Tensor):
+            found[name] = list(found[name])
+            found[name][place] = ((found[name][place],),)
+    return found

@@ -41,13 +41,13 @@ def positive(groups: int, size: int, seed: int) -> Tensor:
 
 
 def factors(seed: int = 0) -> Factors:
-    return Factors(((positive(2, 4, seed),),), positive(2, 3, seed + 1))
+    return Factors(((positive(2, 4, seed),),), ((positive(2, 3, seed + 1),),))
 
 
 def divided(seed: int = 0) -> Factors:
-    """Over seven inputs: two channels at three positions, and a bias."""
+    """Over two channels at three positions and a bias, and over two blocks of three outputs."""
     terms = ((positive(2, 2, seed), positive(2, 3, seed + 2)), (positive(2, 1, seed + 3),))
-    return Factors(terms, positive(2, 3, seed + 1))
+    return Factors(terms, ((positive(2, 2, seed + 1),), (positive(2, 1, seed + 4),)))
 
 
 def written_out(terms: Sum) -> Tensor:
@@ -61,8 +61,8 @@ def written_out(terms: Sum) -> Tensor:
 
 def block(pair: Factors) -> Tensor:
     """A (x) B over gradients flattened row by row (out, in), group by group."""
-    whole = written_out(pair.a)
-    return torch.stack([torch.kron(b, a) for a, b in zip(whole, pair.b, strict=True)])
+    whole = map(written_out, pair)
+    return torch.stack([torch.kron(b, a) for a, b in zip(*whole, strict=True)])
 
 
 @pytest.mark.parametrize("pair", [factors(), divided()], ids=["whole", "divided"])
@@ -82,7 +82,7 @@ def test_damped_inverse_is_the_factored_one() -> None:
     basis = eigenbasis(pair)
     got = basis.back(damped_inverse(basis, damping) * basis.to(grad))
     for g in range(2):
-        a, b = pair.a[0][0][g], pair.b[g]
+        a, b = pair.a[0][0][g], pair.b[0][0][g]
         pi = math.sqrt((a.trace() / 4) / (b.trace() / 3))
         eye = torch.eye(4).double(), torch.eye(3).double()
         inverse_a = torch.linalg.inv(a + pi * math.sqrt(damping) * eye[0])
@@ -102,7 +102,7 @@ def test_rotation_carries_moments_over(make: Callable[[int], Factors]) -> None:
     second = torch.rand(2, 3, width, dtype=torch.float64)
     got = rotate_square(second, turn)
     for g in range(2):
-        into = torch.kron(turn[0][g], written_out(turn[1])[g].T.contiguous())
+        into = torch.kron(written_out(turn[0])[g], written_out(turn[1])[g].T.contiguous())
         full = into @ torch.diag(second[g].reshape(-1)) @ into.T
         torch.testing.assert_close(got[g].reshape(-1), full.diagonal())
     torch.testing.assert_close(got.sum((1, 2)), second.sum((1, 2)))  # a trace stays
@@ -153,14 +153,15 @@ def test_a_basis_that_follows_arrives_at_the_eigenbasis() -> None:
     exact = eigenbasis(pair)
     for got, want in ((basis.values_a, exact.values_a), (basis.values_b, exact.values_b)):
         torch.testing.assert_close(got.sort(dim=1).values, want.sort(dim=1).values)
-    inside = basis.u_b.mT @ pair.b @ basis.u_b
+    u_b = written_out(basis.u_b)
+    inside = u_b.mT @ written_out(pair.b) @ u_b
     torch.testing.assert_close(inside, torch.diag_embed(basis.values_b))
 
 
 def test_a_basis_that_follows_has_nothing_to_turn_in_one_dimension() -> None:
     one = torch.full((2, 1, 1), 3.0)
-    basis = followed(Factors(((one,),), one), None)
-    assert torch.equal(basis.u_b, torch.ones_like(one))
+    basis = followed(Factors(((one,),), ((one,),)), None)
+    assert torch.equal(basis.u_b[0][0], torch.ones_like(one))
     assert torch.equal(basis.values_b, one[:, 0])
 
 
@@ -168,12 +169,16 @@ def test_a_basis_that_follows_stays_where_eigenvalues_are_equal() -> None:
     """A change of a billionth moves it as little, where eigenvectors turn freely."""
     flat = torch.diag(torch.tensor([3.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.float64)).unsqueeze(0)
     noise = 1e-9 * positive(1, 5, 3)
-    ends = [followed(Factors(((m,),), m), None) for m in (flat, flat + noise)]
-    assert float((ends[0].u_b - ends[1].u_b).norm()) < 1e-6
-    turned = eigenbasis(Factors(((flat,),), flat + noise)).u_b.abs()
-    assert float((turned - eigenbasis(Factors(((flat,),), flat)).u_b.abs()).norm()) > 0.1
-    still = Factors(((torch.zeros_like(flat),),), torch.zeros_like(flat))
-    torch.testing.assert_close(followed(still, ends[0]).u_b, ends[0].u_b)
+
+    def pair(b: Tensor) -> Factors:
+        return Factors(((flat,),), ((b,),))
+
+    first, second = (followed(pair(m), None) for m in (flat, flat + noise))
+    assert float((first.u_b[0][0] - second.u_b[0][0]).norm()) < 1e-6
+    turned = [eigenbasis(pair(m)).u_b[0][0].abs() for m in (flat, flat + noise)]
+    assert float((turned[0] - turned[1]).norm()) > 0.1
+    still = followed(pair(torch.zeros_like(flat)), first)
+    torch.testing.assert_close(still.u_b, first.u_b)
 
 
 @pytest.mark.parametrize("rank", [1, 40, 150])
@@ -204,20 +209,19 @@ def test_tensors_that_are_not_finite_are_named(value: float) -> None:
     assert not_finite({"c": []}) == set()
 
 
-@pytest.mark.parametrize("modes", [((7,),), ((2, 3), (1,)), ((7, 1),)], ids=str)
-def test_gradient_factors_have_the_trace_of_the_gradient(modes: Modes) -> None:
+@pytest.mark.parametrize("rows", [((3,),), ((2,), (1,))], ids=str)
+@pytest.mark.parametrize("modes", [((7,),), ((4,), (3,)), ((2, 3), (1,)), ((7, 1),)], ids=str)
+def test_gradient_factors_have_the_trace_of_the_gradient(rows: Modes, modes: Modes) -> None:
     grads = torch.randn(50, 2, 3, 7, dtype=torch.float64)
-    left = grads.square().mean(0).new_zeros(2, 3, 3)
-    right: list[list[Tensor]] = []
-    for grad in grads:
-        outer, terms = gradient_moments(grad, modes)
-        left = left + outer / 50
-        right = right or [[torch.zeros_like(factor) for factor in term] for term in terms]
-        right = [
-            [a + b / 50 for a, b in zip(*pair, strict=True)]
-            for pair in zip(right, terms, strict=True)
-        ]
-    pair = gradient_factors(left, tuple(map(tuple, right)), samples=16)
+    found = [gradient_moments(grad, rows, modes) for grad in grads]
+    left, right = (
+        tuple(
+            tuple(torch.stack(factors).mean(0) for factors in zip(*terms, strict=True))
+            for terms in zip(*sides, strict=True)
+        )
+        for sides in zip(*found, strict=True)
+    )
+    pair = gradient_factors(left, right, samples=16)
     trace = block(pair).diagonal(dim1=1, dim2=2).sum(1)
     torch.testing.assert_close(trace, 16 * grads.square().mean(0).sum((1, 2)))
 
@@ -226,13 +230,14 @@ def test_gradient_factors_have_the_trace_of_the_gradient(modes: Modes) -> None:
 def test_gradients_that_are_products_are_factored_exactly(modes: Modes) -> None:
     sides = [torch.randn(n, dtype=torch.float64) for n in (3, 2, 3)]
     flat = functools.reduce(torch.kron, sides)
-    pair = gradient_factors(*gradient_moments(flat.reshape(1, 3, 6), modes), samples=1)
+    moments = gradient_moments(flat.reshape(1, 3, 6), ((3,),), modes)
+    pair = gradient_factors(*moments, samples=1)
     torch.testing.assert_close(block(pair)[0], torch.outer(flat, flat))
 
 
 def test_moments_of_modes_are_sums_over_the_others() -> None:
     grad = torch.randn(2, 4, 7, dtype=torch.float64)
-    left, ((channels, positions), (bias,)) = gradient_moments(grad, ((2, 3), (1,)))
+    ((left,),), ((channels, positions), (bias,)) = gradient_moments(grad, ((4,),), ((2, 3), (1,)))
     weight = grad[:, :, :6].reshape(2, 4, 2, 3)
     torch.testing.assert_close(left, torch.einsum("goi,gpi->gop", grad, grad))
     torch.testing.assert_close(channels, torch.einsum("gock,godk->gcd", weight, weight))
@@ -242,9 +247,9 @@ def test_moments_of_modes_are_sums_over_the_others() -> None:
 
 def test_combined_factors_have_the_curvature_s_scale() -> None:
     c, g = factors(0), factors(7)
-    g = Factors(((1e6 * g.a[0][0],),), 1e6 * g.b)
+    g = Factors(((1e6 * g.a[0][0],),), ((1e6 * g.b[0][0],),))
     both = combined_factors(c, g)
-    for mixed, own in ((both.a[0][0], c.a[0][0]), (both.b, c.b)):
+    for ((mixed,),), ((own,),) in zip(both, c, strict=True):
         torch.testing.assert_close(
             mixed.diagonal(dim1=1, dim2=2).sum(1), own.diagonal(dim1=1, dim2=2).sum(1)
         )

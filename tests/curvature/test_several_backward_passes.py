@@ -394,5 +394,6 @@ def test_the_first_averages_know_the_samples() -> None:
     assert g[0] is not None
     assert g[1] is not None
     matrix = torch.cat([g[0], g[1][:, None]], dim=1)[None]
-    a, b = gradient_factors(*gradient_moments(matrix, ((5,),)), len(X))
-    alike({"4": found.factors()["4"]}, {"4": (a[0][0][0], b[0])})
+    moments = gradient_moments(matrix, ((len(matrix[0]),),), ((5,),))
+    ((a,),), ((b,),) = gradient_factors(*moments, len(X))
+    alike({"4": found.factors()["4"]}, {"4": (a[0], b[0])})

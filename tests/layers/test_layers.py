@@ -29,7 +29,7 @@ def check(module: nn.Module, x: Tensor) -> None:
     gradient = layer.gradient()
     assert gradient is not None
     assert gradient.shape == layer.shape
-    assert sum(map(math.prod, layer.input_factor_sizes)) == layer.shape[2]
+    assert [sum(map(math.prod, side)) for side in layer.factor_sizes] == [*layer.shape[1:]]
     batched, cotangents = (x[None], g[None]) if layer.unbatched(x) else (x, g)
     rows = layer.input_rows(batched)
     if layer.bias is not None:
