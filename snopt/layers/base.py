@@ -234,15 +234,26 @@ class Layer(ABC):
         return split.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
     def input_moment(self, z: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
-        """Sum of outer products of the input rows, bias included: (groups, in, in)."""
+        """Sum of outer products of the input rows, bias included: (groups, in, in).
+
+        Raises:
+            ValueError: there are not as many rows as cotangents have.
+        """
         groups, _, width = self.shape
         moment = torch.zeros(groups, width, width, dtype=dtype, device=z.device)
         numbers = max(1, rows // max(1, z.shape[0])) * width * groups
+        seen = 0
         for part in z.split(max(1, _PATCH_ELEMENTS // numbers)):
             x = self.input_rows(part).to(dtype)
+            seen += x.shape[1]
             if self.bias is not None:
                 x = F.pad(x, (0, 1), value=1.0)
             _add_upper(moment, x)
+        if seen != rows:
+            raise ValueError(
+                f"layer {self.name!r} has {rows} outputs for {seen} patches of its input, as with "
+                "output_size=...: give the layer output_padding instead, or choose basis='gradient'"
+            )
         return moment.triu() + moment.triu(1).mT
 
     def _weighted_input_moment(self, z: Tensor, roots: Tensor) -> Tensor:

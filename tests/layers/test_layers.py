@@ -248,3 +248,15 @@ def test_several_passes_give_a_sample_the_products_of_each(kind: str) -> None:
     for k in range(2):
         alone = layer.per_sample_outer_products([(z, g[:, k]) for z, g in uses])
         torch.testing.assert_close(found[:, k], layer.per_sample_gradients(alone))
+
+
+def test_an_output_size_of_the_call_is_refused() -> None:
+    """Patches follow the module's own padding, and would belong to other outputs."""
+    module = nn.ConvTranspose2d(2, 3, 2, stride=2, bias=False)
+    layer = layer_of("up", module)
+    assert layer is not None
+    x = torch.randn(4, 2, 3, 3)
+    layer.moments(x, torch.randn_like(module(x)), None)
+    larger = module(x, output_size=(7, 7))
+    with pytest.raises(ValueError, match=r"'up' has 196 outputs for 144 patches.*output_padding"):
+        layer.moments(x, torch.randn_like(larger), None)
