@@ -182,7 +182,7 @@ class Benchmark:
     def _fix(self, entrant: Entrant, folders: Sequence[Path]) -> None:
         losses = sorted(Outcome.read(folder).best for folder in folders)
         target = Target(
-            loss=float(f"{losses[len(losses) // 2]:.4g}"),
+            loss=workloads.rounded_up(losses[len(losses) // 2]),
             low=float(f"{losses[0]:.4g}"),
             high=float(f"{losses[-1]:.4g}"),
             optim=entrant.optim,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, Context
 from typing import Any
 
 import yaml
@@ -124,3 +125,9 @@ def fix(workload: Workload, target: Target) -> None:
     if count != 1:
         raise ConfigError(f"{path}: has no line `  target: null`, so that its target stays.")
     write_file(path, fixed.encode())
+
+
+def rounded_up(loss: float) -> float:
+    """To four digits and never below, or the run that a target is of would not reach it."""
+    context = Context(prec=4, rounding=ROUND_CEILING)
+    return float(context.create_decimal_from_float(loss))

@@ -368,7 +368,7 @@ def test_targets_are_fixed_by_the_best_first_order_optimizer(
         [Outcome.read(path.with_name(f"{path.name[:-1]}{s}")) for s in range(3)] for path in last
     ]
     medians = [sorted(outcome.best for outcome in three)[1] for three in runs]
-    assert any(target.loss == pytest.approx(median, rel=1e-3) for median in medians)
+    assert any(median <= target.loss <= 1.001 * median for median in medians)
     assert (toy / "out" / "tuned-toy.png").exists()
     assert "target" in capsys.readouterr().out
     kept = (toy / "results" / "tuned" / "toy" / "signum").rglob("config.yaml")

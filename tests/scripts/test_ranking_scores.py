@@ -21,7 +21,7 @@ from scripts.ranking.scores import (
     profile,
     standing,
 )
-from scripts.ranking.workloads import Target, Workload
+from scripts.ranking.workloads import Target, Workload, rounded_up
 from tasks.engine.records.metrics import Curve
 
 TARGET = Target(0.5, 0.4, 0.6, "adamw", "2026-11-25", "made up")
@@ -168,7 +168,7 @@ def test_who_diverged_does_not_stretch_the_axis() -> None:
 def test_the_committed_tables_read_and_write_themselves() -> None:
     path = Path("results/reference/benchmark") / RATIOS
     assert as_text(kept(path)) == path.read_text()
-    (tables,) = kept(path).values()
+    tables = kept(path)["default"]
     assert {one.workload.name for one in tables} >= {"circle", "mnist", "spoken_arabic_digits"}
 
 
@@ -186,3 +186,18 @@ def test_new_tables_replace_old_ones_of_the_same_workload_and_leave_the_others()
     }
     expected = {("default", "a"): 4, ("default", "b"): 4, ("default", "c"): 2, ("tuned", "a"): 2}
     assert seconds == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (2.35721e-05, 2.358e-05),
+        (1.325, 1.325),
+        (3.75901, 3.76),
+        (-0.12345, -0.1234),
+        (12345.0, 12350),
+    ],
+)
+def test_a_target_is_reached_by_the_run_that_it_is_of(loss: float, target: float) -> None:
+    assert rounded_up(loss) == target
+    assert rounded_up(loss) >= loss
