@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from snopt import GaussNewton, SNOptPreconditioner
@@ -16,6 +17,16 @@ from tests.support.output_steps import (
     same,
     step,
 )
+
+
+def fitted(model: nn.Module, optimizer: GaussNewton, x: Tensor, y: Tensor) -> None:
+    """One step on squared errors."""
+    optimizer.zero_grad()
+    outputs = model(x)
+    loss = functional.mse_loss(outputs, y)
+    optimizer.curvature_pass(outputs, "gaussian", targets=y, loss=loss)
+    loss.backward()
+    optimizer.step()
 
 
 @pytest.mark.parametrize("kind", ["few outputs", "many outputs"])
@@ -75,12 +86,7 @@ def test_momentum_decay_and_rates_of_groups_are_part_of_the_solve(memory: float)
         prior = momentum * past + fade * decay * weights * before
         matrix = rows.T @ rows + torch.diag(fade * DAMPING / weights)
         past = prior + torch.linalg.solve(matrix, rows.T @ (residual - rows @ prior))
-        optimizer.zero_grad()
-        outputs = model(x)
-        loss = functional.mse_loss(outputs, y)
-        optimizer.curvature_pass(outputs, "gaussian", targets=y, loss=loss)
-        loss.backward()
-        optimizer.step()
+        fitted(model, optimizer, x, y)
         same(before - flat(model), lr * past, 1e-5)
 
 
@@ -151,12 +157,7 @@ def test_a_resumed_run_goes_on_the_same() -> None:
                 optimizer.close()
                 optimizer = GaussNewton(model, 0.5, momentum=0.5, damping=0.1)
                 optimizer.load_state_dict(saved)
-            optimizer.zero_grad()
-            outputs = model(x)
-            loss = functional.mse_loss(outputs, y)
-            optimizer.curvature_pass(outputs, "gaussian", targets=y, loss=loss)
-            loss.backward()
-            optimizer.step()
+            fitted(model, optimizer, x, y)
         ends.append(flat(model))
     assert torch.equal(*ends)
 
@@ -188,12 +189,7 @@ def test_a_rate_of_zero_is_like_freezing(rows: str) -> None:
                 kept = flat(model[0])
                 model[0].requires_grad_(not frozen)
                 optimizer.param_groups[0]["lr"] = 0.5 if frozen else 0.0
-            optimizer.zero_grad()
-            outputs = model(x)
-            loss = functional.mse_loss(outputs, y)
-            optimizer.curvature_pass(outputs, "gaussian", targets=y, loss=loss)
-            loss.backward()
-            optimizer.step()
+            fitted(model, optimizer, x, y)
         model.requires_grad_(True)
         assert torch.equal(flat(model[0]), kept)
         ends.append(flat(model))
