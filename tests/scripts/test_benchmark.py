@@ -1,12 +1,6 @@
 """The benchmark, from the files of its workloads to its page, on a toy workload."""
 
-import json
-import math
-import shutil
-from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +9,10 @@ from hydra import compose, initialize_config_dir
 
 from scripts import benchmark
 from scripts.ranking import entrants, workloads
-from scripts.ranking.entrants import Choice, Entrant, Trainer, Tried, make
+from scripts.ranking.entrants import Entrant, make
 from scripts.ranking.outcomes import Outcome
-from scripts.ranking.workloads import Target, Workload
-from scripts.search import Found, Result, Trial, rungs, search
+from scripts.ranking.workloads import Workload
+from scripts.search import search
 from tasks.common.checks import ConfigError
 from tasks.engine import cli
 from tasks.engine.config import composing
@@ -26,71 +20,7 @@ from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
 from tasks.engine.experiment import build_task, load_splits
 from tasks.engine.training.parallel import World
-
-TOY = """
-# @package _global_
-defaults:
-  - override /task: digits
-  - override /tuned: none
-task:
-  hidden: 4
-threads: 1
-train:
-  max_epochs: null
-  max_seconds: 0.2
-  clock: cpu
-  eval_every_epochs: null
-  eval_every_seconds: 0.02
-  eval_splits: [valid, test]
-  eval_test_samples: 50
-workload:
-  about: A net that is too small, for a moment.
-  target: null  # made by a test
-"""
-
-
-@pytest.fixture
-def toy(tmp_path, monkeypatch) -> Path:
-    """A configuration folder with one workload, ``toy``, and nothing else to rank on."""
-    conf = tmp_path / "conf"
-    shutil.copytree(
-        composing.CONF, conf, ignore=shutil.ignore_patterns("target", "tuned", "experiment")
-    )
-    for folder in ("tuned", "experiment", "target"):
-        (conf / folder).mkdir()
-        (conf / folder / "none.yaml").write_text("# @package _global_\n")
-    (conf / "target" / "toy.yaml").write_text(TOY.lstrip())
-    monkeypatch.setattr(composing, "CONF", conf)
-    monkeypatch.setattr(workloads, "FOLDER", conf / "target")
-    return tmp_path
-
-
-MINE = """
-import torch
-
-
-class Signum(torch.optim.SGD):
-    def __init__(self, params, lr=0.1, *, beta=0.0):
-        super().__init__(params, lr=lr, momentum=beta)
-"""
-OF_MINE = ("optim._target_=signum_of_mine.Signum", "optim.beta=0.9")
-
-
-@pytest.fixture
-def mine(tmp_path, monkeypatch) -> None:
-    (tmp_path / "signum_of_mine.py").write_text(MINE.lstrip())
-    monkeypatch.syspath_prepend(tmp_path)
-
-
-def decided(entrant: Entrant, seeds: Iterable[int] = ()) -> None:
-    """What ``make`` does, but the first rate is chosen without a run that tries it."""
-    settings = entrant.point(entrant.about.rates[0], 1.0)
-    entrant.keep(Choice((Tried(settings, 101, (1.0, 2.0)),)))
-    make(entrant, [*seeds], lambda line: None)
-
-
-def fixed(loss: float = 2.2) -> Target:
-    return Target(loss, 2.1, 2.3, "adamw", "2026-11-25", "made up")
+from tests.support.toy_workload import OF_MINE, decided, fixed
 
 
 @pytest.mark.parametrize("name", workloads.names())
@@ -133,79 +63,6 @@ def test_a_file_that_is_no_workload_is_named(toy) -> None:
         workloads.read(["bad"])
     with pytest.raises(ConfigError, match="toi: no such choice"):
         workloads.read(["toi"])
-
-
-def test_rates_are_chosen_on_tuning_seeds_without_the_test_split(toy) -> None:
-    workloads.fix(Workload.read("toy"), fixed())
-    entrant = Entrant("default", Workload.read("toy"), "adamw", toy / "results")
-    said: list[str] = []
-    make(entrant, [0], said.append)
-    choice = entrant.choice()
-    assert choice is not None
-    trials = [(tried.seed, tried.settings["train.max_seconds"]) for tried in choice.trials]
-    assert sorted(trials) == [(100, 0.1)] * 4 + [(101, 0.1)] * 2 + [(101, 0.2)] * 2
-    for config in entrant.runs.rglob("config.yaml"):
-        seed = int(config.parent.name.rpartition("-s")[2])
-        splits = yaml.safe_load(config.read_text())["train"]["eval_splits"]
-        assert splits == (["valid", "test"] if seed == 0 else ["valid"])
-    assert len(said) == 4 + 4 + 1
-    (final,) = entrant.finals([0])
-    assert entrant.finals([0, 1]) == []
-    stamps = {p: p.stat().st_mtime_ns for p in entrant.runs.rglob("metrics.jsonl")}
-    make(entrant, [0], said.append)  # all of it is there
-    assert {p: p.stat().st_mtime_ns for p in entrant.runs.rglob("metrics.jsonl")} == stamps
-    assert json.loads((final / "run.json").read_text())["seed"] == 0
-    cpu, wall = entrant.spent()
-    assert 0 < cpu < wall
-
-
-def test_settings_that_ran_with_both_seeds_count_by_the_mean(toy, monkeypatch) -> None:
-    entrant = Entrant("default", Workload.read("toy"), "sgd", toy)
-    low, high = entrant.about.rates[:2]
-    losses = {
-        (low, 0.1, 100): 0.1,
-        (high, 0.1, 100): 0.6,
-        (low, 0.1, 101): 0.5,
-        (high, 0.1, 101): 0.2,
-        (low, 0.2, 101): 0.4,
-        (high, 0.2, 101): 0.45,
-    }
-
-    def run(self, changes, seed):
-        key = (changes["optim.lr"], changes["train.max_seconds"], seed)
-        return SimpleNamespace(best=losses.get(key, 1.0))
-
-    monkeypatch.setattr(Trainer, "run", run)
-    chosen = Trainer(entrant, print).choose().settings
-    assert chosen["optim.lr"] == low  # 0.3 by the mean; 0.2 on the last seed alone is luck
-    assert chosen["train.max_seconds"] == 0.1
-
-
-def test_a_choice_for_another_target_or_other_defaults_is_made_again(toy) -> None:
-    workload = Workload.read("toy")
-    entrant = Entrant("default", workload, "adamw", toy / "results")
-    decided(entrant)
-    assert entrant.choice() is not None
-    other = Entrant("default", workload, "adamw", entrant.root, ("optim.weight_decay=0.03",))
-    assert other.choice() is None  # other defaults are another optimizer
-    workloads.fix(workload, fixed())
-    assert Entrant("default", Workload.read("toy"), "adamw", toy / "results").choice() is None
-
-
-def test_a_choice_among_other_rates_is_made_again(toy) -> None:
-    entrant = Entrant("default", Workload.read("toy"), "adamw", toy / "results")
-    decided(entrant)
-    path = composing.CONF / "optim" / "adamw.yaml"
-    rates = "rates: [3e-3, 1e-2, 3e-2, 0.1]"
-    assert rates in path.read_text()
-    path.write_text(path.read_text().replace(rates, "rates: [3e-2, 0.1, 0.3, 1.0]"))
-    other = Entrant("default", Workload.read("toy"), "adamw", toy / "results")
-    assert entrant.choice() is not None
-    assert other.choice() is None
-    kept = json.loads(entrant.chosen.read_text())
-    del kept["among"]  # as choices were kept that were made before
-    entrant.chosen.write_text(json.dumps(kept))
-    assert entrant.choice() is not None
 
 
 def test_a_workload_without_all_of_its_first_order_optimizers_is_left_out(toy, capsys) -> None:
@@ -341,15 +198,6 @@ def test_workloads_have_the_data_that_their_files_say(real_data, name) -> None:
     assert len(splits.train[0]) == content["workload"]["train_samples"]
 
 
-def test_one_s_own_may_not_be_called_as_another(toy) -> None:
-    workload = Workload.read("toy")
-    one = Entrant("default", workload, "custom", toy, ("optim._target_=torch.optim.Adam",))
-    with pytest.raises(ConfigError, match=r"adam is conf/optim/adam\.yaml\. Give yours another"):
-        _ = one.label
-    named = Entrant("default", workload, "custom", toy, (*one.overrides, "optim.name=my_adam"))
-    assert named.label == Settings.read(named.configure({})).names[2] == "my_adam"
-
-
 def test_targets_are_fixed_by_the_best_first_order_optimizer(
     toy, mine, monkeypatch, capsys
 ) -> None:
@@ -374,48 +222,6 @@ def test_targets_are_fixed_by_the_best_first_order_optimizer(
     kept = (toy / "results" / "tuned" / "toy" / "signum").rglob("config.yaml")
     assert {yaml.safe_load(path.read_text())["optim"]["beta"] for path in kept} == {0.9}
     assert not (toy / "results" / "tuned" / "toy" / "soap").exists()
-
-
-@pytest.mark.parametrize("given", [(), ("optim.field_lr=0.02",)])
-def test_what_is_given_is_not_searched(toy, mine, monkeypatch, given) -> None:
-    """And an optimizer whose trials all diverge has no choice."""
-    drawn = []
-
-    def diverge(configure, space, **more) -> Found:
-        drawn.extend(space.draw(4, seed=0))
-        lost = Result(rungs(4, more["seconds"])[0], math.inf, 3)
-        return Found([Trial(changes, (lost,)) for changes in drawn], [space])
-
-    monkeypatch.setattr(entrants, "search", diverge)
-    one = Entrant("tuned", Workload.read("toy"), "custom", toy / "results", (*OF_MINE, *given))
-    with pytest.raises(ConfigError, match="signum: every trial on toy diverged before"):
-        make(one, [0], print)
-    assert not one.chosen.exists()
-    assert {"optim.field_lr" in changes for changes in drawn} == {not given}
-
-
-def test_what_diverged_in_a_whole_run_is_no_choice(toy, monkeypatch) -> None:
-    """However soon it was at the target before."""
-    workload = Workload.read("toy")
-    one = Entrant("tuned", workload, "sgd", toy / "results")
-    whole = rungs(4, workload.seconds)[-1]
-
-    def tried(*losses):
-        def found(configure, space, **more) -> Found:
-            drawn = zip(space.draw(2, seed=0), losses, strict=False)
-            return Found([Trial(c, (Result(whole, loss, 9),)) for c, loss in drawn], [space])
-
-        return found
-
-    worth = {0.9: (5.0, 0.9), math.inf: (1.0, 0.1)}
-    order = iter([worth[0.9], worth[math.inf], worth[math.inf]])
-    monkeypatch.setattr(entrants, "Outcome", SimpleNamespace(read=lambda folder: folder))
-    monkeypatch.setattr(entrants, "merit", lambda *rest: next(order))
-    monkeypatch.setattr(entrants, "search", tried(0.9, math.inf))
-    assert [one.merit for one in Trainer(one, print).search().trials] == [worth[0.9]]
-    monkeypatch.setattr(entrants, "search", tried(math.inf))
-    with pytest.raises(ConfigError, match="sgd: every trial on toy diverged before"):
-        Trainer(one, print).search()
 
 
 def in_process(commands, jobs, begin, *, deadline):
