@@ -98,6 +98,7 @@ class Method(ABC):
             does.
         whole: whether all parameters take part, whatever layers they belong to.
         gradient_scale: what gradients are multiplied by before anything is made of them.
+        closed: whether its optimizer was closed, for good.
     """
 
     layers: dict[str, Layer]
@@ -110,6 +111,7 @@ class Method(ABC):
     needs_curvature_pass: str = ""
     whole: bool = False
     gradient_scale: float = 1.0
+    closed: bool = False
 
     @property
     def factors(self) -> Mapping[str, Factors]:

@@ -107,7 +107,6 @@ class SNOpt(Optimizer):
         super().__init__([self._completed(group) for group in named], shown)
         self._fallbacks = {"rule": self.rule, "adam": Adam(cautious=False)}
         self._measured: dict[str, float] = {}
-        self._closed = False
         self._scale_warnings = ScaleWarnings(self.rule, unscaled=grad_scaler is not None)
         self.members = Members(
             self.param_groups,
@@ -160,7 +159,7 @@ class SNOpt(Optimizer):
         """
         with torch.enable_grad():
             loss: Any = None if closure is None else closure()
-        if all(p.grad is None for p in self.members.by_id.values()) and not self._closed:
+        if all(p.grad is None for p in self.members.by_id.values()) and not self.method.closed:
             return loss
         self._averages.settle("a step")
         method = self.method
@@ -193,7 +192,7 @@ class SNOpt(Optimizer):
         Raises:
             RuntimeError: :meth:`curvature_pass` was not called and is needed, or :meth:`close` was.
         """
-        if self._closed:
+        if self.method.closed:
             raise RuntimeError("this optimizer was closed; build another SNOpt on the model")
         method, parameters = self.method, self.members.by_id.values()
         self.members.resolve(method.steps)
@@ -280,7 +279,7 @@ class SNOpt(Optimizer):
         Leaving a ``with SNOpt(model) as optimizer:`` block calls it. The optimizer can still be
         saved, but makes no more steps.
         """
-        self._closed = True
+        self.method.closed = True
         self.method.close()
 
     def __enter__(self) -> Self:

@@ -76,7 +76,6 @@ class Preconditioner(Method):
             self.needs_curvature_pass = f"curvature={rule.curvature!r}"
         self._controller: LevenbergMarquardt | None = None
         self._before: dict[str, Tensor] = {}
-        self._closed = False
         self.prepare_next()
 
     @property
@@ -108,7 +107,7 @@ class Preconditioner(Method):
     @override
     def prepare_next(self) -> None:
         """Have the coming backward pass watched if a refresh is due."""
-        names = self.layers_to_refresh() if self.layers and not self._closed else []
+        names = self.layers_to_refresh() if self.layers and not self.closed else []
         if self.rule.basis != "gradient":
             self.capture.arm(names)
         elif names and self.rule.scales_with_loss:  # N matters to no other
@@ -138,7 +137,6 @@ class Preconditioner(Method):
     @override
     def close(self) -> None:
         """Take hooks and observers off the model."""
-        self._closed = True
         self.capture.disarm()
         self.count.stop()
 
@@ -368,7 +366,7 @@ class Preconditioner(Method):
         for name in alone & self.blocks.keys():
             self.blocks[name].one_sample = True
         self.prepare_next()
-        if self.rule.basis != "gradient" and not (self.capture.armed or self._closed):
+        if self.rule.basis != "gradient" and not (self.capture.armed or self.closed):
             self.capture.expose()
 
 
