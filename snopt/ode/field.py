@@ -28,7 +28,8 @@ class FlatField:
 
     Raises:
         TypeError: from a call, the module returned something else than slopes of ``seen``.
-        ValueError: from a call, a slope has another shape or device than its part of the state.
+        ValueError: from a call, a slope has another shape or device than its part of the state, or
+            the module changed the state in place.
     """
 
     def __init__(
@@ -65,11 +66,18 @@ class FlatField:
         if self.checked:
             return self.layout.pack(self.module(t, y if shapes is None else self.layout.unpack(y)))
         x = self.layout.unpack(y)
+        before = _version(y)
         try:
             slope = self._verified(self.module(t, x), y)
         except Exception as error:
             explain(self.module, error, t, x)
             raise
+        if _version(y) != before:
+            raise ValueError(
+                f"field {self._name} changed its state in place, which the solver still needs: "
+                "make a first layer such as nn.ReLU(inplace=True) one with inplace=False, and "
+                "write x = x + ... for x += ..., or begin the field with x = x.clone()"
+            )
         self.checked = not torch.compiler.is_compiling()
         return slope
 
@@ -129,6 +137,12 @@ class FlatField:
         raise TypeError(
             f"field {self._name} returned {_described(got)}{missing}, expected {expected}"
         )
+
+
+def _version(y: Tensor) -> int:
+    """How often a tensor was changed in place; 0 where nobody counts."""
+    uncounted = torch.compiler.is_compiling() or y.is_inference()
+    return 0 if uncounted else y._version
 
 
 def _described(got: object) -> str:

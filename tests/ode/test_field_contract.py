@@ -83,6 +83,36 @@ def test_wrong_slopes_of_several_parts_are_named(wrong: str, solver: str) -> Non
             block((torch.randn(4, 2), torch.randn(4, 3)))
 
 
+IN_PLACE: dict[str, Callable[..., Any]] = {
+    "a layer": lambda w, x: w * nn.functional.relu(x, inplace=True),
+    "a column": lambda w, x: x[:, :1].zero_() + w * x,
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("wrong", IN_PLACE)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_state_that_the_field_changes_in_place_is_told(
+    wrong: str, solver: str, training: bool
+) -> None:
+    """It is the solver's, and at the first evaluation the caller's own tensor."""
+    change, x = IN_PLACE[wrong], torch.randn(4, 2)
+    for kind in GRADIENTS:
+        block = ODEBlock(Ragged(change), gradient=kind, **SOLVERS[solver])
+        pair = ODEBlock(
+            Ragged(lambda w, x: (change(w, x[0]), x[1])), gradient=kind, **SOLVERS[solver]
+        )
+        with torch.set_grad_enabled(training):
+            for call in (lambda block=block: block(x), lambda pair=pair: pair((x, x))):
+                with pytest.raises(ValueError, match="field Ragged changed its state in place"):
+                    call()
+    for kind in GRADIENTS:
+        copied = Ragged(lambda w, x: change(w, x.clone()))
+        ODEBlock(copied, gradient=kind, **SOLVERS[solver])(x).sum().backward()
+    with torch.inference_mode():
+        ODEBlock(Ragged(lambda w, x: w * x), **SOLVERS[solver])(torch.randn(4, 2))
+
+
 def test_slopes_on_the_way_back_are_those_of_the_call() -> None:
     for kind in GRADIENTS[:3]:
         field, x = Ragged(lambda w, x: w * x), torch.ones(4, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -264,6 +265,46 @@ def test_tensors_that_the_field_does_not_hold_are_refused(kind: str) -> None:
         else:
             with pytest.raises(ValueError, match="are no attributes of it"):
                 loss.backward()
+
+
+@pytest.mark.parametrize("kind", GRADIENTS[:3])
+def test_tensors_of_others_are_refused_where_nothing_is_come_back_to(kind: str) -> None:
+    """Neither state nor field has a gradient, so that no backward pass would look at it."""
+    outside = nn.Linear(3, 3).double()
+
+    class Closed(nn.Module):
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return torch.tanh(outside(x))
+
+    x, _ = problems.data()
+    block = ODEBlock(Closed(), method="rk4", options={"steps": 2}, gradient=kind)
+    with torch.no_grad():
+        block(x)
+    outside.requires_grad_(False)
+    assert not block(x).requires_grad
+    outside.requires_grad_(True)
+    with pytest.raises(ValueError, match="are no attributes of it"):
+        block(x)
+    outside.requires_grad_(False)
+    frozen = Divergent().requires_grad_(False)
+    ODEBlock(frozen, method="rk4", options={"steps": 2}, gradient=kind)((x, torch.zeros(7).to(x)))
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_weights_that_torch_caches_have_their_gradients(kind: str) -> None:
+    """Also those that are used beside the solve, and with the backward pass inside."""
+    x, _ = problems.data()
+    found = []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        field = problems.field()
+        field.outer = nn.utils.parametrizations.weight_norm(field.outer)
+        block = ODEBlock(field, method="rk4", options={"steps": 2}, gradient=kind)
+        with nn.utils.parametrize.cached() if cached else contextlib.nullcontext():
+            loss = block(x).square().sum() + block(x).sum() + field.outer.weight.square().sum()
+            loss.backward()
+        found.append([p.grad for p in field.parameters()])
+    torch.testing.assert_close(found[1], found[0])
 
 
 class Divergent(nn.Module):

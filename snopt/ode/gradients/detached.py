@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snopt.ode.gradients.again import Forth, first_order
 from snopt.ode.gradients.context import SolveContext
-from snopt.ode.gradients.held import unheard
+from snopt.ode.gradients.held import parametrized_apart, unheard
 from snopt.ode.gradients.kept import Kept
 from snopt.ode.gradients.other_draws import other_states, tell_of_draws
 
@@ -46,7 +46,7 @@ def detached(
             Jacobian; without, there are none.
     """
     others = other_states(context.module)
-    with torch.no_grad():
+    with torch.no_grad(), parametrized_apart(cached=True):
         kept = forward(context, y0, t)
     tell_of_draws(context.module, context.gradient, others)
     assert context.held is not None  # set for every solve that is come back to
@@ -55,7 +55,22 @@ def detached(
     others = held.others(known)
     context.held, ends = held.cut_off(others)
     inputs = (y0, *known, *others)
+    if not any(x.requires_grad for x in inputs):
+        _refuse_strangers(context, y0, t)
     return _Detached.apply(context, kept, (backward, tangent), ends, *inputs)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _refuse_strangers(context: SolveContext, y0: Tensor, t: Tensor) -> None:
+    """Look at a solve that nobody will come back to: its field may depend on what it lacks."""
+    y = y0.detach()
+
+    def slope() -> Tensor:
+        return context.field(t[0].to(y), y)
+
+    with torch.enable_grad(), context.as_called():
+        found = slope()
+        if found.requires_grad:
+            context.inspect(found, (y,), slope)
 
 
 def _saved(ctx: Any) -> tuple[Kept, tuple[Tensor, ...]]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 
 _OF_TORCH = {*vars(nn.Module())} - {"training"}
 """Attributes of every module that are no context of a field."""
@@ -146,7 +147,7 @@ class Held:
                 replaced.append((place, name, place.get(name), name in place))
                 place[name] = held[name]
         try:
-            with self._untraced():
+            with self._untraced(), parametrized_apart(cached=False):
                 yield
         finally:
             for place, name, value, there in reversed(replaced):
@@ -234,6 +235,27 @@ def _replaced(value: Any, new: Mapping[int, Tensor]) -> Any:
         return found
     parts = [new.get(id(x), x) for x in value]
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+@contextmanager
+def parametrized_apart(*, cached: bool) -> Iterator[None]:
+    """Inside, what ``parametrize.cached()`` keeps is not seen, and nothing is left there.
+
+    A weight that is computed without a graph has no gradient to give to whoever asks next, and one
+    with a graph can be differentiated once.
+
+    Args:
+        cached: whether weights that are computed inside are kept until the end.
+    """
+    enabled, cache = parametrize._cache_enabled, parametrize._cache
+    if not enabled:
+        yield
+        return
+    parametrize._cache_enabled, parametrize._cache = int(cached), {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = enabled, cache
 
 
 @contextmanager
