@@ -25,7 +25,7 @@ class Members:
         process_group: the processes that average gradients, see :class:`snopt.SNOpt`.
         heard: whether layers are known by being called, not by their gradients alone.
         known: settings of the groups.
-        foreign: settings of other rules' groups.
+        foreign: other settings, of any rule.
         beside: what else a method is told, see :class:`snopt.optim.method.ModelView`.
 
     Attributes:
@@ -108,6 +108,7 @@ class Members:
                 raise ValueError(
                     f"a group's {name} was set, which this rule does not use; its settings are "
                     + ", ".join(self._known)
+                    + "; what is one for all groups is an argument of SNOpt"
                 )
         self.in_force = [in_force(group, self._known, step) for group in self._groups]
 

@@ -45,6 +45,14 @@ class ModelView:
     seed: int = 0
 
 
+_TENSORS = {
+    "outputs": "what the loss compares with the targets; join several with torch.cat",
+    "targets": "torch.as_tensor(y); join several with torch.cat",
+    "loss": "the one that backward() will be called on, not its item()",
+}
+"""What a pass is told that must be a tensor, and how to have one."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """The outputs of a forward pass, and what its loss is.
@@ -62,6 +70,20 @@ class Seen:
     targets: Tensor | None = None
     loss: Tensor | None = None
     batch_dim: int = 0
+
+    def __post_init__(self) -> None:
+        for name, advice in _TENSORS.items():
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and (name == "outputs" or value is not None):
+                raise TypeError(
+                    f"curvature_pass() was given {name} of type {type(value).__name__}, expected "
+                    f"a tensor: {advice}"
+                )
+        if not self.outputs.numel():
+            raise ValueError(
+                f"curvature_pass() was given outputs of shape {tuple(self.outputs.shape)}, which "
+                "have no curvature: leave out empty batches, if not len(x): continue"
+            )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from snopt.optim.groups import listed, named_groups
 from snopt.optim.members import Members
 from snopt.optim.method import Method, Seen, Step
 from snopt.optim.renamed import renamed
-from snopt.optim.rules import Adam, GaussNewton, Rule, group_settings, made, split
+from snopt.optim.rules import Adam, GaussNewton, Rule, all_settings, made, split
 from snopt.optim.saving import check_kind, read_groups, read_parameter, reading, saved_groups
 from snopt.optim.scale_warnings import ScaleWarnings
 from snopt.optim.settings import SHARED, kinds, validate
@@ -114,7 +114,7 @@ class SNOpt(Optimizer):
             process_group,
             heard=getattr(self.rule, "basis", "") != "gradient",
             known=self._kinds,
-            foreign=group_settings(),
+            foreign=all_settings(self.rule),
             loss_scale=None if grad_scaler is None else grad_scaler.get_scale,
             seed=seed,
         )

@@ -62,6 +62,12 @@ class _Batch(NamedTuple):
         return None if self.seen is None else self.seen.targets
 
 
+TOO_LATE = (
+    "the loss has no graph any more, as backward() was called already: call "
+    "optimizer.curvature_pass(outputs, ...) before loss.backward()"
+)
+
+
 class OutputLeastSquares(Method):
     """Steps of a model's parameters as a whole.
 
@@ -116,7 +122,12 @@ class OutputLeastSquares(Method):
             stack.enter_context(self.stopwatch.running(seen.outputs.device))
             stack.enter_context(without_autocast(seen.outputs.device))
             stack.enter_context(torch.enable_grad())
-            self._batch = self._observed(seen, seen.loss)
+            try:
+                self._batch = self._observed(seen, seen.loss)
+            except RuntimeError as error:
+                if "backward through the graph a second time" not in str(error):
+                    raise
+                raise RuntimeError(TOO_LATE) from error
         self.rows.clear()
 
     def _observed(self, seen: Seen, loss: Tensor) -> _Batch:

@@ -44,6 +44,8 @@ def select_layers(
                 reason = "its weight is in no parameter group"
             elif taken & own.keys():
                 reason = "the parameter is shared with another module"
+            elif not layer.weight.numel():
+                reason = "its layer's weight has no elements"
         if layer is None or reason is not None:
             for i in mine:
                 reasons.setdefault(owned[i], reason or "")

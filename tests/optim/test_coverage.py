@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +47,24 @@ def test_every_parameter_is_accounted_for() -> None:
     assert all(name in text for name in names)
     covered = sum(coverage.sizes[n] for n in coverage.preconditioned)
     assert coverage.fraction == covered / sum(coverage.sizes.values())
+
+
+@pytest.mark.parametrize("rule", ["adam", "paper", "gauss_newton"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_of_no_inputs(rule: str, bias: bool) -> None:
+    """As of a model without the condition that it may have."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 2, bias=bias), nn.Tanh(), nn.Linear(2, 2))
+    model[0].weight = nn.Parameter(torch.zeros(2, 0))  # torch warns of nn.Linear(0, 2)
+    optimizer = SNOpt(model, rule=rule)
+    assert "no elements" in optimizer.coverage().fallback["0.weight"]
+    for _ in range(2):
+        optimizer.zero_grad()
+        outputs, y = model(torch.zeros(4, 0)), torch.tensor([0, 1, 1, 1])
+        optimizer.curvature_pass(outputs, targets=y)
+        nn.functional.cross_entropy(outputs, y).backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 def test_only_the_fields() -> None:

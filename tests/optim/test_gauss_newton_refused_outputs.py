@@ -65,6 +65,45 @@ def test_what_it_cannot_take_is_said(kind: str) -> None:
         passed(model, inputs(), **dict(given))
 
 
+NO_TENSORS: dict[str, dict[str, Any]] = {
+    "loss": {"loss": 1.5},
+    "targets": {"targets": [0.0] * N},
+    "outputs": {},
+}
+
+
+@pytest.mark.parametrize("kind", NO_TENSORS)
+@pytest.mark.parametrize("rows", ["samples", "outputs"])
+def test_what_is_no_tensor_is_named(kind: str, rows: str) -> None:
+    model, _ = made("few outputs")
+    optimizer = SNOpt(model, rule="gauss_newton", rows=rows)
+    outputs = model(inputs())
+    found = (outputs, outputs) if kind == "outputs" else outputs
+    with pytest.raises(TypeError, match=f"given {kind} of type .*, expected a tensor"):
+        optimizer.curvature_pass(found, "gaussian", **NO_TENSORS[kind])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "binary", "categorical"])
+@pytest.mark.parametrize("rows", ["samples", "outputs"])
+def test_an_empty_batch_is_told_to_be_left_out(likelihood: str, rows: str) -> None:
+    model, _ = made("few outputs")
+    optimizer = SNOpt(model, rule="gauss_newton", rows=rows)
+    outputs = model(inputs()[:0])
+    with pytest.raises(ValueError, match=r"outputs of shape \(0, 2\).*leave out empty batches"):
+        optimizer.curvature_pass(outputs, likelihood, loss=outputs.sum())
+
+
+@pytest.mark.parametrize("memory", [2.0**30, 0.0])
+def test_a_pass_after_backward_is_told(memory: float) -> None:
+    model, _ = made("few outputs")
+    optimizer = GaussNewton(model, memory=memory)
+    outputs = model(inputs())
+    loss = outputs.square().mean()
+    loss.backward()
+    with pytest.raises(RuntimeError, match=r"before loss\.backward\(\)"):
+        optimizer.curvature_pass(outputs, "gaussian", loss=loss)
+
+
 def test_a_loss_of_other_outputs_is_refused() -> None:
     model, _ = made("few outputs")
     other = model(inputs()).square().mean()

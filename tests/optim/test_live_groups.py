@@ -224,6 +224,19 @@ def test_what_is_no_number_is_named_at_the_step(name: str, value: Any) -> None:
         train(model, optimizer, 1)
 
 
+@pytest.mark.parametrize(
+    ("rule", "name", "value"),
+    [("adam", "refresh_every", 5), ("adam", "cautious", False), ("gauss_newton", "memory", 1.0)],
+)
+def test_what_is_one_for_all_groups_is_told(rule: str, name: str, value: Any) -> None:
+    model = net()
+    optimizer = SNOpt(model, rule=rule)
+    optimizer.param_groups[0][name] = value
+    optimizer.param_groups[0]["note"] = "the user's own"
+    with pytest.raises(ValueError, match=f"{name} was set.*an argument of SNOpt"):
+        train(model, optimizer, 1)
+
+
 def test_what_cannot_be_changed_says_so() -> None:
     model = net()
     optimizer = SNOpt(model, rule="paper")

@@ -26,7 +26,7 @@ __all__ = [
     "Kfac",
     "Paper",
     "Rule",
-    "group_settings",
+    "all_settings",
     "made",
     "split",
     "without_defaults_of_others",
@@ -35,9 +35,9 @@ __all__ = [
 RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Paper, Adam, Kfac, GaussNewton)}
 
 
-def group_settings() -> set[str]:
-    """Names of what the groups of any rule may have of their own."""
-    return {name for rule in RULES.values() for name in kinds(rule, groups=True)}
+def all_settings(*rules: Rule) -> set[str]:
+    """Names of the settings of any rule, and of further ones."""
+    return {name for rule in (*RULES.values(), *rules) for name in kinds(rule)}
 
 
 def made(rule: str | Rule, asked: Mapping[str, Any]) -> Rule:
