@@ -58,7 +58,7 @@ docs: $(STAMP)  ## build the site into build/docs and run the examples (DOCS_FLA
 	$(BIN)/python -m sphinx -W --keep-going -q -b html $(DOCS_FLAGS) docs build/docs
 	@echo "build/docs/index.html"
 
-bench: $(STAMP)  ## seconds per step, split by bucket, per task
+bench: $(STAMP)  ## measure what steps, solvers and gradients cost
 	$(BIN)/python -m scripts.bench
 
 benchmark: $(STAMP)  ## rank optimizers by time to validation targets (hours; resumes; BENCHMARK_FLAGS="--dry-run")

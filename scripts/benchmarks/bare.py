@@ -30,9 +30,9 @@ def solves(workload: Workload, model: nn.Module) -> Callable[[], None]:
 
     What is left out is the rest of the network, which no solver can save.
     """
-    recorded: list[tuple[ODEBlock, Any]] = []
+    recorded: list[tuple[ODEBlock, tuple[Any, ...]]] = []
     handles = [
-        block.register_forward_pre_hook(lambda block, inputs: recorded.append((block, inputs[0])))
+        block.register_forward_pre_hook(lambda block, inputs: recorded.append((block, inputs)))
         for block in ode_blocks(model)
     ]
     with torch.no_grad():
@@ -42,8 +42,8 @@ def solves(workload: Workload, model: nn.Module) -> Callable[[], None]:
 
     def work() -> None:
         model.zero_grad()
-        for block, state in recorded:
-            ends = _tensors(block(_leaves(state)))
+        for block, (state, *times) in recorded:
+            ends = _tensors(block(_leaves(state), *times))
             torch.autograd.backward(ends, [torch.ones_like(end) for end in ends])
 
     return work
@@ -70,7 +70,8 @@ def bare_work(
     def differentiate() -> None:
         with torch.enable_grad():
             leaves = _leaves(state)
-            slopes = _tensors(field(time, leaves))
+            # A part of the state that stays as it is has a slope without a graph.
+            slopes = [slope for slope in _tensors(field(time, leaves)) if slope.requires_grad]
             wanted = (*_tensors(leaves), *parameters)
             cotangents = [torch.ones_like(s) for s in slopes]
             torch.autograd.grad(slopes, wanted, cotangents, allow_unused=True)

@@ -16,7 +16,15 @@ from scripts.benchmarks.memory import peak_bytes
 from scripts.benchmarks.plain import CallCounter, with_plain_blocks
 from scripts.benchmarks.tables import Cell, present, range_text
 from scripts.benchmarks.timing import interleave
-from scripts.benchmarks.workloads import Weights, Workload, load, nfe, ode_blocks, trained
+from scripts.benchmarks.workloads import (
+    Weights,
+    Workload,
+    load,
+    load_with_ode,
+    nfe,
+    ode_blocks,
+    trained,
+)
 
 PLAIN = "odeint_adjoint 1e-3"
 """The yardstick's name in the table."""
@@ -80,7 +88,7 @@ def run(
     """Measure every way on each net, at weights after ``steps`` training steps."""
     chosen = {name: WAYS[name] for name in (WAYS if ways is None else ways)}
     for task in tasks:
-        workload = load(task)
+        workload = load_with_ode(task)
         weights = trained(workload, steps)
         title = (
             f"{task}, batch {len(workload.batch[0])}, after {steps} training steps: one SGD step. "

@@ -34,13 +34,16 @@ class PlainBlock(nn.Module):
         self.t_span = t_span
         self.rtol, self.atol, self.method = rtol, atol, method
 
-    def forward(self, x: State) -> State:
-        """x(t1) from x(t0)."""
+    def forward(self, x: State, t: Tensor | None = None) -> State:
+        """x(t1) from x(t0), or the states at the times ``t``."""
         like = x if isinstance(x, Tensor) else x[0]
-        times = torch.tensor(self.t_span, dtype=like.dtype, device=like.device)
+        span = torch.tensor(self.t_span, dtype=like.dtype, device=like.device)
+        times = span if t is None else t.to(span)
         states: State = torchdiffeq.odeint_adjoint(
             self.field, x, times, rtol=self.rtol, atol=self.atol, method=self.method
         )
+        if t is not None:
+            return states
         if isinstance(states, Tensor):
             return states[-1]
         return tuple(part[-1] for part in states)

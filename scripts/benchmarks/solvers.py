@@ -14,8 +14,9 @@ from torch import nn
 from scripts.benchmarks.gradients import gradient_errors, tight, tight_gradient
 from scripts.benchmarks.tables import Cell, present, range_text
 from scripts.benchmarks.timing import interleave
-from scripts.benchmarks.workloads import Workload, load, nfe, trained, training_step
+from scripts.benchmarks.workloads import Workload, load_with_ode, nfe, trained, training_step
 from snopt import SolverError
+from tasks.common.checks import ConfigError
 from tasks.data.errors import DataError
 
 PAPER = "dopri5, adjoint"
@@ -61,8 +62,8 @@ def run(
     """Measure every candidate on each task, at weights after ``steps`` training steps."""
     for task in tasks:
         try:
-            workload = load(task, batch_size=batch_size)
-        except DataError as error:
+            workload = load_with_ode(task, batch_size)
+        except (DataError, ConfigError) as error:
             out.print(f"{task} left out: {error}", markup=False)
             continue
         title = (

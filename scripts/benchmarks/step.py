@@ -11,7 +11,8 @@ from rich.console import Console
 from scripts.benchmarks.bare import bare_work, field_call, solves
 from scripts.benchmarks.tables import Cell, present, range_text
 from scripts.benchmarks.timing import interleave
-from scripts.benchmarks.workloads import Workload, load, ode_blocks, training_step
+from scripts.benchmarks.workloads import Workload, load_with_ode, ode_blocks, training_step
+from tasks.common.checks import ConfigError
 from tasks.data.errors import DataError
 from tasks.engine.config.composing import CONF
 
@@ -31,8 +32,8 @@ def run(tasks: Sequence[str], rounds: int, out: Console, folder: Path | None) ->
     rows = []
     for task in tasks:
         try:
-            rows.append(row(load(task), rounds))
-        except DataError as error:
+            rows.append(row(load_with_ode(task), rounds))
+        except (DataError, ConfigError) as error:
             out.print(f"{task} left out: {error}", markup=False)
     title = (
         "One SGD step, its solves with their gradients, and the same evaluations of the field "

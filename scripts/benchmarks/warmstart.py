@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from scripts.benchmarks.tables import Cell, present
-from scripts.benchmarks.workloads import Weights, Workload, load, ode_blocks, trained
+from scripts.benchmarks.workloads import Weights, Workload, load_with_ode, ode_blocks, trained
 from snopt import ODEBlock
 from tasks.engine.training.batches import BatchSampler
 
@@ -26,7 +26,7 @@ def run(tasks: Sequence[str], steps: int, out: Console, folder: Path | None) -> 
     """Count on each net, at weights after ``steps`` training steps."""
     rows = []
     for task in tasks:
-        workload = load(task)
+        workload = load_with_ode(task)
         rows.append(row(workload, trained(workload, steps)))
     title = (
         f"Field evaluations of a solve, dopri5 with the adjoint at 1e-3: mean over {STEPS} "

@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from snopt import ODEBlock, SNOpt
+from tasks.common.checks import ConfigError
 from tasks.common.seeding import stream
 from tasks.engine.config.composing import CONF, plain
 from tasks.engine.config.settings import Settings
@@ -94,6 +95,19 @@ def load(
     splits = made.load(folder, 0, world.device, getattr(torch, dtype))
     batch = BatchSampler(splits.train, made.batch_size, 0).next()
     return Workload(task, settings, made, splits, batch, world.device)
+
+
+def load_with_ode(task: str, batch_size: int | None = None) -> Workload:
+    """A workload whose network has an ODE block, for what measures solves.
+
+    Raises:
+        ConfigError: there is no such task, or its network has no ODE block.
+        DataError: its data are not there.
+    """
+    workload = load(task, batch_size=batch_size)
+    if not ode_blocks(workload.model()):
+        raise ConfigError(f"task {task}: its network has no ODE block, so no solve to measure")
+    return workload
 
 
 def trained(workload: Workload, steps: int, solver: Mapping[str, Any] | None = None) -> Weights:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from scripts import bench
 from scripts.benchmarks.bare import bare_work, solves
-from scripts.benchmarks.curvature import VARIANTS, time_rows
+from scripts.benchmarks.curvature import VARIANTS, measurable, time_rows
 from scripts.benchmarks.memory import peak_bytes
 from scripts.benchmarks.plain import CallCounter, PlainBlock, with_plain_blocks
 from scripts.benchmarks.scaling import Growth, Size, draw, exponent, step_of
@@ -182,6 +183,52 @@ def test_every_variant_of_snopt_is_measured():
         2,
         1,
     )
+
+
+def test_gauss_newton_is_left_out_where_the_loss_has_no_residuals():
+    assert "gauss_newton" not in measurable(load("circle", batch_size=4), VARIANTS)
+    assert list(measurable(load("japanese_vowels", batch_size=2), VARIANTS)) == list(VARIANTS)
+
+
+@pytest.mark.parametrize("subject", ["step", "solvers"])
+def test_a_task_without_an_ode_is_left_out(subject, capsys):
+    command = [subject, "--task", "diabetes", "--rounds", "1", "--steps", "1"]
+    assert bench.main(command) == 0
+    assert "diabetes left out: task diabetes: its network has no ODE" in capsys.readouterr().out
+
+
+def test_solves_with_times_are_the_model_s_own():
+    workload = load("pendulum", batch_size=4)
+    model = workload.model(solver={"method": "rk4", "steps": 1, "gradient": "direct"})
+    expected = training_step(workload, model, torch.optim.SGD(model.parameters(), lr=0.0))
+    work = solves(workload, model)
+    before = nfe(model)
+    work()
+    after = nfe(model)
+    assert (after[0] - before[0], after[1] - before[1]) == expected
+
+
+def test_a_plain_block_has_the_trajectory_of_ours():
+    tight = {"rtol": 1e-10, "atol": 1e-10}
+    block = ODEBlock(Decay(), (0.0, 1.0), **tight).double()
+    x, t = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0.0, 0.3, 1.0])
+    plain = PlainBlock(block.field, (0.0, 1.0), **tight)
+    torch.testing.assert_close(plain(x, t), block(x, t), rtol=1e-7, atol=1e-9)
+
+
+class Gap(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, t, state):
+        x, gap = state
+        return gap * self.linear(x), torch.zeros_like(gap)
+
+
+def test_bare_work_of_a_field_with_a_constant_part():
+    state = torch.randn(2, 3), torch.ones(2, 1)
+    bare_work(Gap(), (torch.tensor(0.0), state), (2, 1), "adjoint")()
 
 
 def test_exponent_of_a_power_law():
