@@ -1,9 +1,9 @@
-"""Draw runs of the paper's tasks beside its numbers: ``python -m scripts.paper_study FOLDER``.
+"""Draw runs of the paper's tasks beside its numbers.
 
-Reads the finished runs of one results folder or several, whoever made them, and writes
-``comparison.png``, ``runs.csv`` and ``table.md`` to ``--out``. Runs on different machines are
-compared apart. What is shorter than the paper's, or has one seed, says so in its row. Seconds of
-runs with ``train.clock=cpu`` are those on processors.
+``python -m scripts.paper_study FOLDER --out DIR`` reads the finished runs of one results folder or
+several, whoever made them, and writes ``comparison.png``, ``runs.csv`` and ``table.md`` to
+``--out``. Runs on different machines are compared apart. What is shorter than the paper's, or has
+one seed, says so in its row. Seconds of runs with ``train.clock=cpu`` are those on processors.
 """
 
 from __future__ import annotations

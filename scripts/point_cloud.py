@@ -170,14 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m scripts.point_cloud", description=__doc__)
     parser.add_argument(
-        "--models", default=",".join(FAMILIES), help="families, separated by commas"
+        "--models", default=",".join(FAMILIES), help="families, separated by commas (all)"
     )
     parser.add_argument(
-        "--repeats", type=at_least(1), default=100, help="runs of each family and set"
+        "--repeats", type=at_least(1), default=100, help="runs of each family and set (100)"
     )
-    parser.add_argument("--sets", type=at_least(0), default=4, help="fixed sets of points")
-    parser.add_argument("--steps", type=at_least(1), default=4, help="rk4 steps of a solve")
-    parser.add_argument("--out", type=Path, help="folder for success.csv")
+    parser.add_argument("--sets", type=at_least(0), default=4, help="fixed sets of points (4)")
+    parser.add_argument("--steps", type=at_least(1), default=4, help="rk4 steps of a solve (4)")
+    parser.add_argument("--out", type=Path, help="folder for success.csv (not written)")
     return parser
 
 

@@ -1,7 +1,7 @@
 """Draw what a results folder holds: ``python -m scripts.report results/``.
 
-Writes ``comparison.png``, ``report.html``, ``summary.csv`` (one row per optimizer) and ``runs.csv``
-(one row per run), and prints the comparison.
+Writes ``comparison.png``, ``report.html``, ``summary.csv`` and ``summary.md`` (one row per
+optimizer) and ``runs.csv`` (one row per run), and prints the comparison.
 """
 
 from __future__ import annotations

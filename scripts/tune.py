@@ -191,7 +191,8 @@ def _say_costs(options: argparse.Namespace, pairs: int) -> None:
         out.print(f"{rung.runs} runs of {rung.seconds:g} s with seed {rung.seed}")
     again = f", as much again for each of {options.widenings} wider spaces at most"
     out.print(
-        f"{pairs} searches of {runs} runs and {seconds:g} s of training each, "
+        f"{pairs} {'searches' if pairs > 1 else 'search'} of {runs} runs and {seconds:g} s of "
+        f"training each, "
         f"{pairs * seconds:g} s in all{again if options.widenings else ''}"
     )
 
@@ -322,19 +323,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "overrides",
         nargs="+",
-        help="task=... optim=..., several separated by commas, and others as for run.py",
+        help="task=... optim=..., several separated by commas, and other settings as for run.py",
     )
     parser.add_argument("--trials", type=at_least(1), default=16, help="settings to try (16)")
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="of training, of the longest runs (60)"
+        "--seconds", type=float, default=60.0, help="training seconds of the longest runs (60)"
     )
     parser.add_argument(
-        "--seeds", default="100,101", help="separated by commas; 10 or more (100,101)"
+        "--seeds", default="100,101", help="10 or more, separated by commas (100,101)"
     )
     parser.add_argument(
         "--select", choices=["valid", "train"], default="valid", help="split that scores (valid)"
     )
-    parser.add_argument("--draw-seed", type=int, default=0, help="of the points (0)")
+    parser.add_argument("--draw-seed", type=int, default=0, help="seed of the points (0)")
     parser.add_argument(
         "--no-widen",
         dest="widenings",
@@ -343,10 +344,15 @@ def _parser() -> argparse.ArgumentParser:
         default=MOST_WIDENINGS,
         help="search the given ranges alone, wherever the best lies",
     )
-    parser.add_argument("--jobs", type=at_least(1), default=1, help="pairs at a time (1)")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="searches at a time (1)")
     parser.add_argument("--dry-run", action="store_true", help="say how many runs and seconds")
     parser.add_argument("--out", type=Path, help="folder of the files written (conf/tuned)")
-    parser.add_argument("--results", type=Path, default=Path("results/tuning"), help="of trials")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results/tuning"),
+        help="folder of trials (results/tuning)",
+    )
     return parser
 
 
