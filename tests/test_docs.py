@@ -1,5 +1,6 @@
 """The docs site knows the library's public names."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import snopt
+from snopt.optim.rules import RULES
 from tests.support import console
 
 ROOT = Path(__file__).parents[1]
@@ -16,6 +18,15 @@ DOCS = ROOT / "docs"
 def test_public_names_are_in_the_reference():
     api = (DOCS / "api.md").read_text()
     assert [name for name in snopt.__all__ if not re.search(rf":: (snopt\.)?{name}\b", api)] == []
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_settings_of_rules_are_in_the_reference(rule):
+    api = (DOCS / "api.md").read_text()
+    shown = [base for base in rule.__mro__ if f":: {base.__module__}.{base.__name__}\n" in api]
+    shown += [base for base in rule.__mro__ if f":: snopt.optim.rules.{base.__name__}\n" in api]
+    words = "\n".join(inspect.getdoc(base) for base in shown)
+    assert [name for name in rule.settings() if not re.search(rf"\b{name}\b.*:", words)] == []
 
 
 def test_pages_are_in_the_contents():

@@ -38,7 +38,8 @@ class Adam(EigenbasisRule):
             of the loss, and the moments lag half as far behind.
 
     With ``carry_over`` (the default here) moments are rotated into a new basis instead of starting
-    from zero. The other settings are those of :class:`~snopt.optim.scaling.Scaling`.
+    from zero. The other settings are those of :class:`~snopt.optim.scaling.Scaling` and
+    :class:`~snopt.optim.rules.Rule`.
 
     Source: Vyas et al. 2024 (SOAP); Kingma and Ba 2015; Dozat 2016 (``nesterov``);
     Liang et al. 2024, Cautious optimizers, and Chen et al. 2025, Cautious weight decay

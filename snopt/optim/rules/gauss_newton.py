@@ -68,6 +68,8 @@ class GaussNewton(Rule):
         betas, eps, nesterov: Adam's, for parameters without a layer, whose learning rate is a
             hundredth of ``lr``.
 
+    The other settings are those of :class:`~snopt.optim.rules.Rule`.
+
     Source: see :mod:`snopt.optim.least_squares`.
     """
 

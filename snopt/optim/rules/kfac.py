@@ -27,7 +27,8 @@ class Kfac(EigenbasisRule):
         damping: added to the curvature: a number >= 0, a function of the step, or a
             :class:`~snopt.LevenbergMarquardt`.
 
-    The other settings are those of :class:`~snopt.optim.scaling.Scaling`.
+    The other settings are those of :class:`~snopt.optim.scaling.Scaling` and
+    :class:`~snopt.optim.rules.Rule`.
 
     Source: Martens and Grosse 2015, section 6.3 (damping), 7 (momentum).
     """

@@ -29,7 +29,8 @@ class Paper(EigenbasisRule):
         alpha: decay of the second moment M, in [0, 1).
 
     With ``carry_over`` second moments are rotated into a new basis instead of starting from its
-    eigenvalues. The other settings are those of :class:`~snopt.optim.scaling.Scaling`.
+    eigenvalues. The other settings are those of :class:`~snopt.optim.scaling.Scaling` and
+    :class:`~snopt.optim.rules.Rule`.
 
     Source: Liu, Chen and Theodorou 2021, algorithm 1; George et al. 2018 (the second moment).
     """
