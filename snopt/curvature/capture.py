@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from snopt.curvature.field_observer import DIFFERENTIATED, TRANSFORMED, FieldObserver
-from snopt.curvature.hooks import UncopiedHook, hookable
+from snopt.curvature.hooks import UncopiedHook, have_hooks_guarded, hookable
 from snopt.curvature.kronecker import Factors
 from snopt.curvature.processes import Processes
 from snopt.curvature.stopwatch import Stopwatch
@@ -144,6 +144,7 @@ class Capture:
     def arm(self, names: Iterable[str]) -> None:
         """Watch these layers from the next forward pass on, starting from nothing."""
         self.disarm()
+        have_hooks_guarded()
         self.why = {}
         self.sums = {name: FactorSums.zeros(self.layers[name]) for name in names}
         self._hook(name for name in self.outside if name in self.sums)

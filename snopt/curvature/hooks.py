@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,17 @@ class UncopiedHook:
 
 def _ignore(*args: Any) -> None:
     pass
+
+
+def have_hooks_guarded() -> None:
+    """Have torch.compile notice hooks that come and go.
+
+    By default it does not look, and what it compiled while there were none also runs when there are
+    some. Nothing is done while the compiler is not imported.
+    """
+    config: Any = sys.modules.get("torch._dynamo.config")
+    if getattr(config, "skip_nnmodule_hook_guards", False):
+        config.skip_nnmodule_hook_guards = False
 
 
 def hookable(output: Tensor) -> Tensor:

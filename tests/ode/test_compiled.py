@@ -163,6 +163,26 @@ def test_curvature_of_a_compiled_model(settings: dict[str, Any]) -> None:
     torch._dynamo.reset()
 
 
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)  # torch's default
+def test_a_compiled_model_whose_batches_differ_in_size() -> None:
+    """It is compiled anew in a step without hooks, for all sizes; layers are heard later, too."""
+    torch.compiler.reset()
+    x, y = problems.data()
+    found: list[list[Tensor]] = []
+    for compiles in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+        optimizer = SNOpt(model, 0.02, rule="kfac", refresh_every=2)
+        called = torch.compile(model, backend="eager") if compiles else model
+        for size in (7, 4, 5, 7, 6):
+            optimizer.zero_grad()
+            problems.squares(y[:size])(called(x[:size])).backward()
+            optimizer.step()
+        found.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
+    torch.compiler.reset()
+
+
 def trained(
     model: nn.Module, called: Callable[[Tensor], Tensor], steps: int, state: Any = None
 ) -> SNOpt:
