@@ -35,7 +35,7 @@ class Quadrature(Protocol):
         """
 
     def finish(self) -> None:
-        """No further boundary comes."""
+        """No step begins at the last boundary: none comes any more, or one at which a jumps."""
 
 
 class MidpointRule:

@@ -92,6 +92,22 @@ def test_one_layer_one_sample_constant_in_time(
     torch.testing.assert_close(torch.kron(pair[1], pair[0]), exact, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_loss_of_a_trajectory(kind: str, steps: int) -> None:
+    """The adjoint jumps at output times, by the output's cotangent."""
+    field, t, samples = Constant(bias=True), torch.tensor([0.0, 0.5, 0.8, 2.0]), 4
+    block = ODEBlock(field, (0.0, 2.0), method="rk4", gradient=kind, options={"steps": steps})
+    weights, x = torch.randn(4, samples, 3), torch.randn(samples, 3, requires_grad=True)
+    optimizer = SNOpt(block, lr=0.0, rule="paper")
+    (block(x, t) * weights).sum().backward()
+    optimizer.step()
+    adjoints = samples * torch.stack([weights[k:].sum(0) for k in range(1, 4)])
+    lengths = t.diff()
+    b = 2.0 * torch.einsum("k,kni,knj->ij", lengths, adjoints, adjoints) / samples
+    torch.testing.assert_close(optimizer.factors()["field.layer"][1], b)
+
+
 @pytest.mark.parametrize("span", [(0.0, 1.0), (0.5, 3.0)])
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_empirical_block_is_the_gradient_s_outer_product(

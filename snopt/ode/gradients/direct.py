@@ -34,8 +34,10 @@ def direct(context: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
         y0 = y0.clone() if y0.requires_grad else y0.detach().requires_grad_(True)
         context.observer.start(y0)
     boundaries: list[tuple[float, Tensor]] = []
+    outputs: list[Tensor] = []
     if context.solver.steps is not None:
-        states = torch.stack(unrolled(context, y0, t, boundaries))
+        outputs = unrolled(context, y0, t, boundaries)
+        states = torch.stack(outputs)
     else:
         states = context.integrate(
             "forward",
@@ -47,7 +49,8 @@ def direct(context: SolveContext, y0: Tensor, t: Tensor) -> Tensor:
             on_step=lambda time, y, dt: boundaries.append((time, y)),
         )
     if context.observer is not None and states.requires_grad:
-        _watch(context, context.observer, boundaries, states, float(t[-1]))
+        between = [*zip(t[1:-1].tolist(), outputs[1:-1], strict=True)] if outputs else []
+        _watch(context, context.observer, boundaries, between, states, float(t[-1]))
     return states
 
 
@@ -69,7 +72,8 @@ def unrolled(
         boundaries: filled with start time and start state of every step.
 
     Returns:
-        The states at the output times.
+        The states at the output times. Steps begin at tensors of their own, which the outputs'
+        cotangents do not reach.
 
     Raises:
         SolverError: the last state is not finite.
@@ -77,6 +81,7 @@ def unrolled(
     outputs, y, statistics = [y0], y0, Statistics()
     stages = len(context.tableau.nodes)
     for times, dt, end in step_grid(t, context.solver.steps or 1):
+        y = y.view_as(y)
         rows = stage_times(times, dt, context.tableau, y0, end).unbind()
         for time, row in zip(times, rows, strict=True):
             if boundaries is not None:
@@ -94,10 +99,21 @@ def _watch(
     context: SolveContext,
     observer: Observer,
     boundaries: list[tuple[float, Tensor]],
+    between: list[tuple[float, Tensor]],
     states: Tensor,
     end: float,
 ) -> None:
-    """Tensor hooks that report the boundaries of a backpropagated solve, last one first."""
+    """Tensor hooks that report the boundaries of a backpropagated solve, last one first.
+
+    Args:
+        context: the solve.
+        observer: who is told.
+        boundaries: start time and start state of every step.
+        between: time and state of the outputs at which a step ends, but for the last. The adjoint
+            jumps there by the output's cotangent.
+        states: the outputs.
+        end: the last one's time.
+    """
     rules: list[Quadrature] = []
     last, start = states[-1].detach(), boundaries[0][0]
 
@@ -121,7 +137,15 @@ def _watch(
                     rule.finish()
                 rules.clear()
 
+    def at_output(a: Tensor, place: Place, time: float, y: Tensor) -> None:
+        if rules and observer.active:
+            for rule in rules:
+                rule.finish()
+            report(time, y, place.answer(a, observer.counted()))
+
     states.register_hook(partial(at_end, place=Place()))
     for index, (time, y) in enumerate(boundaries):
         known = partial(at_boundary, place=Place(), index=index)
         y.register_hook(partial(known, time=time, y=y.detach()))
+    for time, y in between:
+        y.register_hook(partial(at_output, place=Place(), time=time, y=y.detach()))
