@@ -226,7 +226,8 @@ class Capture:
                 sums.b /= self.replayed**2
             if processes is not None:
                 sums.reduce(processes)
-            found[name] = sums.factors()
+            # Uses beside such a solve are not all there is of the gradient.
+            found[name] = None if self.why.get(name) == SOLVED_INSIDE else sums.factors()
             if found[name] is not None:
                 self.why.pop(name, None)
         self.disarm()
@@ -250,7 +251,7 @@ class Capture:
             self._restart(layer, passes)
         kind = kind_of_pass([layer.weight])
         if inside and kind is not Pass.LOSS:
-            self.why.setdefault(layer.name, SOLVED_INSIDE)
+            self.why[layer.name] = SOLVED_INSIDE  # says what to do, whatever else was heard
             return False
         if kind is Pass.INNER:
             self.why.setdefault(layer.name, DIFFERENTIATED)

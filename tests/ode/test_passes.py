@@ -165,6 +165,20 @@ class Hamiltonian(nn.Module):
         return torch.stack([slope[:, 1], -slope[:, 0]], 1)
 
 
+@pytest.mark.parametrize("used_outside", [False, True])
+def test_a_solve_inside_backward_is_named_whatever_else_was_heard(used_outside: bool) -> None:
+    """A derivative inside the field, or a use of its layer beside the solve."""
+    field, x, t = Hamiltonian(), X[:, :2], torch.tensor([0.0, 1.0])
+    layer = "inner" if used_outside else "outer"
+    optimizer = SNOpt(field, rule="paper", lr=0.0)
+    out = torchdiffeq.odeint_adjoint(field, x, t, method="rk4")[-1]
+    loss = LOSS(out) + (field.inner(x).square().mean() if used_outside else 0.0)
+    loss.backward()
+    optimizer.step()
+    assert not optimizer.factors()
+    assert "odeint_adjoint" in optimizer.coverage().fallback[f"{layer}.weight"]
+
+
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_a_field_that_is_a_derivative(kind: str) -> None:
     field = Hamiltonian()
