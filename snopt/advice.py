@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snopt.arguments import instance_of
 from snopt.errors import SolverError
 from snopt.ode.block import ODEBlock
 from snopt.ode.gradients.held import tensors_in
@@ -134,6 +135,7 @@ def gradient_error(block: ODEBlock, x: State, t: Times = None, *, seed: int = 0)
     Raises:
         SolverError: the block's solve failed, or the tight one.
     """
+    instance_of(ODEBlock, block)
     with random_streams_kept(block):
         reference = _pass(_tight(block), _doubled(x), t, seed)
         return _compared(_pass(_twin(block), x, t, seed), reference)
@@ -164,6 +166,7 @@ def advise(
         ValueError: ``tolerance`` is not positive.
         SolverError: the tight solve failed, so that there is nothing to compare with.
     """
+    instance_of(ODEBlock, block)
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: must be positive, such as 1e-3")
     with random_streams_kept(block):

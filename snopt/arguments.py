@@ -28,3 +28,16 @@ def number_of(value: Any) -> float | None:
     if isinstance(value, Tensor):
         return float(value) if value.numel() == 1 and not value.is_complex() else None
     return float(value) if isinstance(value, numbers.Real) else None
+
+
+def instance_of(kind: type, value: Any) -> None:
+    """Refuse what is none of a kind of module.
+
+    Raises:
+        TypeError: the message says how one inside another module is passed.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"expected an {kind.__name__}, got {type(value).__name__}: pass the one that the model "
+            "has, e.g. model.block"
+        )

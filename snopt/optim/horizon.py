@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from snopt.arguments import instance_of
 from snopt.curvature.processes import Processes
 from snopt.ode.block import ODEBlock
 from snopt.ode.packing import batch_size
@@ -88,6 +89,7 @@ class Horizon:
         grad_scale: Callable[[], float] | None = None,
         process_group: Any = None,
     ) -> None:
+        instance_of(ODEBlock, block)
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}; choose one of {', '.join(RULES)}")
         for name, value, valid, allowed in (

@@ -98,6 +98,12 @@ class Members:
         Raises:
             ValueError: what is written there is no number, or is not to be changed.
         """
+        if len(self._chosen) != len(self._groups):
+            raise ValueError(
+                f"the optimizer was made with {len(self._chosen)} parameter groups and has "
+                f"{len(self._groups)}: add one with add_param_group(); to train fewer, set "
+                "requires_grad_(False) on their parameters, or their lr to 0"
+            )
         if self._chosen != [group["precondition"] for group in self._groups]:
             raise ValueError(
                 "a group's precondition was changed, but layers are chosen when the optimizer is "

@@ -13,6 +13,9 @@ from typing_extensions import override
 from snopt.arguments import choose, number_of, whole_number
 from snopt.optim.damping import LevenbergMarquardt, damping_at
 
+ROUNDING = 1e-12
+"""How far below its range a number in a group may be."""
+
 
 class Kind(ABC):
     """What a setting may be."""
@@ -71,14 +74,15 @@ class Number(Kind):
     def now(self, name: str, value: Any, step: int) -> float | None:
         if self.follows_steps:
             value = damping_at(value, step)
-        if type(value) is float:  # as nearly always
-            return value
         if value is None and self.optional:
             return None
-        found = None if isinstance(value, bool) else number_of(value)
-        if found is None:
-            raise ValueError(f"a group's {name} is {value!r}; expected a number")
-        return found
+        plain = type(value) is float  # as nearly always
+        found = value if plain else None if isinstance(value, bool) else number_of(value)
+        # A schedule that ends in zero may end a rounding below.
+        low = self.least - ROUNDING
+        if found is None or not low <= found <= self.largest or found == self.below:
+            raise ValueError(f"a group's {name} is {value!r}; expected {self.words}")
+        return float(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +134,11 @@ class Choice(Kind):
     def check(self, name: str, value: Any) -> None:
         choose(name, value, self.words)
 
+    @override
+    def now(self, name: str, value: Any, step: int) -> Any:
+        choose(f"a group's {name}", value, self.words)
+        return value
+
 
 @dataclasses.dataclass(frozen=True)
 class Flag(Kind):
@@ -139,6 +148,11 @@ class Flag(Kind):
     def check(self, name: str, value: Any) -> None:
         if not isinstance(value, bool):
             raise ValueError(f"{name}={value!r}; expected True or False")
+
+    @override
+    def now(self, name: str, value: Any, step: int) -> Any:
+        self.check(f"a group's {name}", value)
+        return value
 
 
 POSITIVE = Number()

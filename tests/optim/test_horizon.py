@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snopt import Horizon, ODEBlock, SNOpt
+from snopt import Horizon, ODEBlock, SNOpt, advise, gradient_error
 from snopt.dynamics import GHBNODE, FirstPart, InitialState
 from tests.support.problems import GRADIENTS
 
@@ -370,3 +370,14 @@ def test_a_batch_without_a_finite_gradient_leaves_the_horizon_finite() -> None:
     first, second = horizon.trace
     assert first.feedback == 0.0 != second.feedback
     assert math.isfinite(horizon.T)
+
+
+def test_a_model_in_place_of_its_block_is_told() -> None:
+    model, x = nn.Sequential(ODEBlock(nn.Tanh())), torch.zeros(2, 3)
+    for call in (
+        lambda: gradient_error(model, x),  # type: ignore[arg-type]
+        lambda: advise(model, x),  # type: ignore[arg-type]
+        lambda: Horizon(model, SNOpt(nn.Linear(2, 2))),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match="expected an ODEBlock, got Sequential"):
+            call()

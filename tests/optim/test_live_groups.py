@@ -214,11 +214,25 @@ def test_a_rate_that_is_a_tensor_stays_one() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lr", "0.1"), ("lr", None), ("betas", (0.9,)), ("betas", 0.9), ("damping", "x")],
+    [
+        ("lr", "0.1"),
+        ("lr", None),
+        ("lr", -0.1),
+        ("lr", float("nan")),
+        ("betas", (0.9,)),
+        ("betas", 0.9),
+        ("betas", (0.9, 1.0)),
+        ("kl_clip", -1.0),
+        ("damping", "x"),
+        ("fallback", "sgd"),
+        ("nesterov", "no"),
+    ],
 )
-def test_what_is_no_number_is_named_at_the_step(name: str, value: Any) -> None:
+def test_what_cannot_be_is_named_at_the_step(name: str, value: Any) -> None:
     model = net()
     optimizer = SNOpt(model, rule="adam")
+    optimizer.param_groups[0]["lr"] = -1e-19  # a schedule's rounding
+    train(model, optimizer, 1)
     optimizer.param_groups[0][name] = value
     with pytest.raises(ValueError, match=name):
         train(model, optimizer, 1)
@@ -242,6 +256,10 @@ def test_what_cannot_be_changed_says_so() -> None:
     optimizer = SNOpt(model, rule="paper")
     optimizer.param_groups[0]["precondition"] = "ode"
     with pytest.raises(ValueError, match="precondition was changed"):
+        train(model, optimizer, 1)
+    optimizer = SNOpt([{"params": model[0]}, {"params": model}], rule="paper")
+    optimizer.param_groups.pop()
+    with pytest.raises(ValueError, match=r"made with 2 parameter groups and has 1.*requires_grad_"):
         train(model, optimizer, 1)
 
 
