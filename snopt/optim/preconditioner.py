@@ -71,6 +71,7 @@ class Preconditioner(Method):
         self.failures = 0
         self.left_to_fallback = {}
         self._told: set[str] = set()
+        self._untold: dict[tuple[bool, str], list[str]] = {}
         self.learned = {name: Learned(layer) for name, layer in self.layers.items()}
         if rule.curvature != "empirical":
             self.needs_curvature_pass = f"curvature={rule.curvature!r}"
@@ -244,7 +245,7 @@ class Preconditioner(Method):
             learned = self.learned[name]
             if factors is None:
                 if self.rule.basis != "gradient" and name in grads and bool(grads[name].any()):
-                    self._tell_of_none(name, self.capture.why.get(name, UNHEARD))
+                    self._leave(name, self.capture.why.get(name, UNHEARD))
                 continue
             if name in broken:
                 self._discard(name, "the factor is not finite")
@@ -263,6 +264,7 @@ class Preconditioner(Method):
             learned.factors, learned.basis = factors, new
             self.left_to_fallback.pop(name, None)
             self.refreshes += 1
+        self._tell()
 
     def _factors(self, learned: Learned, captured: Factors | None) -> Factors | None:
         if self.rule.basis == "curvature":
@@ -277,25 +279,29 @@ class Preconditioner(Method):
     def _discard(self, name: str, why: str) -> None:
         self.failures += 1
         self.learned[name].drop_broken()
-        if self.learned[name].basis is None:
-            self._leave(name, f"its curvature was discarded: {why}")
-        elif name not in self._told:
-            self._told.add(name)
-            logger.warning("curvature of layer %s discarded: %s; the old basis stays", name, why)
-
-    def _tell_of_none(self, name: str, why: str) -> None:
-        if self.learned[name].basis is None:
-            self._leave(name, why)
-        elif name not in self._told:
-            self._told.add(name)
-            logger.warning("layer %s keeps its old basis: %s", name, why)
+        self._leave(name, f"its curvature was discarded: {why}")
 
     def _leave(self, name: str, why: str) -> None:
-        """A layer takes the fallback update: :meth:`SNOpt.coverage` says why, and once the log."""
-        self.left_to_fallback[name] = why
+        """A layer found no new basis. :meth:`SNOpt.coverage` says why, and once the log."""
+        kept = self.learned[name].basis is not None
+        if not kept:
+            self.left_to_fallback[name] = why
         if name not in self._told:
             self._told.add(name)
-            logger.warning("layer %s takes the fallback update: %s", name, why)
+            self._untold.setdefault((kept, why), []).append(name)
+
+    def _tell(self) -> None:
+        """Log the layers that were left, those with one reason together."""
+        for (kept, why), names in self._untold.items():
+            more = f" and {len(names) - 3} others" if len(names) > 3 else ""
+            logger.warning(
+                "no new basis for %s%s, so %s: %s",
+                ", ".join(map(repr, names[:3])),
+                more,
+                "the last one stays" if kept else "the fallback update is taken",
+                why,
+            )
+        self._untold.clear()
 
     def _average(self, grads: Mapping[str, Tensor]) -> None:
         for name, grad in grads.items():
