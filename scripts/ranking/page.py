@@ -130,7 +130,9 @@ def _markdown(standings: Mapping[str, Sequence[Standing]]) -> str:
             metrics.append([one.workload.name, metric, *tests])
         parts += ["Test metric where the validation loss is lowest, mean over seeds:", ""]
         parts += [*map(_line, metrics), ""]
-        parts += [f"{one.workload.name}:{note}" for one in found if (note := _parts(one))]
+        for one in found:
+            if note := _parts(one):
+                parts += [f"{one.workload.name}:{note}", ""]
     return "\n".join(parts)
 
 
