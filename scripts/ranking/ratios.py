@@ -63,7 +63,7 @@ def kept(path: Path) -> dict[str, list[Standing]]:
 def beside(made: Standings, old: Standings) -> dict[str, list[Standing]]:
     """New tables, and old ones of workloads that have no new one; tracks without any left out."""
     found = {}
-    for track in dict.fromkeys((*made, *old)):
+    for track in sorted({*made, *old}):
         tables = {one.workload.name: one for one in (*old.get(track, ()), *made.get(track, ()))}
         if tables:
             found[track] = [tables[name] for name in sorted(tables)]
