@@ -224,6 +224,7 @@ def test_curvature_of_a_compiled_model_that_goes_on() -> None:
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
 
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)  # torch's default
 def test_a_model_that_ran_compiled_before_is_told(caplog: pytest.LogCaptureFixture) -> None:
     torch.compiler.reset()
     for _ in range(2):
@@ -233,7 +234,7 @@ def test_a_model_that_ran_compiled_before_is_told(caplog: pytest.LogCaptureFixtu
     called = torch.compile(model, backend="eager")
     with trained(model, called, 1) as optimizer:
         assert {name.split(".")[0] for name in optimizer.coverage().fallback} == {"first", "last"}
-    assert caplog.text.count("or call torch.compiler.reset() after it") == 2
+    assert caplog.text.count("or call torch.compiler.reset() after it") == 1
     optimizer = SNOpt(model, 0.02, rule="kfac")
     torch.compiler.reset()
     called(problems.data()[0]).sum().backward()
