@@ -160,17 +160,29 @@ def test_candidates_are_measured_on_a_tuple_state():
     assert errors[1] < errors[0]
 
 
-def test_solves_of_a_step_are_its_blocks_own():
-    workload = load("digits", batch_size=8)
-    model = workload.model()
+def solved_once(workload, model):
+    """Make the solves of a step alone; they have the evaluations of a training step."""
     expected = training_step(workload, model, torch.optim.SGD(model.parameters(), lr=0.0))
     work = solves(workload, model)
     before = nfe(model)
     work()
     after = nfe(model)
     assert (after[0] - before[0], after[1] - before[1]) == expected
+
+
+def test_solves_of_a_step_are_its_blocks_own():
+    workload = load("digits", batch_size=8)
+    model = workload.model()
+    solved_once(workload, model)
     outside = {n for n, p in model.named_parameters() if p.grad is None}
     assert outside == {n for n, _ in model.named_parameters() if ".field." not in n}
+
+
+def test_solves_with_times_are_the_model_s_own():
+    workload = load("pendulum", batch_size=4)
+    solved_once(
+        workload, workload.model(solver={"method": "rk4", "steps": 1, "gradient": "direct"})
+    )
 
 
 def test_every_variant_of_snopt_is_measured():
@@ -195,17 +207,6 @@ def test_a_task_without_an_ode_is_left_out(subject, capsys):
     command = [subject, "--task", "diabetes", "--rounds", "1", "--steps", "1"]
     assert bench.main(command) == 0
     assert "diabetes left out: task diabetes: its network has no ODE" in capsys.readouterr().out
-
-
-def test_solves_with_times_are_the_model_s_own():
-    workload = load("pendulum", batch_size=4)
-    model = workload.model(solver={"method": "rk4", "steps": 1, "gradient": "direct"})
-    expected = training_step(workload, model, torch.optim.SGD(model.parameters(), lr=0.0))
-    work = solves(workload, model)
-    before = nfe(model)
-    work()
-    after = nfe(model)
-    assert (after[0] - before[0], after[1] - before[1]) == expected
 
 
 def test_a_plain_block_has_the_trajectory_of_ours():
