@@ -26,7 +26,7 @@ from rich.table import Table
 from scripts.entry import MISTAKES, at_least, require_ranges_of_files, status
 from scripts.pool import run_all
 from scripts.ranking import workloads
-from scripts.ranking.entrants import TRACKS, Entrant
+from scripts.ranking.entrants import NO_SETTINGS, TRACKS, Entrant
 from scripts.ranking.outcomes import Outcome
 from scripts.ranking.page import write
 from scripts.ranking.ratios import RATIOS, kept
@@ -101,14 +101,18 @@ class Benchmark:
         return [(rival, 0) for rival in every if rival.choice() is None]
 
     def fix_targets(self) -> bool:
-        """Fix what targets are missing; whether it was not stopped."""
+        """Fix what targets are missing; whether it was not stopped.
+
+        An optimizer that finds no settings cannot be the best. Where none finds any, the target
+        stays missing.
+        """
         if not self._run(self.searches()):
             return False
         best = []
         for workload in self.untargeted():
             rivals = self.rivals(workload)
             chosen = [(choice.merit, e) for e in rivals if (choice := e.choice()) is not None]
-            if len(chosen) == len(rivals):
+            if chosen:
                 best.append((min(chosen, key=lambda pair: pair[0])[1], TARGET_SEEDS))
         if not self._run([(e, n) for e, n in best if not e.finals(range(n))]):
             return False
@@ -148,7 +152,7 @@ class Benchmark:
         return Entrant(track, workload, optim, self._options.results, overrides)
 
     def _run(self, pairs: Sequence[tuple[Entrant, int]]) -> bool:
-        """Several entrants, some at a time; whether all were run."""
+        """Several entrants, some at a time; whether all were run that have settings to run with."""
         jobs = self._options.jobs
         if not pairs:
             return True
@@ -173,11 +177,11 @@ class Benchmark:
         failed = [
             f"{pair[0].track} {pair[0].workload.name} {pair[0].label}"
             for pair, code in zip(pairs, codes, strict=True)
-            if code not in (0, None, INTERRUPTED)
+            if code not in (0, NO_SETTINGS, None, INTERRUPTED)
         ]
         if failed:
             raise ConfigError(f"did not end well: {'; '.join(failed)}. What they said is above.")
-        return all(code == 0 for code in codes)
+        return all(code in (0, NO_SETTINGS) for code in codes)
 
     def _fix(self, entrant: Entrant, folders: Sequence[Path]) -> None:
         losses = sorted(Outcome.read(folder).best for folder in folders)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from scripts.seeds import TUNING_SEEDS, check_seeds
 from tasks.common.checks import ConfigError, require_choice
 from tasks.engine import experiment
 from tasks.engine.config.settings import Settings
@@ -30,8 +31,6 @@ EDGE = 1 / 8
 WIDER, MOST_WIDENINGS = 10.0, 2
 #: Evaluations of a trial.
 EVALUATIONS = 12
-#: Seeds of results, which no choice may depend on, and those that choices are made on.
-REPORTED_SEEDS, SEEDS = range(10), (100, 101)
 
 Changes = Mapping[str, Any]
 Configure = Callable[[Changes], Mapping[str, Any]]
@@ -56,7 +55,7 @@ class LogUniform:
         return _round(self.low * math.exp(unit * math.log(self.high / self.low)))
 
     def widened(self, best: float) -> LogUniform:
-        """The range for another search: wider where the best value lies at one of its ends."""
+        """The range for another search: wider where the best value lies at or beyond an end."""
         unit = math.log(best / self.low) / math.log(self.high / self.low)
         if self.open and unit < EDGE:
             return replace(self, low=_round(self.low / WIDER))
@@ -214,8 +213,13 @@ class Space:
             drawn.append(changes)
         return drawn
 
-    def widened(self, best: Changes) -> Space:
-        """The space for another search; the same where the best point lies at no edge."""
+    def widened(self, best: Changes | None) -> Space:
+        """The space for another search; the same where the best point lies at no edge.
+
+        Where no point got through a whole run, there is no best one, and learning rates are lower.
+        """
+        if best is None:
+            return replace(self, lr=self.lr.widened(self.lr.low))
         own = {
             key: values.widened(best[key])
             if isinstance(values, LogUniform) and key in best
@@ -241,7 +245,9 @@ class Rung:
     seed: int
 
 
-def rungs(trials: int, seconds: float, seeds: Sequence[int] = SEEDS) -> tuple[Rung, Rung, Rung]:
+def rungs(
+    trials: int, seconds: float, seeds: Sequence[int] = TUNING_SEEDS
+) -> tuple[Rung, Rung, Rung]:
     """All points in an eighth of the seconds, a quarter of them in a quarter, the best in all.
 
     Args:
@@ -320,24 +326,14 @@ def run(
     return Result(rung, lowest, int(record["steps"]))
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse seeds that results are reported for.
-
-    Raises:
-        ConfigError: one of ``REPORTED_SEEDS``.
-    """
-    reserved = [seed for seed in seeds if seed in REPORTED_SEEDS]
-    if reserved:
-        raise ConfigError(f"--seeds: {reserved[0]} is for results; tune on others, such as 100.")
-
-
 @dataclass(frozen=True)
 class Found:
     """What a search found.
 
     Attributes:
         trials: best first, of all the spaces.
-        spaces: what was searched; each but the first because the best lay at an edge.
+        spaces: what was searched; each but the first because the best lay at an edge, or every
+            whole run of the one before failed.
     """
 
     trials: list[Trial]
@@ -350,14 +346,15 @@ def search(
     *,
     seconds: float,
     trials: int = 16,
-    seeds: Sequence[int] = SEEDS,
+    seeds: Sequence[int] = TUNING_SEEDS,
     select: str = "valid",
     draw_seed: int = 0,
     widenings: int = MOST_WIDENINGS,
     cache: DatasetCache | None = None,
+    begin: Callable[[Space], None] = lambda space: None,
     report: Callable[[Trial], None] = lambda trial: None,
 ) -> Found:
-    """Search a space, and again a wider one where the best lies at an edge.
+    """Search a space, and again a wider one where the best lies at an edge, or all of them fail.
 
     Settings that fail in a longer run make room there for the next best, so that what is chosen
     has got through a whole run wherever anything has.
@@ -367,11 +364,12 @@ def search(
         space: what is searched.
         seconds: of training, of the longest runs.
         trials: points tried in each space.
-        seeds: none of ``REPORTED_SEEDS``.
+        seeds: none of those of results.
         select: ``valid`` or ``train``, the split whose lowest loss is a run's score.
         draw_seed: of the points; a wider space has those of the next.
         widenings: how often at most the space is widened.
         cache: keeps the data between runs.
+        begin: called with each space before its trials.
         report: called with a trial after each of its runs.
 
     Raises:
@@ -383,6 +381,7 @@ def search(
     while space not in spaces and len(spaces) <= widenings:
         standing = [Trial(changes) for changes in space.draw(trials, draw_seed + len(spaces))]
         spaces.append(space)
+        begin(space)
         for rung in rungs(trials, seconds, seeds):
             wanted = rung.runs
             for index, trial in enumerate(standing):
@@ -394,6 +393,5 @@ def search(
                 wanted -= math.isfinite(result.loss)
             standing.sort(key=lambda trial: trial.rank)
         tried = sorted([*tried, *standing], key=lambda trial: trial.rank)
-        if tried[0].lasted(seconds):
-            space = space.widened(tried[0].changes)
+        space = space.widened(tried[0].changes if tried[0].lasted(seconds) else None)
     return Found(tried, spaces)

@@ -7,7 +7,8 @@ that are the same for all; a setting that is given, as ``optim.betas=[0.8,0.9]``
 the best quarter of them for a quarter with another seed, the best of these for all of it; a run's
 schedule spans its own seconds, and its score is its lowest validation loss. Nothing looks at the
 test split, and seeds 0 to 9 are left to what is reported. Where the best lies at the edge of a
-range, the range is widened tenfold and searched again, twice at most (``--no-widen``: never).
+range, the range is widened tenfold and searched again, twice at most (``--no-widen``: never). Where
+every run of full length diverged, that of the learning rate is, at its lower end.
 
 The winner goes to ``conf/tuned/<task>/<optim>.yaml``, with the length of the runs it was found in,
 and how it was found to ``results/reference/tuning/<task>.md``. Settings are good only for runs of
@@ -39,7 +40,6 @@ from scripts.search import (
     Found,
     Space,
     Trial,
-    check_seeds,
     label,
     parsed,
     ranges,
@@ -47,7 +47,7 @@ from scripts.search import (
     search,
     typed,
 )
-from scripts.seeds import read_seeds
+from scripts.seeds import check_seeds, read_seeds
 from tasks.common.checks import ConfigError, require_choice
 from tasks.engine import cli
 from tasks.engine.config import composing
@@ -248,19 +248,22 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
             return composing.plain(compose("config", overrides=fixed))
 
     _, seconds = _costs(options)
-    longest, left = 0.0, seconds
+    left = 0.0
+
+    def begin(searched: Space) -> None:
+        nonlocal left
+        left = seconds
+        if searched != space:
+            out.print(f"{task} {name}: a wider space is searched: {searched}", markup=False)
 
     def report(trial: Trial) -> None:
-        nonlocal longest, left
+        nonlocal left
         last = trial.results[-1]
-        if last.rung.seconds < longest:
-            out.print(f"{task} {name}: the best lies at an edge, and a wider space is searched")
-            left = seconds
-        longest = last.rung.seconds
-        left -= longest if math.isfinite(last.loss) else 0.0  # another takes a failed run's place
+        length = last.rung.seconds
+        left -= length if math.isfinite(last.loss) else 0.0  # another takes a failed run's place
         out.print(
             f"{task} {name} [{max(0.0, left):.0f} s left]: {last.loss:.4g} after "
-            f"{last.steps} steps of {longest:g} s  {_shown(trial.changes)}",
+            f"{last.steps} steps of {length:g} s  {_shown(trial.changes)}",
             markup=False,
         )
 
@@ -274,6 +277,7 @@ def _one(options: argparse.Namespace, task: str, optim: str) -> int:
         draw_seed=options.draw_seed,
         widenings=options.widenings,
         cache=DatasetCache(),
+        begin=begin,
         report=report,
     )
     if not found.trials[0].lasted(options.seconds):

@@ -24,6 +24,7 @@ from scripts.entry import at_least, status
 from scripts.ranking.outcomes import Outcome, merit
 from scripts.ranking.workloads import Workload
 from scripts.search import Space, Trial, label, parsed, search, settings_of, typed
+from scripts.seeds import TUNING_SEEDS
 from tasks.common.checks import ConfigError
 from tasks.engine.config import composing
 from tasks.engine.config.settings import Settings
@@ -34,9 +35,9 @@ from tasks.engine.report.console import console
 from tasks.engine.training.dataset_cache import DatasetCache
 
 TRACKS = ("default", "tuned")
+#: Exit status where the tuned track's search found no settings to run with.
+NO_SETTINGS = 4
 
-#: Seeds that settings are chosen on; none of those that count.
-TUNING_SEEDS = (100, 101)
 #: Parts of the budget that a run may take, its schedule with it: whoever is there sooner may end
 #: sooner.
 SHARES = (0.5, 1.0)
@@ -48,6 +49,10 @@ SEARCH_BUDGETS = 6.0
 WARMUP = 0.05
 
 Changes = Mapping[str, Any]
+
+
+class NoSettingsError(ConfigError):
+    """No trial of a search got through a whole run."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +270,7 @@ class Trainer:
         with the best merit is chosen. What the overrides say is not searched.
 
         Raises:
-            ConfigError: none ran for the whole budget.
+            NoSettingsError: none ran for the whole budget.
         """
         workload = self.entrant.workload
 
@@ -285,7 +290,7 @@ class Trainer:
                 settings = {**trial.changes, "train.max_seconds": workload.seconds}
                 tried.append(Tried(settings, rung.seed, worth))
         if not tried:
-            raise ConfigError(
+            raise NoSettingsError(
                 f"{self.entrant.label}: every trial on {workload.name} diverged before the whole "
                 "budget, so that there are no settings to run with."
             )
@@ -331,7 +336,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     entrant = Entrant(
         options.track, workload, options.optim, options.results, tuple(options.overrides)
     )
-    make(entrant, range(options.seeds), lambda line: out.print(line, markup=False, highlight=False))
+    try:
+        make(
+            entrant,
+            range(options.seeds),
+            lambda line: out.print(line, markup=False, highlight=False),
+        )
+    except NoSettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return NO_SETTINGS
     return 0
 
 

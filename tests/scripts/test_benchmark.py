@@ -12,7 +12,7 @@ from scripts.ranking import entrants, workloads
 from scripts.ranking.entrants import Entrant, make
 from scripts.ranking.outcomes import Outcome
 from scripts.ranking.workloads import Workload
-from scripts.search import search
+from scripts.search import Found, Space, Trial, search
 from tasks.common.checks import ConfigError
 from tasks.engine import cli
 from tasks.engine.config import composing
@@ -222,6 +222,25 @@ def test_targets_are_fixed_by_the_best_first_order_optimizer(
     kept = (toy / "results" / "tuned" / "toy" / "signum").rglob("config.yaml")
     assert {yaml.safe_load(path.read_text())["optim"]["beta"] for path in kept} == {0.9}
     assert not (toy / "results" / "tuned" / "toy" / "soap").exists()
+
+
+def test_a_target_is_fixed_without_who_finds_no_settings(toy, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(benchmark, "FIRST_ORDER", ("sgd", "adamw"))
+    monkeypatch.setattr(benchmark, "TARGET_SEEDS", 1)
+    monkeypatch.setattr(benchmark, "run_all", in_process)
+
+    def searched(configure, space, **more) -> Found:
+        if space != Space.of("sgd"):
+            return search(configure, space, **more, trials=1, widenings=0)
+        return Found([Trial(changes) for changes in space.draw(2, seed=0)], [space])
+
+    monkeypatch.setattr(entrants, "search", searched)
+    flags = ["--track=tuned", "--optims=sgd,adamw", "--seeds=1"]
+    flags += [f"--results={toy / 'results'}", f"--out={toy / 'out'}"]
+    assert benchmark.main(flags) == 0
+    assert Workload.read("toy").target.optim == "adamw"
+    said = capsys.readouterr()
+    assert "sgd: every trial on toy diverged before the whole budget" in said.err
 
 
 def in_process(commands, jobs, begin, *, deadline):

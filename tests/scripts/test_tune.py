@@ -107,9 +107,25 @@ def test_what_is_chosen_got_through_a_whole_run(tmp_path, monkeypatch) -> None:
     assert found[0].changes["optim.lr"] == survivors[0]
     assert len([rung for _, rung in asked if rung.seconds == 2]) == 4
     survivors = []
-    none = search.search(configure(tmp_path), space, **{**more, "widenings": 2})
+    none = search.search(configure(tmp_path), space, **more)
     assert not none.trials[0].lasted(8.0)
-    assert none.spaces == [space]
+
+
+def test_lower_rates_are_searched_where_all_diverge(tmp_path, monkeypatch) -> None:
+    space = search.Space.of("adam")
+    losses_of(monkeypatch, lambda c, rung: 1.0 if c["optim.lr"] < space.lr.low else math.inf)
+    begun: list[search.Space] = []
+    found = search.search(configure(tmp_path), space, seconds=8.0, begin=begun.append)
+    assert begun == found.spaces
+    assert [(one.lr.low, one.lr.high) for one in begun] == [(1e-3, 0.1), (1e-4, 0.1)]
+    assert begun[1].own == space.own
+    assert found.trials[0].lasted(8.0)
+    losses_of(monkeypatch, lambda changes, rung: math.inf)
+    none = search.search(configure(tmp_path), space, seconds=8.0)
+    assert len(none.spaces) == 3
+    assert not none.trials[0].lasted(8.0)
+    closed = search.Space(search.LogUniform(1e-3, 0.1, open=False))
+    assert search.search(configure(tmp_path), closed, seconds=8.0).spaces == [closed]
 
 
 def test_nothing_is_written_where_every_whole_run_failed(tmp_path, monkeypatch, capsys) -> None:
