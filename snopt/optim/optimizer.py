@@ -24,7 +24,7 @@ from snopt.optim.method import Method, Seen, Step
 from snopt.optim.renamed import renamed
 from snopt.optim.rules import Adam, GaussNewton, Rule, all_settings, made, split
 from snopt.optim.saving import check_kind, read_groups, read_parameter, reading, saved_groups
-from snopt.optim.scale_warnings import ScaleWarnings
+from snopt.optim.scale_warnings import ScaleWarnings, loss_scale
 from snopt.optim.settings import SHARED, kinds, validate
 
 Model = nn.Module | Iterable[Mapping[str, Any]]
@@ -107,7 +107,8 @@ class SNOpt(Optimizer):
         super().__init__([self._completed(group) for group in named], shown)
         self._fallbacks = {"rule": self.rule, "adam": Adam(cautious=False)}
         self._measured: dict[str, float] = {}
-        self._scale_warnings = ScaleWarnings(self.rule, unscaled=grad_scaler is not None)
+        scale = loss_scale(grad_scaler)
+        self._scale_warnings = ScaleWarnings(self.rule, unscaled=scale is not None)
         self.members = Members(
             self.param_groups,
             modules,
@@ -115,7 +116,7 @@ class SNOpt(Optimizer):
             heard=getattr(self.rule, "basis", "") != "gradient",
             known=self._kinds,
             foreign=all_settings(self.rule),
-            loss_scale=None if grad_scaler is None else grad_scaler.get_scale,
+            loss_scale=scale,
             seed=seed,
         )
         self.method: Method = self.rule.method(self.members.parts(modules))

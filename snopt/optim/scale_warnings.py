@@ -1,9 +1,9 @@
-"""Warnings where the scale of the loss makes steps too short."""
+"""The scale of the loss: that of a ``GradScaler``, and warnings where it makes steps too short."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,23 @@ _LARGE = 3.0
 
 _IN_A_ROW = 3
 """Refreshes that must show both before it is said."""
+
+
+def loss_scale(grad_scaler: Any) -> Callable[[], float] | None:
+    """What says by how much the loss is scaled; ``None`` without a scaler.
+
+    Raises:
+        TypeError: it is no ``GradScaler``.
+    """
+    if grad_scaler is None:
+        return None
+    found: Callable[[], float] | None = getattr(grad_scaler, "get_scale", None)
+    if found is None:
+        raise TypeError(
+            f"grad_scaler={grad_scaler!r}: is not a GradScaler. Give the one that scales the loss: "
+            "scaler = torch.amp.GradScaler(); SNOpt(model, grad_scaler=scaler)"
+        )
+    return found
 
 
 class ScaleWarnings:

@@ -71,3 +71,8 @@ def test_an_overflow_that_the_scaler_skips_leaves_nothing() -> None:
     scaler.step(optimizer)
     assert optimizer.diagnostics()["refresh_failures"] == 0
     assert all(f.isfinite().all() for pair in optimizer.factors().values() for f in pair)
+
+
+def test_what_is_no_scaler_is_refused() -> None:
+    with pytest.raises(TypeError, match="grad_scaler=True: is not a GradScaler"):
+        SNOpt(net(), grad_scaler=True)
