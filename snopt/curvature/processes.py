@@ -18,7 +18,7 @@ from contextlib import suppress
 from itertools import chain
 from math import nan, prod
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -31,28 +31,44 @@ from snopt.errors import FactorizationError
 Group = Any
 """A ``torch.distributed.ProcessGroup``; builds of torch without distributed have no such name."""
 
-_wrappers: WeakSet[nn.Module] | None = None
+_wrappers: WeakKeyDictionary[DistributedDataParallel, None] = WeakKeyDictionary()
+"""The wrappers there are, in the order in which they were noticed."""
+
+_listening = False
 
 
 def _note(module: nn.Module, name: str, child: nn.Module) -> None:
-    if _wrappers is not None and isinstance(module, DistributedDataParallel):
-        _wrappers.add(module)
+    if isinstance(module, DistributedDataParallel):
+        _wrappers[module] = None
 
 
-def _listen() -> WeakSet[nn.Module]:
-    """The wrappers there are: those made so far are looked for once, later ones are heard."""
-    global _wrappers
-    if _wrappers is None:
-        _wrappers = WeakSet()
+def _listen() -> None:
+    """Notice the wrappers that will be made."""
+    global _listening
+    if not _listening:
+        _listening = True
         nn.modules.module.register_module_module_registration_hook(_note)
-        if _up():  # no wrapper can be made without a group
-            kinds = (x for x in gc.get_objects() if issubclass(type(x), DistributedDataParallel))
-            _wrappers.update(kinds)
-    return _wrappers
+
+
+def _look() -> None:
+    """Notice the wrappers that were made before, or as copies of others."""
+    if _up() and dist.get_world_size() > 1:  # no wrapper can be made without a group
+        for x in gc.get_objects():
+            if issubclass(type(x), DistributedDataParallel):
+                _wrappers.setdefault(x)
 
 
 def _up() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def _exists(group: Group) -> bool:
+    """Whether a group has not been destroyed."""
+    try:
+        dist.get_global_rank(group, 0)
+    except ValueError:
+        return False
+    return True
 
 
 class Processes:
@@ -74,24 +90,39 @@ class Processes:
             )
         self._ids = {id(p) for p in parameters}
         self._given = group
-        self._wrapper: WeakSet[nn.Module] = WeakSet()
+        self._holds: WeakKeyDictionary[DistributedDataParallel, bool] = WeakKeyDictionary()
         self._warned = False
         _listen()
+        _look()
 
     @property
     def group(self) -> Group | None:
-        """The group that averages the gradients now, ``None`` where there is just this process."""
+        """The group that averages the gradients now, ``None`` where there is just this process.
+
+        Raises:
+            RuntimeError: one of its processes may end before the others.
+        """
         if self._given is False or not _up():
             return None
-        group = self._given if self._given is not None else self._found()
+        if self._given is not None:
+            group = self._given
+        else:
+            wrapper = self._found()
+            group = None if wrapper is None else wrapper.process_group
+            if wrapper is not None:
+                _require_all(wrapper)
         return group if group is not None and group.size() > 1 else None
 
-    def _found(self) -> Group | None:
-        if not self._wrapper:
-            for wrapper in _listen():
-                if not self._ids.isdisjoint(map(id, wrapper.parameters())):
-                    self._wrapper.add(wrapper)
-        return next((wrapper.process_group for wrapper in self._wrapper), None)
+    def _found(self) -> DistributedDataParallel | None:
+        """The wrapper noticed last, of those that hold the model and whose group exists."""
+        found = None
+        for wrapper in list(_wrappers):
+            if wrapper not in self._holds:
+                parameters = map(id, wrapper.parameters())
+                self._holds[wrapper] = not self._ids.isdisjoint(parameters)
+            if self._holds[wrapper] and _exists(wrapper.process_group):
+                found = wrapper
+        return found
 
     @property
     def size(self) -> int:
@@ -121,7 +152,10 @@ class Processes:
     def warn_if_unsure(self) -> None:
         """Say once that a process group is up whose part in the gradients is unknown."""
         unsure = self._given is None and _up() and dist.get_world_size() > 1
-        if unsure and not self._warned and self.group is None:
+        if not unsure or self._warned or self.group is not None:
+            return
+        _look()
+        if self.group is None:
             self._warned = True
             warnings.warn(
                 f"a group of {dist.get_world_size()} processes is up, but this model is in no "
@@ -177,6 +211,18 @@ class Processes:
         all_rows = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(all_rows, padded, group=group)
         return torch.cat([x[:size] for x, size in zip(all_rows, sizes, strict=True)])
+
+
+def _require_all(wrapper: DistributedDataParallel) -> None:
+    """Refuse steps that some processes leave out, as what they share would wait for those."""
+    config = wrapper._join_config
+    if config.enable and not config.throw_on_early_termination:
+        raise RuntimeError(
+            "within join() a process may make fewer steps than the others, which wait for it as "
+            "they share their curvature: give all the same number of batches (a "
+            "DistributedSampler does; a batch may be empty), or pass "
+            "throw_on_early_termination=True to join()"
+        )
 
 
 def shared_basis(

@@ -83,7 +83,7 @@ class ODEBlock(nn.Module):
     """
 
     rtol, atol, method, steps, max_steps, options = (OfSolver() for _ in range(6))
-    one_sample, _asked = False, 0
+    one_sample, asked = False, -1  # asked: samples of the last batch with a gradient to come
 
     def __init__(
         self,
@@ -159,9 +159,9 @@ class ODEBlock(nn.Module):
                 raise error from None
             out = self._partial(context, flat, times, error)
         # Most batches are as large as the ones before: then there is nothing to learn.
-        news = batch != self.samples or batch != self._asked or bool(self.listeners)
+        news = batch != self.samples or batch != self.asked or bool(self.listeners)
         if news and out.requires_grad and not (exporting() or transformed()):
-            self._asked = batch
+            self.asked = batch
             out.register_hook(partial(self._answered, batch, Place()))
         return layout.unpack(out if out.dtype is seen else out.to(seen))
 

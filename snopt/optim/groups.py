@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -96,12 +97,12 @@ def named_groups(
         pairs = []
         for prefix, root in _roots(group):
             found = _prefixed(whole.get(id(root), prefix), root)
-            if any(names.get(name, id(p)) != id(p) for name, p in _parameters(found)):
+            if any(names.get(name, id(p)) != id(p) for name, p in whole_parameters(found)):
                 # Modules of their own that would share names: the group's place comes first.
                 place = str(len(groups) if not used else len(used))
                 found = _prefixed(f"{place}.{prefix}" if prefix else place, root)
             named.extend(found)
-            for name, p in _parameters(found):
+            for name, p in whole_parameters(found):
                 if id(p) not in taken:
                     taken.add(id(p))
                     names[name] = id(p)
@@ -116,7 +117,14 @@ def named_groups(
     return groups, named
 
 
-def _parameters(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Parameter]]:
+def whole_parameters(
+    modules: Iterable[tuple[str, nn.Module]],
+) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of modules by name.
+
+    Raises:
+        ValueError: one has no shape yet, or this process has a part of it.
+    """
     found = []
     for name, module in modules:
         for key, p in module._parameters.items():
@@ -127,8 +135,24 @@ def _parameters(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.
                     "through the model before making the optimizer"
                 )
             if p is not None:
+                require_whole(full, p)
                 found.append((full, p))
     return found
+
+
+def require_whole(name: str, p: Tensor) -> None:
+    """Refuse a parameter that is spread over processes.
+
+    Raises:
+        ValueError: it is.
+    """
+    distributed = sys.modules.get("torch.distributed.tensor")  # nobody has one without it
+    spread = distributed is not None and isinstance(p, distributed.DTensor)
+    if spread or getattr(p, "_fsdp_flattened", False):
+        raise ValueError(
+            f"parameter {name!r} is spread over processes (FSDP, fully_shard, tensor parallelism), "
+            "and SNOpt needs whole layers: wrap the model in DistributedDataParallel instead"
+        )
 
 
 def _check_keys(group: Mapping[str, Any], settings: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from snopt.curvature.processes import Processes
 from snopt.layers.base import Layer
 from snopt.ode.block import ODEBlock
 from snopt.optim.coverage import Coverage
+from snopt.optim.groups import require_whole, whole_parameters
 from snopt.optim.method import ModelView
 from snopt.optim.selection import FROZEN, select_layers, uncalled
 from snopt.optim.settings import Kind, in_force
@@ -61,6 +62,23 @@ class Members:
         """The parameters by name."""
         return {self.names[i]: p for i, p in self.by_id.items()}
 
+    @property
+    def idle(self) -> bool:
+        """Whether no parameter has a gradient.
+
+        Raises:
+            ValueError: gradients go to parameters that have been spread over processes.
+        """
+        idle = all(p.grad is None for p in self.by_id.values())
+        if idle:
+            self._require_whole()
+        return idle
+
+    def _require_whole(self) -> None:
+        whole_parameters(self._modules)
+        for name, p in self.by_name.items():
+            require_whole(name, p)
+
     def parts(self, modules: Iterable[tuple[str, nn.Module]]) -> ModelView:
         """What a method needs of these modules, and of all blocks and parameters."""
         for place, group in enumerate(self._groups):
@@ -96,8 +114,11 @@ class Members:
         """Read the groups for the coming step.
 
         Raises:
-            ValueError: what is written there is no number, or is not to be changed.
+            ValueError: what is written there is no number, or is not to be changed, or a model was
+                spread over processes before its first step.
         """
+        if not step:
+            self._require_whole()
         if len(self._chosen) != len(self._groups):
             raise ValueError(
                 f"the optimizer was made with {len(self._chosen)} parameter groups and has "

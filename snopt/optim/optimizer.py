@@ -160,7 +160,7 @@ class SNOpt(Optimizer):
         """
         with torch.enable_grad():
             loss: Any = None if closure is None else closure()
-        if all(p.grad is None for p in self.members.by_id.values()) and not self.method.closed:
+        if self.members.idle and not self.method.closed:
             return loss
         self._averages.settle("a step")
         method = self.method

@@ -63,13 +63,13 @@ class SampleCount:
         batch = self._tally.samples
         self._tally.stop()
         self._compare(batch)
-        self._own = float(batch or self._last)
+        self._own = float(batch or self._last or 0)
         self._share(device)
         return self.total != 1.0 or bool(self._own)
 
     def follow(self, device: torch.device) -> None:
         """N of a step: what the blocks saw last, times the micro-batches."""
-        if self._last:
+        if self._last is not None:
             self._own = self._last * self.micro_batches
         self._share(device)
 
@@ -98,11 +98,14 @@ class SampleCount:
             )
 
     @property
-    def _last(self) -> int:
-        return max((block.samples for block in self.blocks.values()), default=0)
+    def _last(self) -> int | None:
+        """Samples of the last batch, perhaps an empty one; ``None`` where no block tells."""
+        told = [x.samples for x in self.blocks.values() if x.samples or x.asked == 0]
+        return max(told, default=None)
 
     def _compare(self, batch: float) -> None:
-        self.micro_batches = batch / self._last if batch and self._last else 1.0
+        if batch:  # an empty one, or none, says nothing about micro-batches
+            self.micro_batches = batch / self._last if self._last else 1.0
 
     def _share(self, device: torch.device) -> None:
         (total,) = self.processes.total([self._own], device)

@@ -55,7 +55,7 @@ class SNOptPreconditioner:
     def step(self) -> None:
         """Replace the gradients of preconditioned layers with preconditioned ones."""
         method = self._optimizer.method
-        if all(p.grad is None for p in self._optimizer.members.by_id.values()):
+        if self._optimizer.members.idle:
             return
         step = self._optimizer.directions()
         found = list(step.parameters.items())

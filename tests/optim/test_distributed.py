@@ -15,7 +15,7 @@ from torch import Tensor
 from snopt import SNOpt
 from snopt.curvature.processes import Processes
 from tests.support import distributed_run, problems
-from tests.support.distributed_run import CASES
+from tests.support.distributed_run import CASES, REFUSED
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 SHARED = [
     name
     for name, case in CASES.items()
-    if not case.get("order", "").startswith("alone") and name != "gauss_newton"
+    if not case.get("order", "").startswith("alone") and name not in REFUSED
 ]
 
 
@@ -92,9 +92,20 @@ def test_what_fails_in_one_process_is_discarded_in_both(what: str, results: Resu
     assert bool(one["factors"]) == (what == "decompositions")  # half of them are found by process 0
 
 
-def test_gauss_newton_is_refused_before_the_first_step(results: Results) -> None:
-    for own in results["gauss_newton"]:
-        assert "rule='gauss_newton' runs in one process" in own["refused"]
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gauss_newton", "rule='gauss_newton' runs in one process"),
+        ("join", "within join() a process may make fewer steps than the others"),
+        ("sharded-first", "parameter '0.weight' is spread over processes"),
+        ("sharded-later", "parameter '0.weight' is spread over processes"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused_in_all(
+    name: str, words: str, results: Results
+) -> None:
+    for own in results[name]:
+        assert words in own["refused"]
 
 
 def test_a_group_is_a_group() -> None:

@@ -5,6 +5,7 @@ Every way is trained by both processes; both processes' weights are written.
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 import warnings
@@ -16,6 +17,8 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from snopt import FactorizationError, Horizon, LevenbergMarquardt, ODEBlock, SNOpt
 from snopt.optim import preconditioner
@@ -25,6 +28,7 @@ from tests.support.left_at_once import leave_together
 STEPS = 6
 EQUAL = ((5, 5),) * STEPS
 RESTS = ((5, 5), (2, 2), (4, 4), (5, 5), (4, 4), (2, 2))
+EMPTY = ((5, 3), (0, 4), (4, 4), (3, 0), (0, 7), (0, 3))
 UNEVEN = ((4, 3), (4, 4), (3, 5), (4, 4), (2, 5), (1, 4))
 
 RULES: dict[str, dict[str, Any]] = {
@@ -41,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gauss_newton": {"rule": "gauss_newton"},
 }
 
+REFUSED = ("gauss_newton", "join", "sharded-first", "sharded-later")
 CASES: dict[str, dict[str, Any]] = {
     **{
         f"{name}-rests": {"settings": name, "sizes": RESTS}
@@ -48,10 +53,12 @@ CASES: dict[str, dict[str, Any]] = {
         if name != "gauss_newton"
     },
     **{f"{name}-uneven": {"settings": name, "sizes": UNEVEN} for name in (*RULES, "levenberg")},
+    **{f"{name}-empty": {"settings": name, "sizes": EMPTY} for name in RULES},
     **{
         f"wrapped-{order}": {"settings": "paper-curvature", "order": order}
-        for order in ("first", "later", "inside", "whole", "by hand", "group later")
+        for order in ("first", "later", "inside", "whole", "by hand", "group later", "copied")
     },
+    "wrapped-again": {"settings": "paper-curvature", "order": "again"},
     **{f"no_sync-{n}": {"settings": n, "micro": 2} for n in ("paper-curvature", "adam-both")},
     "horizon": {"settings": "paper-curvature", "horizon": True},
     "alone": {"settings": "paper-curvature", "order": "alone"},
@@ -60,6 +67,11 @@ CASES: dict[str, dict[str, Any]] = {
         for what in ("sums", "decompositions")
     },
     "gauss_newton": {"settings": "gauss_newton"},
+    "join": {"settings": "adam-gradient", "order": "join"},
+    **{
+        f"sharded-{when}": {"settings": "paper-curvature", "order": f"sharded {when}"}
+        for when in ("first", "later")
+    },
     "gauss_newton, alone": {"settings": "gauss_newton", "order": "alone"},
     "alone, said": {"settings": "paper-curvature", "order": "alone, said"},
 }
@@ -105,8 +117,10 @@ def train(
             for i, (x, y) in enumerate(mine):
                 with unsynced() if i + 1 < len(mine) else nullcontext():
                     outputs = forward(x)
-                    optimizer.curvature_pass(outputs, "gaussian")
-                    loss = problems.squares(y)(outputs) / len(mine)
+                    loss = outputs.sum()  # of nothing, unless there is something
+                    if len(x):
+                        optimizer.curvature_pass(outputs, "gaussian")
+                        loss = problems.squares(y)(outputs) / len(mine)
                     with torch.enable_grad():
                         loss.backward()
                     total += loss.detach()
@@ -138,7 +152,9 @@ def alone(case: dict[str, Any], rank: int | None = None) -> tuple[nn.Module, SNO
         # One pass over both parts, whose means are averaged.
         for step in range(STEPS):
             x, y = (torch.cat(tensors) for tensors in zip(*data[step], strict=True))
-            weight = torch.cat([torch.full((len(p[0]),), 0.5 / len(p[0])) for p in data[step]])
+            weight = torch.cat(
+                [torch.full((len(p[0]),), 0.5 / (len(p[0]) or 1)) for p in data[step]]
+            )
 
             def closure(x: Tensor = x, y: Tensor = y, weight: Tensor = weight) -> Tensor:
                 optimizer.zero_grad()
@@ -176,6 +192,22 @@ class Larger(nn.Module):
         return self.net(x)
 
 
+def sharded(case: dict[str, Any], model: nn.Sequential) -> dict[str, Any]:
+    """What is said of a model whose parameters are spread over the processes."""
+    x, _ = problems.batch()
+    mesh = init_device_mesh("cpu", (2,))
+    try:
+        if case["order"] == "sharded first":
+            fully_shard(model, mesh=mesh)
+        optimizer = optimizer_of(case, model)
+        fully_shard(model, mesh=mesh)
+        model(x).sum().backward()
+        optimizer.step()
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {"refused": ""}
+
+
 def run(case: dict[str, Any], model: nn.Sequential, early: SNOpt | None = None) -> dict[str, Any]:
     """What one process ends with, with an optimizer that was made before there was a group."""
     rank = dist.get_rank()
@@ -185,16 +217,24 @@ def run(case: dict[str, Any], model: nn.Sequential, early: SNOpt | None = None) 
     forward: nn.Module = model
     if order in ("first", "inside"):
         forward = ddp(model)
+    if order == "copied":
+        forward = copy.deepcopy(ddp(model))
+        model = forward.module
     if order == "by hand":
         more["process_group"] = dist.group.WORLD
     if order == "alone, said":
         more["process_group"] = False
     optimizer = early or optimizer_of(case, forward if order == "first" else model, **more)
     horizon = Horizon(model[1], optimizer, every=2) if case.get("horizon") else None
-    if order in ("later", "group later"):
+    if order in ("later", "group later", "join"):
         forward = ddp(model)
     if order == "whole":
         forward = ddp(Larger(model))
+    if order == "again":
+        left = ddp(model, process_group=dist.new_group())
+        assert optimizer.method.processes.size == 2
+        dist.destroy_process_group(left.process_group)
+        forward = ddp(model)
     data = batches(case)
 
     def averaged() -> None:
@@ -215,12 +255,14 @@ def run(case: dict[str, Any], model: nn.Sequential, early: SNOpt | None = None) 
     unsynced = forward.no_sync if case.get("micro") else nullcontext
     with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
         warnings.simplefilter("always")
+        if order == "join":
+            stack.enter_context(forward.join())
         if rank == 1 and case.get("broken") == "decompositions":
             stack.enter_context(patch.object(preconditioner, "eigenbasis", _fail))
         try:
             train(case, optimizer, parts, forward, averaged=averaged, unsynced=unsynced)
         except RuntimeError as error:
-            if case["settings"] != "gauss_newton":
+            if case["settings"] != "gauss_newton" and order != "join":
                 raise
             refused = str(error)
     said = [str(w.message) for w in caught if "processes is up" in str(w.message)]
@@ -243,7 +285,10 @@ def main(target: str) -> None:
     results = {}
     for name, case in CASES.items():
         later = case.get("order") == "group later"
-        mine = run(case, before, early) if later else run(case, build())
+        if case.get("order", "").startswith("sharded"):
+            mine = sharded(case, build())
+        else:
+            mine = run(case, before, early) if later else run(case, build())
         both: list[Any] = [None, None]
         dist.all_gather_object(both, mine)
         results[name] = both
