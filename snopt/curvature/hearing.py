@@ -17,6 +17,7 @@ from snopt.curvature.per_sample import PerSampleGradients
 from snopt.curvature.samples import Samples
 from snopt.layers.base import Layer
 from snopt.ode.block import ODEBlock
+from snopt.ode.passes import current_pass
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class Hearing:
         if self.rows.checks.first and bool(torch.isfinite(losses).all()):
             self._differentiate_alone(int(losses.argmax()), cotangent, dim)
         self._outputs = None
-        self.rows.counting = True
+        self.rows.counting, self.rows.loss_pass = True, current_pass()
         torch.autograd.Variable._execution_engine.queue_callback(self.rows.finish)
 
     def _differentiate_alone(self, sample: int, cotangent: Tensor, dim: int) -> None:

@@ -30,6 +30,7 @@ from snopt.layers.base import Layer, Products, input_of
 from snopt.layers.kinds import KINDS
 from snopt.ode.block import ODEBlock
 from snopt.ode.gradients import GRADIENTS
+from snopt.ode.passes import Pass, current_pass, kind_of_pass
 
 _WAITING = 1 << 20
 """Elements buffered before outer products are formed; larger buffers fall out of the cache."""
@@ -58,6 +59,7 @@ class PerSampleGradients:
     Attributes:
         sparing: whether passes that begin now leave the layers' gradients to :meth:`finish`.
         counting: whether the loss' backward pass is running.
+        loss_pass: its number, where others may run within it.
         ignoring: whether the pass that runs now is nobody's.
         samples: the samples of the coming pass.
         stopwatch: time spent so far.
@@ -75,6 +77,7 @@ class PerSampleGradients:
     ) -> None:
         self.checks, self._looked = checks, False
         self.sparing = self.counting = self.ignoring = False
+        self.loss_pass: int | None = None
         self.samples: Samples | None = None
         self.stopwatch = Stopwatch()
         self.unbatched: set[str] = set()
@@ -98,6 +101,7 @@ class PerSampleGradients:
     def clear(self) -> None:
         """Forget what was gathered."""
         self.counting = self._added_to = self._looked = False
+        self.loss_pass = None
         self._before, self._after = {}, {}
         for known in (self.replaced, self.evaluated, self.inside):
             known.clear()
@@ -119,7 +123,7 @@ class PerSampleGradients:
     def finish(self) -> None:
         """At the end of a backward pass: give the layers the gradients that autograd left out."""
         self.counting = self.sparing = False
-        self.first_input = None
+        self.loss_pass = self.first_input = None
         now = self._gradients()
         for uses in self._uses.values():
             uses.add_up()
@@ -283,7 +287,7 @@ class _LayerCalls:
         if rows is None or not rows.counting or torch.is_grad_enabled():
             self._of_another_pass(rows, g, spared)
             return
-        if rows.ignoring or g is None:
+        if rows.ignoring or g is None or self._within(rows):
             return
         if z._version != version:
             raise RuntimeError(
@@ -294,6 +298,15 @@ class _LayerCalls:
         self._size += g.numel() * self._numbers
         if self._size > _WAITING:
             self.add_up()
+
+    def _within(self, rows: PerSampleGradients) -> bool:
+        """Whether a pass within the loss' asks for something else, as those of implicit layers."""
+        if rows.loss_pass in (None, current_pass()) or self._repeated:
+            return False
+        inner = kind_of_pass(self._parameters) is Pass.INNER
+        if inner:
+            rows.inner.add(self.layer.name)
+        return inner
 
     def _of_another_pass(
         self, rows: PerSampleGradients | None, g: Tensor | None, spared: bool
