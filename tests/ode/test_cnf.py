@@ -29,13 +29,14 @@ class Flow(nn.Module):
         return h, self.outer(torch.tanh(h))
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        z = state[0]
         with torch.enable_grad():
-            z = z.requires_grad_(True)
-            _, dz = self.velocity(t, z)
-            trace = sum(
-                torch.autograd.grad(dz[:, i].sum(), z, create_graph=True)[0][:, i] for i in range(2)
-            )
+            return self.slopes(t, state[0].requires_grad_(True))
+
+    def slopes(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        _, dz = self.velocity(t, z)
+        trace = sum(
+            torch.autograd.grad(dz[:, i].sum(), z, create_graph=True)[0][:, i] for i in range(2)
+        )
         return dz, -trace.unsqueeze(1)
 
 
@@ -72,6 +73,26 @@ def test_the_outer_derivative_alone_enters(kind: str) -> None:
     for name, pair in written.items():
         for got, want in zip(automatic[name], pair, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_a_flow_that_asks_whether_its_state_has_a_graph(kind: str) -> None:
+    """In every evaluation of a solve without one, the first included, it has none."""
+
+    class Asking(Flow):
+        def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            z = state[0] if state[0].requires_grad else state[0].detach().requires_grad_()
+            with torch.enable_grad():
+                return self.slopes(t, z)
+
+    start = torch.randn(6, 2, dtype=torch.float64)
+    found = []
+    for field in (Asking(), Flow()):
+        block = ODEBlock(field, method="rk4", gradient=kind, options={"steps": 4}).double()
+        z = start.clone().requires_grad_()
+        loss(*block((2 * z, torch.zeros(6, 1, dtype=z.dtype)))).backward()
+        found.append(torch.cat([p.grad.flatten() for p in (z, *block.parameters())]))
+    torch.testing.assert_close(*found)
 
 
 def test_factors_against_a_dense_grid() -> None:

@@ -47,7 +47,8 @@ def detached(
     """
     others = other_states(context.module)
     with torch.no_grad(), parametrized_apart(cached=True):
-        kept = forward(context, y0, t)
+        # A field that differentiates asks whether the state has a graph, and here it has none.
+        kept = forward(context, y0.detach(), t)
     tell_of_draws(context.module, context.gradient, others)
     assert context.held is not None  # set for every solve that is come back to
     held = context.held.settled()
