@@ -123,6 +123,41 @@ def test_slopes_on_the_way_back_are_those_of_the_call() -> None:
         torch.testing.assert_close(w.grad, 4 * w.detach().exp(), rtol=1e-3, atol=1e-4)
 
 
+class Drawn(nn.Module):
+    """A field whose weights are drawn for every solve, and known to a function alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.eye(2))
+        self.spread = nn.Parameter(torch.full((2, 2), -2.0))
+
+    def draw(self) -> None:
+        w = self.mean + self.spread.exp() * torch.tensor([[1.0, -1.0], [0.5, 2.0]])
+        self.slope = lambda x: torch.tanh(x @ w)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        slope: Tensor = self.slope(x)
+        return slope
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_weights_that_a_closure_draws_are_told(kind: str) -> None:
+    """Their graph goes back to parameters of the field, so that no tensor is a stranger."""
+    grads = []
+    for gradient in (kind, "direct"):
+        field = Drawn()
+        field.draw()
+        block = ODEBlock(field, method="rk4", options={"steps": 40}, gradient=gradient)
+        loss = block(torch.ones(3, 2)).square().sum()
+        if gradient in ("adjoint", "checkpoint"):
+            with pytest.raises(RuntimeError, match="set these tensors on the field"):
+                loss.backward()
+            return
+        loss.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in field.parameters()]))
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
 def test_compiled_steps_name_wrong_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     options = {"steps": 2, "compile": True}

@@ -159,11 +159,21 @@ def vjp(
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
     if not pairs:
         return [torch.zeros_like(x) for x in inputs]
-    grads = torch.autograd.grad(
-        [o for o, _ in pairs],
-        inputs,
-        [c for _, c in pairs],
-        allow_unused=True,
-        retain_graph=retain,
-    )
+    try:
+        grads = torch.autograd.grad(
+            [o for o, _ in pairs],
+            inputs,
+            [c for _, c in pairs],
+            allow_unused=True,
+            retain_graph=retain,
+        )
+    except RuntimeError as error:
+        if "a second time" not in str(error):
+            raise
+        raise RuntimeError(
+            "the field's slopes go back to tensors that were computed before the solve and are no "
+            "attributes of it (weights in a closure?), through a graph that is gone after one of "
+            "the solve's evaluations: set these tensors on the field before the call "
+            "(field.weights = [...]), put them into the state, or use gradient='direct'"
+        ) from error
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
