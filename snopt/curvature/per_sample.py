@@ -301,7 +301,7 @@ class _LayerCalls:
 
     def _within(self, rows: PerSampleGradients) -> bool:
         """Whether a pass within the loss' asks for something else, as those of implicit layers."""
-        if rows.loss_pass in (None, current_pass()) or self._repeated:
+        if rows.loss_pass in (None, current_pass()):
             return False
         inner = kind_of_pass(self._parameters) is Pass.INNER
         if inner:

@@ -131,8 +131,7 @@ def _cause(name: str, rows: PerSampleGradients) -> str:
     if name in rows.inside:
         return (
             "it runs within the backward pass. torchdiffeq.odeint_adjoint does that: use "
-            "snopt.ODEBlock with gradient='direct' or 'checkpoint', or torchdiffeq.odeint. So does "
-            "another SNOpt that measures the model's curvature: close() it"
+            "snopt.ODEBlock with gradient='direct' or 'checkpoint', or torchdiffeq.odeint"
         )
     if name in rows.replaced:
         return "was called with another weight (functional_call, a parametrization, pruning)"
@@ -147,9 +146,8 @@ def _cause(name: str, rows: PerSampleGradients) -> str:
     return (
         "its weight may be used outside of calls of this layer too (F.linear(x, layer.weight), a "
         "tied weight, a forward of its own), a penalty on weights may be part of the loss (use "
-        "weight_decay=), another loss may not go through these outputs, gradients may be left of "
-        "another backward pass (zero_grad()), or another SNOpt may measure the model's curvature "
-        "(close() it)"
+        "weight_decay=), another loss may not go through these outputs, or gradients may be left "
+        "of another backward pass (zero_grad())"
     )
 
 
