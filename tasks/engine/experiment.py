@@ -143,11 +143,13 @@ def load_splits(settings: Settings, task: Task, world: World) -> Splits:
     """Load the data, on rank 0 first, so that one process downloads what is missing."""
     root = settings.config["data"]["root"]
     folder = Path(root).expanduser() if root else default_data_root()
-    if world.rank > 0:
-        world.any([False])
-    splits = task.load(folder, settings.seed, world.device, getattr(torch, settings.dtype))
-    if world.rank == 0:
-        world.any([False])
+
+    def load() -> Splits:
+        return task.load(folder, settings.seed, world.device, getattr(torch, settings.dtype))
+
+    splits = world.first(load)
+    if splits is None:
+        splits = load()
     if task.batch_size % world.size:
         raise ConfigError(
             f"{world.size} processes cannot share batches of {task.batch_size} equally: choose a "
@@ -211,9 +213,9 @@ def train(settings: Settings, cache: DatasetCache | None = None) -> Mapping[str,
             )
         if settings.config["logger"]["name"] == "tensorboard":
             require_tensorboard()
-        folder = RunFolder(run_folder(settings)) if world.rank == 0 else None
+        folder = world.first(lambda: RunFolder(run_folder(settings)))
         try:
-            done = world.gather(_finished(folder, settings))[0]
+            done = world.gather(world.first(lambda: _finished(folder, settings)))[0]
             if done is not None:
                 logger.info("already finished: %s", done["message"])
                 return cast(Mapping[str, Any], done)
@@ -274,12 +276,7 @@ def _train(
             horizon=learner.horizon,
             counters=Counters(),
         )
-    if folder is not None:
-        seen = (0,) if state is None else (state["metrics_bytes"], state.get("metrics_sha256"))
-        folder.open_metrics(*seen)
-        folder.write_config(settings.config)
-        running = "Running, or killed; the same command resumes it."
-        folder.write_summary({**about, "outcome": Outcome.INTERRUPTED.value, "message": running})
+    world.first(lambda: _begin(folder, settings, state, about))
     title = f"{'/'.join(settings.names)} seed {settings.seed}"
     logger.info("%s: %s in %s", title, "begins" if state is None else "resumes", path)
     steps = total_steps(settings, learner.sampler.steps_per_epoch)
@@ -328,6 +325,20 @@ def _train(
         )
     logger.info("%s: %s. %s%s", title, outcome, message, test)
     return summary
+
+
+def _begin(
+    folder: RunFolder | None,
+    settings: Settings,
+    state: Mapping[str, Any] | None,
+    about: Mapping[str, Any],
+) -> None:
+    assert folder is not None  # the first process has it
+    seen = (0,) if state is None else (state["metrics_bytes"], state.get("metrics_sha256"))
+    folder.open_metrics(*seen)
+    folder.write_config(settings.config)
+    running = "Running, or killed; the same command resumes it."
+    folder.write_summary({**about, "outcome": Outcome.INTERRUPTED.value, "message": running})
 
 
 def _learner(settings: Settings, task: Task, world: World, cache: DatasetCache) -> Learner:

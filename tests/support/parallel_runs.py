@@ -48,6 +48,15 @@ class Lopsided(Watched):
             raise snopt.SolverError(reason="made to fail", time=0.5, dt=0.0, nfe=3)
 
 
+class Missing(Watched):
+    """Data that the first process does not find, and the other would not look for."""
+
+    def load(self, *args):
+        if dist.get_rank() == 0:
+            raise ConfigError("the data are missing")
+        return super().load(*args)
+
+
 def changes(optim: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "task": {"_target_": f"{__name__}.Watched", "name": "watched"},
@@ -97,6 +106,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "batch": {
         "task": {"_target_": f"{__name__}.Watched", "name": "watched", "batch_size": 15},
     },
+    "data": {"task": {"_target_": f"{__name__}.Missing", "name": "missing"}},
     "gauss_newton": {
         "optim": {"_target_": "snopt.SNOpt", "name": "snopt", "rule": "gauss_newton"},
     },

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from itertools import count
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from tasks.common.checks import ConfigError
+
+T = TypeVar("T")
+
+_runs = count()
+
+
+@cache
+def _store() -> Store:
+    """Where the processes that torchrun has started leave their addresses."""
+    store: Store = next(iter(rendezvous("env://")))[0]
+    return store
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,11 @@ class World:
         if size == 1:
             return cls(0, 1, here)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
+            # In a group of the same name the next run of a sweep would find addresses of the last.
+            store = PrefixStore(f"run {next(_runs)}", _store())
+            backend = "nccl" if cuda else "gloo"
+            rank = int(os.environ["RANK"])
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         return cls(dist.get_rank(), size, here)
 
     def leave(self) -> None:
@@ -64,6 +83,28 @@ class World:
         if self.size == 1:
             return model
         return nn.parallel.DistributedDataParallel(model)
+
+    def first(self, do: Callable[[], T]) -> T | None:
+        """Have the first process do something that can fail, while the others wait.
+
+        Returns:
+            What came of it, in the first process.
+
+        Raises:
+            ConfigError: in the others, where it failed; the first process raises its own error.
+        """
+        if self.size == 1:
+            return do()
+        found, failed = None, True
+        try:
+            if self.rank == 0:
+                found = do()
+            failed = False
+        finally:
+            (failed,) = self.any([failed])
+        if failed:
+            raise ConfigError(f"process {self.rank}: ends, as process 0 failed. It says why.")
+        return found
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """Each flag, true where any process has it true."""

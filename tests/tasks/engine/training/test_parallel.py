@@ -16,10 +16,10 @@ from tests.support import fake, parallel_runs
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def start(module: str, argument: str) -> None:
+def start(module: str, *arguments: str) -> None:
     flags = ["--standalone", "--nproc-per-node=2", "-m", module]
     answer = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *flags, argument],
+        [sys.executable, "-m", "torch.distributed.run", *flags, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
         capture_output=True,
@@ -74,6 +74,14 @@ def test_a_solve_that_fails_in_one_process_and_clocks_that_differ(limit, two) ->
     assert record["skipped_steps"] == 1
 
 
+def test_sweep_of_two_processes(tmp_path) -> None:
+    """One group after another: the second run had waited for ever."""
+    changes = ["task=nested_spheres", "optim=snopt", "train.max_steps=2"]
+    start("run", *changes, f"results.root={tmp_path}", "--multirun", "seed=0,1")
+    outcomes = [json.loads(path.read_text())["outcome"] for path in tmp_path.rglob("run.json")]
+    assert outcomes == ["completed", "completed"]
+
+
 @pytest.mark.parametrize("name", parallel_runs.RULES)
 def test_every_rule_in_two_processes_is_that_of_one(name, two, tmp_path) -> None:
     changes = parallel_runs.RULES[name]
@@ -99,3 +107,8 @@ def test_what_two_processes_cannot_do_is_refused_in_both(name, message, two) -> 
     for rank in (0, 1):
         refused = json.loads((two / f"refused-{rank}.json").read_text())
         assert message in refused[name]
+
+
+def test_what_fails_in_the_first_process_is_said_once(two) -> None:
+    said = [json.loads((two / f"refused-{rank}.json").read_text())["data"] for rank in (0, 1)]
+    assert said == ["the data are missing", "process 1: ends, as process 0 failed. It says why."]
