@@ -1,4 +1,4 @@
-"""What a field must return and a state must be: refused by name, at the first evaluation."""
+"""What a field must return and a state must be: refused by name, whichever evaluation it is."""
 
 from __future__ import annotations
 
@@ -236,6 +236,30 @@ def test_wrong_states_are_refused(wrong: str) -> None:
     for options in ({}, {"steps": 2}):
         with pytest.raises((TypeError, ValueError), match=message):
             ODEBlock(Ragged(lambda w, x: x), options=options)(state)
+
+
+class Later(Ragged):
+    """As its function says from t = 0.4 on, and the state itself before."""
+
+    def forward(self, t: Tensor, x: Any) -> Any:
+        return x if float(t) < 0.4 else self.function(self.w, x)
+
+
+LATER: dict[str, tuple[Any, Callable[..., Any], str]] = {
+    "rows": (X, lambda w, x: w * x[:1], r"shape \(1, 2\), expected \(4, 2\)"),
+    "half": (X, lambda w, x: (w * x).half(), r"torch.float16, expected torch.float32"),
+    "nothing": (X, lambda w, x: None, r"returned None"),
+    "swapped parts": ((X, torch.ones(4, 1)), lambda w, x: (x[1], x[0]), r"for part 0"),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("wrong", LATER)
+def test_slopes_that_become_wrong_later_are_refused(wrong: str, solver: str) -> None:
+    """They were broadcast, or cut into other parts."""
+    state, function, message = LATER[wrong]
+    with pytest.raises((TypeError, ValueError), match=message):
+        ODEBlock(Later(function), **SOLVERS[solver])(state)
 
 
 def test_a_row_that_all_samples_share_is_allowed() -> None:
