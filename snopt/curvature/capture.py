@@ -130,10 +130,11 @@ class Capture:
     def disagreement(self) -> str:
         """Who saw how many samples, where that differs: somebody's first dimension is another."""
         # A single row stands for every sample.
-        seen = {name: p.samples for name, p in self._passes.items() if p.samples > 1}
-        if len({*seen.values()}) < 2:
+        seen = {n: {p.smallest, p.samples} for n, p in self._passes.items() if p.samples > 1}
+        if len(set[int]().union(*seen.values())) < 2:
             return ""
-        return ", ".join(f"{name or 'the model'} {count}" for name, count in seen.items())
+        told = {name: " to ".join(map(str, sorted(sizes))) for name, sizes in seen.items()}
+        return ", ".join(f"{name or 'the model'} {sizes}" for name, sizes in told.items())
 
     def watch(self, layers: Mapping[str, Layer], blocks: Mapping[str, ODEBlock]) -> None:
         """Take these for the model's layers and blocks; nothing may be armed."""

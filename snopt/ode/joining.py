@@ -7,7 +7,7 @@ remembers what has come by: what was counted of it is taken back, and the sum is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,22 +34,37 @@ class Passes:
     def __init__(self, origins: dict[int, int]) -> None:
         self.origins, self.cleared = origins, 0
         self._batches: dict[int, int] = {}
+        self._smallest: dict[int, int] = {}
 
     def clear(self) -> None:
         """Count from nothing."""
         self._batches.clear()
+        self._smallest.clear()
         self.cleared += 1
 
     def count(self, batch: int) -> None:
         """A use in the backward pass that runs now."""
-        self._batches.setdefault(current_pass(), batch)
+        number = current_pass()
+        self._batches[number] = max(batch, self._batches.get(number, 0))
+        small = self._smallest.get(number, 1)
+        if small == 1 or 1 < batch < small:  # a single row stands for every sample
+            self._smallest[number] = batch
 
     @property
     def samples(self) -> int:
-        """Samples so far."""
+        """Samples so far: of each pass, those of its largest use."""
+        return self._total(self._batches, max)
+
+    @property
+    def smallest(self) -> int:
+        """The same by the smallest uses, which differ where a use's first dimension is another."""
+        return self._total(self._smallest, min)
+
+    def _total(self, sizes: Mapping[int, int], choose: Callable[[int, int], int]) -> int:
         found: dict[int, int] = {}
-        for number, batch in self._batches.items():
-            found.setdefault(self.origins.get(number, number), batch)
+        for number, batch in sizes.items():
+            origin = self.origins.get(number, number)
+            found[origin] = choose(batch, found.get(origin, batch))
         return sum(found.values())
 
 

@@ -192,3 +192,43 @@ class Stepped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.field(torch.zeros(()), x)
+
+
+class Parts(nn.Module):
+    """One layer, called on several parts of what a step is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(5, 3).double()
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        return torch.stack([self.layer(x).square().mean() for x in parts]).sum()
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("sizes", [(7, 4), (7, 1), (7, 7)])
+def test_calls_of_several_sizes(
+    sizes: tuple[int, int], backwards: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The largest is the number of samples, and no warning is given for a row that all share."""
+    model = Parts()
+    optimizer = SNOpt(model, rule="paper", lr=0.0)
+    parts = [X[:n] for n in sizes]
+    model(parts[::-1] if backwards else parts).backward()
+    optimizer.step()
+    rows = [torch.nn.functional.pad(x, (0, 1), value=1.0) for x in parts]
+    cotangents = [2 * model.layer(x).detach() / (3 * len(x)) for x in parts]
+    a, b = optimizer.factors()["layer"]
+    torch.testing.assert_close(a, sum(z.T @ z for z in rows) / 7)
+    torch.testing.assert_close(b, 49 / sum(sizes) * sum(c.T @ c for c in cotangents))
+    assert ("(layer 4 to 7)" in caplog.text) == (sizes == (7, 4))
+
+
+def test_micro_batches_of_several_sizes_agree(caplog: pytest.LogCaptureFixture) -> None:
+    model = Parts()
+    optimizer = SNOpt(model, rule="paper", lr=0.0)
+    for n in (4, 2, 1):
+        model([X[:n], X[:n]]).backward()
+    optimizer.step()
+    assert not caplog.text
