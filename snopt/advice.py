@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from snopt.arguments import instance_of
+from snopt.copies import require_apart
 from snopt.errors import SolverError
 from snopt.ode.block import ODEBlock
 from snopt.ode.gradients.held import tensors_in
 from snopt.ode.packing import State, as_tuple
+from snopt.ode.times import times_of
 from snopt.random_streams import random_streams_kept
 from snopt.real_numbers import as_real
 
@@ -134,10 +136,11 @@ def gradient_error(block: ODEBlock, x: State, t: Times = None, *, seed: int = 0)
 
     Raises:
         SolverError: the block's solve failed, or the tight one.
+        ValueError: a copy of the block would go on using the block's parameters.
     """
     instance_of(ODEBlock, block)
     with random_streams_kept(block):
-        reference = _pass(_tight(block), _doubled(x), t, seed)
+        reference = _reference(block, x, t, seed)
         return _compared(_pass(_twin(block), x, t, seed), reference)
 
 
@@ -163,14 +166,15 @@ def advise(
         seed: of the random numbers that the output is multiplied with.
 
     Raises:
-        ValueError: ``tolerance`` is not positive.
+        ValueError: ``tolerance`` is not positive, or a copy of the block would go on using the
+            block's parameters.
         SolverError: the tight solve failed, so that there is nothing to compare with.
     """
     instance_of(ODEBlock, block)
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance={tolerance}: must be positive, such as 1e-3")
     with random_streams_kept(block):
-        reference = _pass(_tight(block), _doubled(x), t, seed)
+        reference = _reference(block, x, t, seed)
         own = _measured(block, _arguments(block), x, t, reference, seed)
         others = [
             _measured(block, arguments, x, t, reference, seed)
@@ -242,6 +246,17 @@ class _Pass:
     state: Tensor
     seconds: float
     memory: int
+
+
+def _reference(block: ODEBlock, x: State, t: Times, seed: int) -> _Pass:
+    """A pass of the tight block, once a copy is known to use nothing of the original's."""
+    tight = _tight(block)
+    start, end = block.t_span if t is None else times_of(t)[:2].tolist()
+    near = (start, start + 1e-3 * (end - start))
+    step: dict[str, Any] = {"method": "euler", "gradient": "direct", "options": {"steps": 1}}
+    with torch.enable_grad():
+        require_apart(as_tuple(ODEBlock(_twin(block).field, near, **step)(x)), block)
+    return _pass(tight, _doubled(x), t, seed)
 
 
 def _pass(block: ODEBlock, x: State, t: Times, seed: int, *, weigh: bool = False) -> _Pass:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from snopt.copies import require_apart
 from snopt.curvature.capture import Capture
 from snopt.curvature.kronecker import dense
 from snopt.curvature.loss_hessian import gather
@@ -66,7 +67,8 @@ def kronecker_error(
         The errors of every layer that can be preconditioned and takes part in the forward pass.
 
     Raises:
-        ValueError: the model has no layer that can be preconditioned.
+        ValueError: the model has no layer that can be preconditioned, or a copy of it would go on
+            using its parameters.
 
     Source: Martens and Grosse 2015, section 3 (what the factoring leaves out).
     """
@@ -80,6 +82,7 @@ def kronecker_error(
         capture = Capture(layers, blocks(twin), losses=False)
         capture.arm(layers)
         outputs = twin(inputs)
+        require_apart([outputs], model)
         columns = _roots(outputs.detach(), lambda z: loss(z, targets))
         parameters = [p for p in twin.parameters() if p.requires_grad]
         gather(capture, blocks(twin), parameters, outputs, columns.unbind())

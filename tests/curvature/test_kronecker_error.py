@@ -96,3 +96,18 @@ def test_random_numbers_go_on_where_they_were() -> None:
 def test_nothing_to_check() -> None:
     with pytest.raises(ValueError, match="no layer"):
         snopt.kronecker_error(nn.LayerNorm(2), (torch.randn(3, 2), torch.randn(3, 2)), half_squares)
+
+
+def test_functions_that_hold_the_models_own_layers() -> None:
+    class Assigned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, second = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.second, self.function = second, lambda h: second(h)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.function(self.first(x))
+            return found
+
+    with pytest.raises(ValueError, match=r"parameters of the original \(second.bias"):
+        snopt.kronecker_error(Assigned(), (torch.randn(6, 3), torch.randn(6, 2)), half_squares)

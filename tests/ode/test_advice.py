@@ -230,3 +230,27 @@ def test_random_numbers_go_on_where_they_were(ask) -> None:
     before = torch.get_rng_state()
     ask(block, start())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Assigned(nn.Module):
+    """A field whose function was assigned from outside."""
+
+    def __init__(self, closed: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        layer = self.layer
+        self.function = (lambda module, x: layer(x)) if closed else (lambda m, x: m.layer(x))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(self.function(self, x))
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
+@pytest.mark.parametrize("ask", [snopt.gradient_error, snopt.advise])
+def test_functions_that_hold_the_blocks_own_layers(ask, gradient: str) -> None:
+    """A copy would call the original's, and its parameters have no gradient."""
+    ask(ODEBlock(Assigned(False), gradient=gradient), start())
+    block = ODEBlock(Assigned(True), gradient=gradient)
+    with pytest.raises(ValueError, match=r"of the original \(field.layer.bias, field.layer.weight"):
+        ask(block, start())
+    assert all(p.grad is None for p in block.parameters())

@@ -299,9 +299,9 @@ def inspect(
     """
     if module in _INSPECTED:
         return
-    strangers = _leaves(slope, known)
+    strangers = leaves(slope, known)
     # A leaf that the field makes for itself, to differentiate in it, is another each time.
-    lost = strangers & _leaves(again(), known) if strangers else set()
+    lost = strangers & leaves(again(), known) if strangers else set()
     if lost:
         shapes = ", ".join(str(tuple(x.shape)) for x in lost)
         raise ValueError(
@@ -314,7 +314,7 @@ def inspect(
     _INSPECTED.add(module)
 
 
-def _leaves(output: Tensor, known: Iterable[Tensor]) -> set[Tensor]:
+def leaves(output: Tensor, known: Iterable[Tensor]) -> set[Tensor]:
     """Leaves of a graph, apart from those behind ``known``."""
     ends = {get_gradient_edge(x).node for x in known if x.requires_grad}
     found: set[Tensor] = set()
