@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from snopt import GaussNewton
+from snopt import GaussNewton, SNOpt
 from tests.support.jacobians import dense_step
 from tests.support.output_steps import MODELS, N, inputs, like, made, same, step
 
@@ -76,3 +76,13 @@ def test_what_fits_into_memory_is_counted_by_outputs_that_count() -> None:
         optimizer.curvature_pass(outputs, "gaussian", targets=y, loss=loss(outputs))
         assert (optimizer.method._batch.rows is not None) is exact  # type: ignore[attr-defined]
         optimizer.close()
+
+
+def test_outputs_that_the_loss_is_not_made_of_are_told() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = SNOpt(model, rule="gauss_newton")
+    outputs = model(torch.randn(4, 2))
+    optimizer.curvature_pass(torch.cat([outputs, outputs]), "gaussian", targets=torch.zeros(8, 1))
+    outputs.square().mean().backward()
+    with pytest.raises(RuntimeError, match="being what the loss is made of"):
+        optimizer.step()
