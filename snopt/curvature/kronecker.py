@@ -314,8 +314,8 @@ def combined_factors(curvature: Factors, gradient: Factors) -> Factors:
     """
 
     def mean(c: Tensor, g: Tensor) -> Tensor:
-        scale = _trace(c) / _trace(g).clamp_min(torch.finfo(g.dtype).tiny)
-        return (c + g * scale) / 2
+        shape = g / _trace(g).clamp_min(torch.finfo(g.dtype).tiny)  # stays zero where g is zero
+        return (c + shape * _trace(c)) / 2
 
     ((a,),), ((b,),) = curvature
     ((of_a,),), ((of_b,),) = gradient
@@ -330,7 +330,7 @@ def damped_inverse(basis: Basis, damping: float) -> Tensor:
     tiny = torch.finfo(basis.values_a.dtype).tiny
     mean_a = basis.values_a.mean(dim=1).clamp_min(tiny)
     mean_b = basis.values_b.mean(dim=1).clamp_min(tiny)
-    pi = (mean_a / mean_b).sqrt()
+    pi = mean_a.sqrt() / mean_b.sqrt()  # the quotient may overflow: a layer may have no gradient
     root = damping**0.5
     a = basis.values_a + (pi * root).unsqueeze(1)
     b = basis.values_b + (root / pi).unsqueeze(1)

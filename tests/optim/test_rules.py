@@ -131,3 +131,24 @@ def test_betas_of_the_fallback() -> None:
     torch.testing.assert_close(flat(model), flat(twin))
     with pytest.raises(ValueError, match=r"betas=\(0\.8, 0\.9\): rule='paper' has no such"):
         SNOpt(model, 0.01, rule="paper", betas=(0.8, 0.9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("basis", ["curvature", "gradient", "both"])
+@pytest.mark.parametrize("rule", ["adam", "paper", "kfac"])
+@pytest.mark.filterwarnings("ignore:rule=")  # that no block tells N
+def test_a_layer_without_a_gradient_stays(rule: str, basis: str, dtype: torch.dtype) -> None:
+    """Its B is zero, and its inputs are large."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).to(dtype)
+    model[0].bias.data.fill_(-1e3)
+    before = [p.clone() for p in model.parameters()]
+    optimizer = SNOpt(model, rule=rule, basis=basis, weight_decay=0.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(10 * torch.randn(8, 3, dtype=dtype)).square().mean().backward()
+        optimizer.step()
+    moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+    assert moved == [False, False, False, True]
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert optimizer.diagnostics()["refresh_failures"] == 0
