@@ -52,6 +52,11 @@ logger = logging.getLogger(__name__)
 MIN_DAMPING_FRACTION = 0.1
 """The share of the damping that stays however small the losses are."""
 
+SHARED_INPUT = (
+    "its layer is called on an input without a dimension of samples, which has no gradients of "
+    "single samples: call it on x.unsqueeze(0), or choose rows='outputs'"
+)
+
 
 def _moves(p: nn.Parameter) -> bool:
     return p.requires_grad and p.grad is not None
@@ -219,8 +224,16 @@ class LeastSquares(Method):
             if alone is not None:
                 check_row(self.layers, rows, *alone, self.capture.unbatched)
             self.capture.checks.count()
+            self._leave(self.capture.unbatched)
             rows = {n: r for n, r in rows.items() if n not in self.capture.unbatched}
             return Step(self._solve(self._moving(rows), roots, factor), complete=True)
+
+    def _leave(self, names: set[str]) -> None:
+        """Layers have no rows: :meth:`SNOpt.coverage` says why, and once the log."""
+        new = sorted(names - self.left_to_fallback.keys())
+        if new:
+            logger.warning("%s: the fallback update is taken: %s", ", ".join(new), SHARED_INPUT)
+        self.left_to_fallback.update(dict.fromkeys(new, SHARED_INPUT))
 
     def _unheard(self, rows: Mapping[str, Tensor]) -> bool:
         known = rows.keys() | self.capture.unbatched

@@ -109,3 +109,30 @@ def test_parameters_that_came_later_are_none_of_the_optimizers() -> None:
     model(torch.ones(4, 3)).sum().backward()
     optimizer.step()
     assert not model.bias.any()
+
+
+def test_layers_that_gauss_newton_has_no_rows_of(caplog: pytest.LogCaptureFixture) -> None:
+    """What is called on one vector for the whole batch."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.constant, self.head = nn.Linear(3, 4), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(x) + self.constant(torch.ones(3))
+            return out
+
+    model, (x, y) = Shared(), (torch.randn(6, 5), torch.randint(4, (6,)))
+    optimizer = SNOpt(model, rule="gauss_newton")
+    for _ in range(2):
+        optimizer.zero_grad()
+        logits = model(x)
+        optimizer.curvature_pass(logits)
+        nn.functional.cross_entropy(logits, y).backward()
+        optimizer.step()
+    coverage = optimizer.coverage()
+    assert coverage.preconditioned.keys() == {"head.weight", "head.bias"}
+    assert all("without a dimension of samples" in why for why in coverage.fallback.values())
+    assert caplog.text.count("constant: the fallback update is taken") == 1
