@@ -152,10 +152,10 @@ class Processes:
     def warn_if_unsure(self) -> None:
         """Say once that a process group is up whose part in the gradients is unknown."""
         unsure = self._given is None and _up() and dist.get_world_size() > 1
-        if not unsure or self._warned or self.group is not None:
+        if not unsure or self._warned or self._found() is not None:
             return
         _look()
-        if self.group is None:
+        if self._found() is None:
             self._warned = True
             warnings.warn(
                 f"a group of {dist.get_world_size()} processes is up, but this model is in no "

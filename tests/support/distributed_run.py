@@ -73,6 +73,7 @@ CASES: dict[str, dict[str, Any]] = {
         for when in ("first", "later")
     },
     "gauss_newton, alone": {"settings": "gauss_newton", "order": "alone"},
+    "alone, wrapped": {"settings": "paper-curvature", "order": "alone, wrapped"},
     "alone, said": {"settings": "paper-curvature", "order": "alone, said"},
 }
 
@@ -220,6 +221,8 @@ def run(case: dict[str, Any], model: nn.Sequential, early: SNOpt | None = None) 
     if order == "copied":
         forward = copy.deepcopy(ddp(model))
         model = forward.module
+    if order == "alone, wrapped":
+        forward = ddp(model, process_group=[dist.new_group([i]) for i in range(2)][rank])
     if order == "by hand":
         more["process_group"] = dist.group.WORLD
     if order == "alone, said":

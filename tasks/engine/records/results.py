@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from tasks.engine.config.identity import config_hash
 from tasks.engine.config.settings import Settings
 from tasks.engine.records.metrics import Measurement, as_lines, finite
 from tasks.engine.records.record import FILES, FINISHED, RecordError, read_record, sealed
+
+logger = logging.getLogger(__name__)
 
 
 class ResultsError(RuntimeError):
@@ -146,6 +149,8 @@ class RunFolder:
                     f"{path} {problem}: it was edited or damaged. Restore it from a copy, or "
                     f"remove the folder {self.path} to start the run from scratch."
                 )
+            if not length and path.stat().st_size:
+                logger.warning("%s: begins anew, as checkpoint.pt is missing", self.path)
             file.truncate(length)
         except BaseException:
             file.close()

@@ -97,6 +97,17 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path) -> None:
     assert steps == [1, 3]
 
 
+def test_rows_without_a_checkpoint_are_dropped_with_a_word(tmp_path, caplog) -> None:
+    for count in range(2):
+        folder = RunFolder(tmp_path)
+        folder.open_metrics(0)
+        folder.append([row(1)])
+        folder.close()
+        assert len(caplog.records) == count
+    assert caplog.messages == [f"{tmp_path}: begins anew, as checkpoint.pt is missing"]
+    assert len(fake.rows(tmp_path)) == 1
+
+
 def test_metrics_shorter_than_the_checkpoint_says(tmp_path) -> None:
     folder = RunFolder(tmp_path)
     with pytest.raises(ResultsError, match="shorter than its checkpoint"):
