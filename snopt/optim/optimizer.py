@@ -200,8 +200,8 @@ class SNOpt(Optimizer):
         method.gradient_scale = update.gradient_scale(parameters, self.rule.gradient_power)
         if method.needs_curvature_pass and method.missing_curvature_pass:
             raise RuntimeError(
-                f"{method.needs_curvature_pass} needs optimizer.curvature_pass(outputs), outputs "
-                "being what the loss is made of, between the forward pass and backward(), and "
+                f"{method.needs_curvature_pass} needs optimizer.curvature_pass(outputs), with the "
+                "outputs that the loss is made of, between the forward pass and backward(), and "
                 "after zero_grad()"
             )
         with without_autocast(next(iter(parameters)).device):

@@ -84,5 +84,5 @@ def test_outputs_that_the_loss_is_not_made_of_are_told() -> None:
     outputs = model(torch.randn(4, 2))
     optimizer.curvature_pass(torch.cat([outputs, outputs]), "gaussian", targets=torch.zeros(8, 1))
     outputs.square().mean().backward()
-    with pytest.raises(RuntimeError, match="being what the loss is made of"):
+    with pytest.raises(RuntimeError, match="with the outputs that the loss is made of"):
         optimizer.step()
