@@ -129,8 +129,9 @@ class VibrationNet(_Recurrent):
             before.append(state[0])
         times = torch.arange(self.horizon, dtype=torch.float64)
         ahead = self.block((*state, torch.ones_like(elapsed[:, 0])), times)[0]
-        out: Tensor = self.head(torch.cat([torch.stack(after), torch.stack(before), ahead]))
-        return out.transpose(0, 1)
+        read = [torch.stack(after, dim=1), torch.stack(before, dim=1), ahead.transpose(0, 1)]
+        out: Tensor = self.head(torch.cat(read, dim=1))
+        return out
 
 
 class WalkerNet(_Recurrent):

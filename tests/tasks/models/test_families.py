@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from snopt import SNOpt
 from snopt.dynamics import GHBNODE, AdamNODE, LearnedScalar
 from tasks.family_images import FamilyImageClassification
 from tasks.images import ImageClassification
@@ -255,6 +256,19 @@ def test_only_the_published_sonode_ignores_how_much_time_passes(net: type, name:
         one_unit, by_default = outputs(True, 0.5), outputs(False, 1.0)
         if net is VibrationNet:  # Walker2d's order of moving and taking in differs as well
             torch.testing.assert_close(one_unit, by_default)
+
+
+@pytest.mark.parametrize("net", [WalkerNet, VibrationNet])
+def test_the_first_dimension_of_every_layer_is_the_sample(net: type, caplog) -> None:
+    """SNOpt says so where one's is another."""
+    solver = {"method": "rk4", "options": {"steps": 1}, "gradient": "direct"}
+    channels, sizes = (17, {}) if net is WalkerNet else (5, {"window": 8, "horizon": 4})
+    model = net({"name": "ghbnode"}, solver=solver, **sizes)
+    optimizer = SNOpt(model, rule="paper")
+    out = model(torch.randn(3, 8, channels), torch.full((3, 8), 0.5))
+    out.square().sum().backward()
+    optimizer.step()
+    assert "numbers of samples" not in caplog.text
 
 
 def test_vibration_groups_are_what_they_are_called() -> None:
