@@ -104,13 +104,10 @@ class Processes:
         """
         if self._given is False or not _up():
             return None
-        if self._given is not None:
-            group = self._given
-        else:
-            wrapper = self._found()
-            group = None if wrapper is None else wrapper.process_group
-            if wrapper is not None:
-                _require_all(wrapper)
+        group = self._given
+        if group is None and (wrapper := self._found()) is not None:
+            _require_all(wrapper)
+            group = wrapper.process_group
         return group if group is not None and group.size() > 1 else None
 
     def _found(self) -> DistributedDataParallel | None:
